@@ -1,0 +1,326 @@
+//! Ports: the traits across which layers meet, each with an in-memory twin in `testkit`.
+
+use crate::{BlockNo, ByteRange, Ordinal, Payload, RedoSpan, VolumeIndex, WriteSeq};
+use bytes::Bytes;
+use std::io;
+
+/// A file or block device of fixed length: a volume, a tail file, a superblock, an overlay.
+///
+/// All calls may come from many threads at once. A write is visible to reads when it returns and durable when a
+/// [`Medium::sync`] that started after it returned has returned `Ok`. After a failed sync nothing is known to be durable.
+pub trait Medium: Send + Sync {
+    /// Length in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether the medium has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fills `buf` from offset `at`.
+    ///
+    /// # Errors
+    /// When the device fails or the range passes the end.
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Writes all of `data` at offset `at`.
+    ///
+    /// # Errors
+    /// When the device fails or the range passes the end.
+    fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Makes a range zero, deallocating it where that is cheap.
+    ///
+    /// # Errors
+    /// As [`Medium::write_at`].
+    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()>;
+
+    /// Makes every write that returned before this call durable.
+    ///
+    /// # Errors
+    /// When the device fails; the caller must then treat the medium as poisoned.
+    fn sync(&self) -> io::Result<()>;
+
+    /// The next range at or after `at` that may hold data; `None` when all from `at` on is known to read as zero.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn next_data(&self, at: u64) -> io::Result<Option<ByteRange>> {
+        let len = self.len();
+        Ok((at < len).then_some(ByteRange { start: at, end: len }))
+    }
+}
+
+/// The column families of a [`Store`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// Frames of sealed LFCs.
+    Redo,
+    /// Which records touch a block.
+    RedoIndex,
+    /// Before-images in apply order.
+    Undo,
+    /// Which ordinals hold a before-image of a block.
+    UndoIndex,
+    /// LFC rows, ordinal rows, generations, marks.
+    Catalog,
+    /// Cursors, role, term, pins, restore state.
+    Meta,
+    /// State-map cells.
+    Map,
+}
+
+impl Family {
+    /// All families, in a fixed order.
+    pub const ALL: [Self; 7] = [
+        Self::Redo,
+        Self::RedoIndex,
+        Self::Undo,
+        Self::UndoIndex,
+        Self::Catalog,
+        Self::Meta,
+        Self::Map,
+    ];
+}
+
+/// One change of a [`Batch`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Sets a key.
+    Put(Family, Vec<u8>, Vec<u8>),
+    /// Removes a key.
+    Delete(Family, Vec<u8>),
+}
+
+/// Changes that become visible and durable together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch(pub Vec<Change>);
+
+impl Batch {
+    /// Adds a put.
+    pub fn put(&mut self, family: Family, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
+        self.0.push(Change::Put(family, key.into(), value.into()));
+    }
+
+    /// Adds a delete.
+    pub fn delete(&mut self, family: Family, key: impl Into<Vec<u8>>) {
+        self.0.push(Change::Delete(family, key.into()));
+    }
+}
+
+/// Why a [`Store`] failed. Any of these poisons the context.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The device or the library below failed.
+    #[error("store: {op}: {source}")]
+    Io {
+        /// What was being done.
+        op: &'static str,
+        /// The failure.
+        source: io::Error,
+    },
+    /// The library below failed with a text of its own.
+    #[error("store: {op}: {text}")]
+    Library {
+        /// What was being done.
+        op: &'static str,
+        /// Its words.
+        text: String,
+    },
+}
+
+/// Keys and values in order, a few families, durable when a call returns. RocksDB in production.
+pub trait Store: Send + Sync {
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
+
+    /// Visits `from <= key < to` in order until `visit` answers `false`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError>;
+
+    /// For each range `from <= key < to`, its first key and value. The ranges must be given in rising order; one
+    /// iterator serves all, so this is one seek a range.
+    ///
+    /// # Errors
+    /// When the store fails.
+    #[expect(clippy::type_complexity, reason = "pairs of keys, pairs of key and value")]
+    fn first_of_each(
+        &self,
+        family: Family,
+        ranges: &[(Vec<u8>, Vec<u8>)],
+    ) -> Result<Vec<Option<(Vec<u8>, Bytes)>>, StoreError>;
+
+    /// The last key and value with `from <= key < to`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>, StoreError>;
+
+    /// Adds many pairs at once, sorted by key without repeats; durable when it returns. Repeating the same call is harmless.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn ingest(
+        &self,
+        family: Family,
+        pairs: &mut dyn Iterator<Item = (Vec<u8>, Bytes)>,
+    ) -> Result<(), StoreError>;
+
+    /// Applies a batch atomically; durable when it returns.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn commit(&self, batch: Batch) -> Result<(), StoreError>;
+
+    /// Frees `from <= key < to`. The caller has made a floor above it durable first; reads of the range afterwards may or
+    /// may not find keys, so nobody may read there.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn drop_range(&self, family: Family, from: &[u8], to: &[u8]) -> Result<(), StoreError>;
+}
+
+/// A redo record's effect on some bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedoPiece {
+    /// The record.
+    pub seq: WriteSeq,
+    /// The bytes it changes, clipped to what was asked for.
+    pub range: ByteRange,
+    /// What they become; data has exactly `range.len()` bytes.
+    pub payload: Payload,
+}
+
+/// Why history could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HistoryError {
+    /// The store below failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A tail or volume below failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// Which file, at which offset.
+        what: String,
+        /// The failure.
+        source: io::Error,
+    },
+    /// Stored bytes do not check; never served.
+    #[error("damaged: {0}")]
+    Damaged(String),
+    /// The history asked for is not kept any more.
+    #[error("no longer kept: {0}")]
+    Gone(String),
+    /// The context was poisoned by an earlier failure.
+    #[error("poisoned by an earlier failure: {0}")]
+    Poisoned(String),
+}
+
+/// What an undo container belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OrdinalKind {
+    /// The application of a redo container; its end is a boundary of the line.
+    Apply {
+        /// Generation of the container.
+        generation: crate::GenNo,
+        /// The container.
+        lfc: crate::LfcId,
+        /// Its last record.
+        last_seq: WriteSeq,
+    },
+    /// Part of a local pair (a restore): no position of its own.
+    Local {
+        /// The ordinal before the restore's first container: names the restore.
+        restore_from: Ordinal,
+        /// The ordinal whose state the restore brings back (before redo is laid over).
+        base: Ordinal,
+        /// Redo laid over `base`.
+        redo: Vec<RedoSpan>,
+    },
+}
+
+/// The before-images that one overwrite replaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UndoContainer {
+    /// Its place in this host's order of overwrites: the published ordinal + 1.
+    pub ordinal: Ordinal,
+    /// What it belongs to.
+    pub kind: OrdinalKind,
+    /// Whole blocks (4 KiB, zero-padded at a volume's end), sorted by (volume, block), without repeats.
+    pub blocks: Vec<(VolumeIndex, BlockNo, Payload)>,
+}
+
+/// What the snapshot engine reads and writes of a host's history; the journal implements it.
+pub trait History: Send + Sync {
+    /// The newest ordinal whose undo is durable and visible. Read with acquire ordering.
+    fn published(&self) -> Ordinal;
+
+    /// For each block of `first .. first + count`, its before-image in the first container with
+    /// `after < ordinal <= upto`; `None` where no such container holds the block.
+    ///
+    /// # Errors
+    /// When history cannot be read.
+    fn first_undo(
+        &self,
+        volume: VolumeIndex,
+        first: BlockNo,
+        count: u64,
+        after: Ordinal,
+        upto: Ordinal,
+    ) -> Result<Vec<Option<Payload>>, HistoryError>;
+
+    /// Every effect of the records in `spans` on `range`, in the order of the line.
+    ///
+    /// # Errors
+    /// When history cannot be read.
+    fn redo(
+        &self,
+        volume: VolumeIndex,
+        range: ByteRange,
+        spans: &[RedoSpan],
+    ) -> Result<Vec<RedoPiece>, HistoryError>;
+
+    /// Makes an undo container durable (container, index, then its row: `rules.md` T3) and publishes its ordinal.
+    ///
+    /// # Errors
+    /// When it could not be made durable; then nothing may be overwritten.
+    fn commit_undo(&self, container: &UndoContainer) -> Result<(), HistoryError>;
+
+    /// Every distinct block with undo in `after < ordinal <= upto`, sorted by (volume, block); at most `limit` of them,
+    /// beginning at `from` (inclusive).
+    ///
+    /// # Errors
+    /// When history cannot be read.
+    fn undone_blocks(
+        &self,
+        after: Ordinal,
+        upto: Ordinal,
+        from: (VolumeIndex, BlockNo),
+        limit: usize,
+    ) -> Result<Vec<(VolumeIndex, BlockNo)>, HistoryError>;
+
+    /// Every distinct block that records in `spans` touch, sorted by (volume, block); at most `limit` of them, beginning
+    /// at `from` (inclusive).
+    ///
+    /// # Errors
+    /// When history cannot be read.
+    fn redone_blocks(
+        &self,
+        spans: &[RedoSpan],
+        from: (VolumeIndex, BlockNo),
+        limit: usize,
+    ) -> Result<Vec<(VolumeIndex, BlockNo)>, HistoryError>;
+}
