@@ -1,0 +1,294 @@
+//! Files and block devices as [`Medium`]: the one place that reads, writes, syncs and punches real storage.
+//!
+//! Volumes, tail files, superblocks and overlays are all a [`FileMedium`]; they differ only in how they are opened.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
+
+use model::{ByteRange, ports::Medium};
+use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+/// A regular file or a block device, opened for this process alone.
+#[derive(Debug)]
+pub struct FileMedium {
+    file: File,
+    path: PathBuf,
+    len: u64,
+    is_device: bool,
+}
+
+/// How a missing or shorter file is made to fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Create {
+    /// The file must exist; its length is taken as it is.
+    Never,
+    /// Created with holes at this length; an existing file must have at least it.
+    Sparse(u64),
+    /// Created with its blocks allocated and written, so that overwriting it in place changes no file system metadata.
+    Preallocated(u64),
+}
+
+impl FileMedium {
+    /// Opens `path` read-write and locks it against a second Backstay process.
+    ///
+    /// # Errors
+    /// With the path in the message: when it cannot be opened, is locked, is too short, or is no file or block device.
+    pub fn open(path: &Path, create: Create) -> io::Result<Self> {
+        Self::open_inner(path, create)
+            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+    }
+
+    fn open_inner(path: &Path, create: Create) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        let (file, fresh) = match (options.open(path), create) {
+            (Ok(file), _) => (file, false),
+            (Err(e), Create::Sparse(_) | Create::Preallocated(_)) if e.kind() == io::ErrorKind::NotFound => {
+                (options.create_new(true).open(path)?, true)
+            }
+            (Err(e), _) => return Err(e),
+        };
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| {
+            if e == rustix::io::Errno::WOULDBLOCK {
+                io::Error::new(io::ErrorKind::ResourceBusy, "in use by another process")
+            } else {
+                e.into()
+            }
+        })?;
+        let meta = file.metadata()?;
+        let is_device = meta.file_type().is_block_device();
+        if !is_device && !meta.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "neither a file nor a block device",
+            ));
+        }
+        let mut len = if is_device {
+            rustix::fs::seek(&file, SeekFrom::End(0))?
+        } else {
+            meta.len()
+        };
+        let wanted = match create {
+            Create::Never => 0,
+            Create::Sparse(n) | Create::Preallocated(n) => n,
+        };
+        // A file that a crash left short of its length was never used: lengths are set and synced before first use.
+        if len < wanted {
+            if is_device || (len > 0 && !fresh && matches!(create, Create::Sparse(_))) {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("has {len} bytes, {wanted} are needed"),
+                ));
+            }
+            if let Create::Preallocated(_) = create {
+                let zeroes = vec![0u8; 1 << 20];
+                let mut at = 0;
+                while at < wanted {
+                    let n = (wanted - at).min(zeroes.len() as u64);
+                    file.write_all_at(&zeroes[..usize::try_from(n).unwrap_or(zeroes.len())], at)?;
+                    at += n;
+                }
+            }
+            file.set_len(wanted)?;
+            file.sync_all()?;
+            sync_parent(path)?;
+            len = wanted;
+        }
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            len,
+            is_device,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is a block device.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.is_device
+    }
+
+    fn check(&self, at: u64, len: u64) -> io::Result<()> {
+        match at.checked_add(len) {
+            Some(end) if end <= self.len => Ok(()),
+            _ => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!(
+                    "{}: {len} bytes at {at} pass the end at {}",
+                    self.path.display(),
+                    self.len
+                ),
+            )),
+        }
+    }
+
+    fn name(&self, what: &str, at: u64, e: &io::Error) -> io::Error {
+        io::Error::new(e.kind(), format!("{}: {what} at {at}: {e}", self.path.display()))
+    }
+}
+
+impl Medium for FileMedium {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.check(at, buf.len() as u64)?;
+        self.file
+            .read_exact_at(buf, at)
+            .map_err(|e| self.name("read", at, &e))
+    }
+
+    fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        self.check(at, data.len() as u64)?;
+        self.file
+            .write_all_at(data, at)
+            .map_err(|e| self.name("write", at, &e))
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        self.check(at, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if rustix::fs::fallocate(&self.file, punch, at, len).is_ok() {
+            return Ok(());
+        }
+        let zeroes = vec![0u8; usize::try_from(len.min(1 << 20)).unwrap_or(1 << 20)];
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(zeroes.len() as u64);
+            let part = &zeroes[..usize::try_from(n).unwrap_or(zeroes.len())];
+            self.file
+                .write_all_at(part, at + done)
+                .map_err(|e| self.name("zero", at + done, &e))?;
+            done += n;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data().map_err(|e| self.name("sync", 0, &e))
+    }
+
+    fn next_data(&self, at: u64) -> io::Result<Option<ByteRange>> {
+        if at >= self.len {
+            return Ok(None);
+        }
+        if self.is_device {
+            return Ok(Some(ByteRange {
+                start: at,
+                end: self.len,
+            }));
+        }
+        // The descriptor's own offset is used by nothing else, so concurrent seeks cannot disturb reads and writes.
+        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => return Ok(None),
+            Err(_) => {
+                return Ok(Some(ByteRange {
+                    start: at,
+                    end: self.len,
+                }));
+            }
+        };
+        let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start)).unwrap_or(self.len);
+        Ok((start < self.len).then_some(ByteRange {
+            start,
+            end: end.min(self.len),
+        }))
+    }
+}
+
+/// Makes the creation or renaming of `path` durable by syncing its folder.
+///
+/// # Errors
+/// When the folder cannot be opened or synced.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+/// Replaces `path` by `bytes` so that after a crash either the old or the new file is there, whole.
+///
+/// # Errors
+/// When a step fails; the old file is then still there.
+pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    use std::io::Write;
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let _ = std::fs::remove_file(&partial);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&partial)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&partial, path)?;
+    sync_parent(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sparse_file_reads_back_and_knows_its_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let m = FileMedium::open(&dir.path().join("v"), Create::Sparse(1 << 20)).unwrap();
+        assert_eq!(m.next_data(0).unwrap(), None);
+        m.write_at(65_536, b"abc").unwrap();
+        let data = m.next_data(0).unwrap().unwrap();
+        assert!(data.start <= 65_536 && data.end > 65_538);
+        let mut buf = [9u8; 5];
+        m.read_at(65_535, &mut buf).unwrap();
+        assert_eq!(&buf, b"\0abc\0");
+        m.write_zeroes(65_536, 2).unwrap();
+        m.read_at(65_535, &mut buf).unwrap();
+        assert_eq!(&buf, b"\0\0\0c\0");
+        m.sync().unwrap();
+    }
+
+    #[test]
+    fn refuses_past_the_end_a_second_opener_and_a_short_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("v");
+        let m = FileMedium::open(&path, Create::Sparse(4096)).unwrap();
+        assert!(
+            m.write_at(4095, b"ab")
+                .unwrap_err()
+                .to_string()
+                .contains("pass the end")
+        );
+        assert!(m.read_at(u64::MAX, &mut [0]).is_err());
+        assert!(
+            FileMedium::open(&path, Create::Never)
+                .unwrap_err()
+                .to_string()
+                .contains("in use")
+        );
+        drop(m);
+        assert!(
+            FileMedium::open(&path, Create::Sparse(8192))
+                .unwrap_err()
+                .to_string()
+                .contains("are needed")
+        );
+    }
+}
