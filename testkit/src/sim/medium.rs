@@ -1,0 +1,303 @@
+//! The in-memory twin of a file or block device.
+
+use super::{
+    fault::{Faults, Gate, Held, Op},
+    pages::{Pages, small},
+    power::{Counted, SimPower},
+    tear::{self, Tear, Unsynced},
+};
+use model::{ByteRange, ports::Medium};
+use parking_lot::Mutex;
+use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
+use std::{io, sync::Arc};
+
+/// What the medium is, whoever has it open.
+#[derive(Debug)]
+pub(super) struct Disk {
+    name: String,
+    len: u64,
+    bytes: Mutex<DiskBytes>,
+    faults: Faults,
+    losing: Mutex<Option<u64>>,
+    gate: Arc<Gate>,
+}
+
+#[derive(Debug, Default)]
+struct DiskBytes {
+    /// What reads see.
+    live: Pages,
+    /// What a power cut leaves for certain.
+    durable: Pages,
+    /// `live` is `durable` with these laid over, in order.
+    unsynced: Vec<Unsynced>,
+    next_id: u64,
+}
+
+impl DiskBytes {
+    fn write(&mut self, range: ByteRange, data: Option<&[u8]>) {
+        let write = Unsynced {
+            id: self.next_id,
+            range,
+            data: data.map(<[u8]>::to_vec),
+        };
+        self.next_id += 1;
+        write.apply(&mut self.live);
+        self.unsynced.push(write);
+    }
+
+    /// Makes all writes before `end` durable.
+    fn settle(&mut self, end: u64) {
+        let later = self.unsynced.partition_point(|write| write.id < end);
+        for write in self.unsynced.drain(..later) {
+            write.apply(&mut self.durable);
+        }
+    }
+
+    /// The device gives up on all writes before `end`: some have reached it, the others never will.
+    fn give_up(&mut self, end: u64, tear: Tear, rng: &mut dyn RngCore) {
+        let later = self.unsynced.partition_point(|write| write.id < end);
+        self.durable = tear::after_cut(&self.durable, &self.unsynced[..later], tear, rng);
+        self.unsynced.drain(..later);
+    }
+}
+
+impl Disk {
+    pub(super) fn new(name: &str, len: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            len,
+            bytes: Mutex::default(),
+            faults: Faults::default(),
+            losing: Mutex::default(),
+            gate: Arc::default(),
+        }
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub(super) fn cut(&self, tear: Tear, rng: &mut dyn RngCore) {
+        let mut bytes = self.bytes.lock();
+        let image = tear::after_cut(&bytes.durable, &bytes.unsynced, tear, rng);
+        bytes.unsynced.clear();
+        bytes.durable = image.clone();
+        bytes.live = image;
+    }
+}
+
+/// In-memory twin of a file or block device of fixed length; made by [`SimPower::medium`].
+///
+/// Clones share one open handle. It is sparse inside: only written pages take memory.
+#[derive(Clone, Debug)]
+pub struct SimMedium {
+    power: SimPower,
+    disk: Arc<Disk>,
+    epoch: u64,
+}
+
+impl SimMedium {
+    pub(super) fn new(power: SimPower, disk: Arc<Disk>, epoch: u64) -> Self {
+        Self { power, disk, epoch }
+    }
+
+    /// Opens the same medium again, as the process that runs now.
+    #[must_use]
+    pub fn reopen(&self) -> Self {
+        self.power.medium(&self.disk.name, self.disk.len)
+    }
+
+    /// The name it was made with.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.disk.name
+    }
+
+    /// The `n`-th (1-based) operation of this kind from now on fails with EIO, once. A sync that fails so leaves the
+    /// unsynced writes as they were: a later one can still make them durable. See [`SimMedium::lose_at_sync`].
+    pub fn fail(&self, op: Op, n: u64) {
+        self.disk.faults.arm(op, n);
+    }
+
+    /// Takes back every armed fault.
+    pub fn heal(&self) {
+        self.disk.faults.disarm();
+        *self.disk.losing.lock() = None;
+    }
+
+    /// The `n`-th (1-based) sync from now on fails, and with it the device gives up the writes before it: reads go on
+    /// showing them, later syncs succeed, but a power cut finds only those that reached the device by chance.
+    pub fn lose_at_sync(&self, n: u64) {
+        self.disk.faults.arm(Op::Sync, n);
+        *self.disk.losing.lock() = Some(n);
+    }
+
+    /// Holds operations of this kind, after `pass` more of them were let through, until the answer is dropped. A held
+    /// write has its first half already visible; a held sync has begun, and covers no write that comes after it.
+    pub fn hold(&self, op: Op, pass: u64) -> Held {
+        self.disk.gate.hold(op, pass)
+    }
+
+    /// Flips one bit of the byte at `at`, in what is durable and in what reads see: damage at rest.
+    ///
+    /// # Panics
+    /// When `at` is past the end.
+    pub fn flip_bit(&self, at: u64, bit: u8) {
+        assert!(at < self.disk.len, "byte {at} of {} bytes", self.disk.len);
+        let mut bytes = self.disk.bytes.lock();
+        let DiskBytes { live, durable, .. } = &mut *bytes;
+        for pages in [live, durable] {
+            let mut byte = [0];
+            pages.read(at, &mut byte);
+            pages.write(at, &[byte[0] ^ (1 << (bit % 8))]);
+        }
+    }
+
+    /// Flips one random bit in `range` and says at which byte.
+    ///
+    /// # Panics
+    /// When the range is empty or passes the end.
+    pub fn flip_random_bit(&self, range: ByteRange, rng: &mut dyn RngCore) -> u64 {
+        let at = rng.random_range(range.start..range.end);
+        self.flip_bit(at, rng.random());
+        at
+    }
+
+    /// The bytes that a power cut now would leave for certain.
+    #[must_use]
+    pub fn durable(&self, range: ByteRange) -> Vec<u8> {
+        let mut out = vec![0; small(range.len())];
+        self.disk.bytes.lock().durable.read(range.start, &mut out);
+        out
+    }
+
+    /// The bytes that reads see, whatever the state of the power.
+    #[must_use]
+    pub fn live(&self, range: ByteRange) -> Vec<u8> {
+        let mut out = vec![0; small(range.len())];
+        self.disk.bytes.lock().live.read(range.start, &mut out);
+        out
+    }
+
+    /// Writes that no sync has made durable.
+    #[must_use]
+    pub fn unsynced(&self) -> usize {
+        self.disk.bytes.lock().unsynced.len()
+    }
+
+    fn range(&self, at: u64, len: u64) -> io::Result<ByteRange> {
+        match at.checked_add(len) {
+            Some(end) if end <= self.disk.len => Ok(ByteRange { start: at, end }),
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "{}: {len} bytes at {at} pass the end at {}",
+                    self.disk.name, self.disk.len
+                ),
+            )),
+        }
+    }
+
+    fn write(&self, range: ByteRange, data: Option<&[u8]>) -> io::Result<()> {
+        let half = ByteRange::at(range.start, range.len() / 2);
+        {
+            let _alive = self.power.writable(self.epoch)?;
+            self.disk.faults.strike(Op::Write)?;
+        }
+        // Split in two only where someone looks into the middle, so that a cut sees the write as one.
+        if self.disk.gate.is_held(Op::Write) {
+            {
+                let _alive = self.power.writable(self.epoch)?;
+                self.disk
+                    .bytes
+                    .lock()
+                    .write(half, data.map(|d| &d[..small(half.len())]));
+            }
+            self.disk.gate.pass(Op::Write);
+            let _alive = self.power.writable(self.epoch)?;
+            let rest = ByteRange {
+                start: half.end,
+                end: range.end,
+            };
+            self.disk
+                .bytes
+                .lock()
+                .write(rest, data.map(|d| &d[small(half.len())..]));
+            return Ok(());
+        }
+        let _alive = self.power.writable(self.epoch)?;
+        self.disk.bytes.lock().write(range, data);
+        Ok(())
+    }
+
+    /// Whether the sync that just failed loses the writes before it.
+    fn loses(&self, failed: bool) -> bool {
+        let mut losing = self.disk.losing.lock();
+        match &mut *losing {
+            Some(1) => {
+                *losing = None;
+                failed
+            }
+            Some(n) => {
+                *n -= 1;
+                false
+            }
+            None => false,
+        }
+    }
+}
+
+impl Medium for SimMedium {
+    fn len(&self) -> u64 {
+        self.disk.len
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        let _alive = self.power.alive(self.epoch)?;
+        self.range(at, buf.len() as u64)?;
+        self.disk.faults.strike(Op::Read)?;
+        self.disk.bytes.lock().live.read(at, buf);
+        Ok(())
+    }
+
+    fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        self.write(self.range(at, data.len() as u64)?, Some(data))
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
+        self.write(self.range(at, len)?, None)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // Only writes that returned before this call are covered: the end is read first, as `fdatasync` would.
+        let end = {
+            let _alive = self.power.writable(self.epoch)?;
+            self.disk.bytes.lock().next_id
+        };
+        self.disk.gate.pass(Op::Sync);
+        let _alive = self.power.writable(self.epoch)?;
+        let mut bytes = self.disk.bytes.lock();
+        if self.power.count_sync() != Counted::Completes {
+            return Err(SimPower::off_error());
+        }
+        let struck = self.disk.faults.strike(Op::Sync);
+        if self.loses(struck.is_err()) {
+            // Seeded by the write count: the same history loses the same bytes.
+            bytes.give_up(end, Tear::Sector, &mut StdRng::seed_from_u64(end));
+        }
+        struck?;
+        bytes.settle(end);
+        Ok(())
+    }
+
+    fn next_data(&self, at: u64) -> io::Result<Option<ByteRange>> {
+        let _alive = self.power.alive(self.epoch)?;
+        let run = self.disk.bytes.lock().live.next_data(at);
+        Ok(run.and_then(|run| {
+            run.intersect(ByteRange {
+                start: 0,
+                end: self.disk.len,
+            })
+        }))
+    }
+}
