@@ -1,0 +1,420 @@
+//! What a command brings back: all that human output and `--json` need, in bytes and [`Moment`]s.
+
+use crate::{Code, Moment, PointInfo, Progress, WaitFor, WindowInfo, status::StatusReply};
+use serde::{Deserialize, Serialize};
+
+/// The answer of a command that was done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Reply {
+    /// `status`.
+    Status(StatusReply),
+    /// `scrt_ra -X` or a target alone.
+    Snapshot(SnapshotReply),
+    /// `scrt_ra -F` and `--undo`.
+    Restore(RestoreReply),
+    /// `scrt_ra -W`.
+    Release(ReleaseReply),
+    /// `scrt_ra -p -e -v`.
+    Windows(WindowsReply),
+    /// `rtmark`.
+    Mark(MarkInfo),
+    /// `rtmark --list`.
+    Marks(MarksReply),
+    /// `rtmnt`.
+    Mount(MountReply),
+    /// `rtumnt`.
+    Unmount(UnmountReply),
+    /// `rtstart`.
+    Start(StartReply),
+    /// `rtstop`.
+    Stop(StopReply),
+    /// `protect`.
+    Protect(ProtectReply),
+    /// `pins`.
+    Pins(PinsReply),
+    /// `wait`.
+    Wait(WaitReply),
+    /// What node this is.
+    NodeInfo(NodeInfoReply),
+    /// A one-time pairing string.
+    PairOpen(PairOpenReply),
+    /// Two nodes know each other.
+    PairJoin(PairJoinReply),
+    /// A round trip.
+    Probe(ProbeReply),
+    /// `-n`: what would be done, in order.
+    Plan(PlanReply),
+}
+
+impl Reply {
+    /// What the client exits with.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Status(status) if !status.healthy() => Code::Unhealthy,
+            _ => Code::Done,
+        }
+    }
+}
+
+/// A snapshot that exists now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// Its level.
+    pub level: u32,
+    /// Its name, if it has one.
+    pub name: Option<String>,
+    /// Where it stands.
+    pub point: PointInfo,
+    /// Whether it was there before (the same point, asked for again).
+    pub already: bool,
+    /// One for each volume, in the context's order.
+    pub volumes: Vec<SnapshotVolume>,
+}
+
+/// The devices of a snapshot of one volume.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotVolume {
+    /// The volume.
+    pub name: String,
+    /// Read-only device: `/dev/backstay/c1/rsn10/testlv`.
+    pub snap_device: String,
+    /// `MAJOR.MINOR` of the read-only device, `-.-` while it is not attached.
+    pub snap_minor: String,
+    /// Read-write device: `/dev/backstay/c1/sn10/testlv`.
+    pub vdev_device: String,
+    /// `MAJOR.MINOR` of the read-write device, `-.-` while it is not attached.
+    pub vdev_minor: String,
+    /// The view reads undo.
+    pub rj: bool,
+    /// The view takes writes.
+    pub wj: bool,
+    /// NBD URI of the read-only export.
+    pub snap_uri: String,
+    /// NBD URI of the read-write export.
+    pub vdev_uri: String,
+}
+
+/// The replica stands elsewhere now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RestoreReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// Where the replica stood.
+    pub from: PointInfo,
+    /// Where it stands.
+    pub to: PointInfo,
+    /// Whether this took a restore back.
+    pub undo: bool,
+    /// Whether nothing had to be done.
+    pub already: bool,
+    /// Records between the two points.
+    pub writes: u64,
+    /// Bytes written to the replica's volumes.
+    pub bytes: u64,
+    /// Blocks overwritten, each once.
+    pub blocks: u64,
+    /// Time taken.
+    pub seconds: f64,
+}
+
+/// Snapshots that are gone.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReleaseReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// Each with its name; empty: there were none.
+    pub released: Vec<ReleasedSnapshot>,
+}
+
+/// One released snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReleasedSnapshot {
+    /// Its level.
+    pub level: u32,
+    /// Its name, if it had one.
+    pub name: Option<String>,
+    /// Where it stood.
+    pub point: PointInfo,
+    /// Its read-only devices.
+    pub devices: Vec<String>,
+    /// Until when its point stays pinned.
+    pub pinned_until: Option<Moment>,
+}
+
+/// The windows, and what is in them. A part that was not asked for is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WindowsReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// One for each generation, newest first.
+    pub windows: Option<Vec<WindowInfo>>,
+    /// Newest first.
+    pub marks: Option<Vec<MarkInfo>>,
+    /// Newest first.
+    pub lfcs: Option<Vec<LfcInfo>>,
+    /// Rows left out because of `limit`.
+    pub omitted: u64,
+}
+
+/// One container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LfcInfo {
+    /// Its (even) id.
+    pub id: u64,
+    /// Number of the generation.
+    pub generation: u32,
+    /// Time of its first record.
+    pub first: Moment,
+    /// Time of its last record.
+    pub last: Moment,
+    /// Records.
+    pub writes: u64,
+    /// Bytes those records wrote.
+    pub bytes: u64,
+    /// `open`, `mark good`, `cut at 8000`, …; empty when there is nothing to say.
+    pub note: String,
+}
+
+/// An event mark.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkInfo {
+    /// Its name.
+    pub name: String,
+    /// Free text.
+    pub description: String,
+    /// Number of the generation.
+    pub generation: u32,
+    /// The container that ends with it.
+    pub lfc: u64,
+    /// Its record.
+    pub seq: u64,
+    /// When it was taken.
+    pub time: Moment,
+}
+
+/// `rtmark --list`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarksReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// Newest first.
+    pub marks: Vec<MarkInfo>,
+}
+
+/// What `rtmnt` and `rtumnt` found of one volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountInfo {
+    /// The volume.
+    pub volume: String,
+    /// The device that was attached.
+    pub device: String,
+    /// The filesystem; `None` for a raw volume.
+    pub filesystem: Option<String>,
+    /// Where it is mounted; `None` for a raw volume.
+    pub path: Option<String>,
+    /// Whether it was so before.
+    pub already: bool,
+}
+
+/// Filesystems that are mounted now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// The snapshot they are of; `None`: the protected volumes themselves.
+    pub level: Option<u32>,
+    /// Where that snapshot stands.
+    pub point: Option<PointInfo>,
+    /// One for each volume.
+    pub volumes: Vec<MountInfo>,
+}
+
+/// Filesystems that are not mounted any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnmountReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// Those that were mounted.
+    pub volumes: Vec<MountInfo>,
+    /// Whether all data has reached the recovery server (`-F`).
+    pub drained: bool,
+}
+
+/// A context that works.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// Whether it ran before.
+    pub already: bool,
+    /// The volumes served: their devices (production), or none (replica).
+    pub devices: Vec<String>,
+    /// Configured mount points; `rtstart` does not mount them.
+    pub not_mounted: Vec<String>,
+}
+
+/// A context that is stopped, durably.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// Whether it was stopped before.
+    pub already: bool,
+    /// Whether the peer has everything.
+    pub drained: bool,
+    /// Backing files or devices, whole and directly usable now.
+    pub backings: Vec<String>,
+}
+
+/// A new context.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProtectReply {
+    /// Its primary id.
+    pub context: u32,
+    /// Its failover id.
+    pub failover_id: u32,
+    /// Node of production.
+    pub production: String,
+    /// Node of the replica.
+    pub recovery: String,
+    /// Its volumes.
+    pub volumes: Vec<ProtectedVolume>,
+    /// How far the initial sync is; `None`: nothing to copy.
+    pub initial_sync: Option<Progress>,
+    /// Configuration files that were written.
+    pub files: Vec<String>,
+}
+
+/// One volume of a new context.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProtectedVolume {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// What applications open.
+    pub device: String,
+    /// What it stands on at production.
+    pub backing: String,
+    /// What it stands on at recovery.
+    pub recovery_backing: String,
+    /// Whether the backing was created.
+    pub created: bool,
+    /// The filesystem; `None` for a raw volume.
+    pub filesystem: Option<String>,
+    /// The configured mount point.
+    pub mount: Option<String>,
+    /// Whether it is mounted now.
+    pub mounted: bool,
+}
+
+/// `pins`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinsReply {
+    /// Oldest point first: what holds the journal back most.
+    pub pins: Vec<PinInfo>,
+}
+
+/// What keeps a point reachable.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinInfo {
+    /// Its number on this host.
+    pub id: u64,
+    /// The context, primary id.
+    pub context: u32,
+    /// `snapshot 10`, `released snapshot 10`, `mark good`, `restore`, `reader 10.0.0.7`, …
+    pub holder: String,
+    /// Who made it.
+    pub owner: String,
+    /// The point it keeps.
+    pub point: PointInfo,
+    /// When it was made.
+    pub created: Moment,
+    /// When it goes by itself; `None`: never.
+    pub expires: Option<Moment>,
+}
+
+/// What was waited for is so.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WaitReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// What for.
+    pub until: WaitFor,
+    /// How long.
+    pub seconds: f64,
+}
+
+/// What node this is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfoReply {
+    /// Its name.
+    pub name: String,
+    /// Program version.
+    pub program: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Since when it runs.
+    pub since: Moment,
+    /// Its state directory.
+    pub state_dir: String,
+    /// Identity that peers pin (hex).
+    pub identity: String,
+    /// Address for peers, if it listens.
+    pub peer_listen: Option<String>,
+    /// Address of the NBD server, if it listens.
+    pub nbd_listen: Option<String>,
+    /// Names of the nodes it knows.
+    pub peers: Vec<String>,
+    /// Primary ids of its contexts.
+    pub contexts: Vec<u32>,
+}
+
+/// A one-time pairing string.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairOpenReply {
+    /// What to type on the other host: `rec1:7400#4T9K-…`.
+    pub string: String,
+    /// Until when it works.
+    pub expires: Moment,
+}
+
+/// Two nodes know each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairJoinReply {
+    /// The other node's name.
+    pub peer: String,
+    /// Its identity (hex).
+    pub identity: String,
+}
+
+/// A round trip through the whole path.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// The record that was sent.
+    pub seq: u64,
+    /// Until it was durable here, in microseconds.
+    pub local_us: u64,
+    /// Until the peer had it durably.
+    pub received_us: u64,
+    /// Until the peer had applied it, when it did so in time.
+    pub applied_us: Option<u64>,
+}
+
+/// `-n`: what would be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanReply {
+    /// The point it would be done to.
+    pub point: Option<PointInfo>,
+    /// The steps, in order.
+    pub steps: Vec<String>,
+    /// Questions that would be asked.
+    pub questions: Vec<String>,
+}
