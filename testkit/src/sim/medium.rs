@@ -18,7 +18,8 @@ pub(super) struct Disk {
     len: u64,
     bytes: Mutex<DiskBytes>,
     faults: Faults,
-    losing: Mutex<Option<u64>>,
+    /// Syncs until one loses the writes before it, and the seed that says which.
+    losing: Mutex<Option<(u64, u64)>>,
     gate: Arc<Gate>,
 }
 
@@ -127,9 +128,9 @@ impl SimMedium {
 
     /// The `n`-th (1-based) sync from now on fails, and with it the device gives up the writes before it: reads go on
     /// showing them, later syncs succeed, but a power cut finds only those that reached the device by chance.
-    pub fn lose_at_sync(&self, n: u64) {
+    pub fn lose_at_sync(&self, n: u64, rng: &mut dyn RngCore) {
         self.disk.faults.arm(Op::Sync, n);
-        *self.disk.losing.lock() = Some(n);
+        *self.disk.losing.lock() = Some((n, rng.random()));
     }
 
     /// Holds operations of this kind, after `pass` more of them were let through, until the answer is dropped. A held
@@ -230,20 +231,14 @@ impl SimMedium {
         Ok(())
     }
 
-    /// Whether the sync that just failed loses the writes before it.
-    fn loses(&self, failed: bool) -> bool {
+    /// Counts a sync; the seed of the loss when this is the one that loses the writes before it.
+    fn loses(&self) -> Option<u64> {
         let mut losing = self.disk.losing.lock();
-        match &mut *losing {
-            Some(1) => {
-                *losing = None;
-                failed
-            }
-            Some(n) => {
-                *n -= 1;
-                false
-            }
-            None => false,
-        }
+        let (left, seed) = losing.as_mut()?;
+        *left -= 1;
+        let seed = (*left == 0).then_some(*seed)?;
+        *losing = None;
+        Some(seed)
     }
 }
 
@@ -281,9 +276,8 @@ impl Medium for SimMedium {
             return Err(SimPower::off_error());
         }
         let struck = self.disk.faults.strike(Op::Sync);
-        if self.loses(struck.is_err()) {
-            // Seeded by the write count: the same history loses the same bytes.
-            bytes.give_up(end, Tear::Sector, &mut StdRng::seed_from_u64(end));
+        if let Some(seed) = self.loses() {
+            bytes.give_up(end, Tear::Sector, &mut StdRng::seed_from_u64(seed));
         }
         struck?;
         bytes.settle(end);

@@ -15,3 +15,6 @@ pub use medium::SimMedium;
 pub use power::SimPower;
 pub use store::SimStore;
 pub use tear::Tear;
+
+#[cfg(test)]
+mod tests;

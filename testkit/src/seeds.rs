@@ -1,0 +1,84 @@
+//! Random histories that can be played again.
+
+use rand::{SeedableRng, rngs::StdRng};
+
+/// The variable that replays one seed (decimal, or hexadecimal after `0x`).
+pub const SEED_VARIABLE: &str = "BACKSTAY_SEED";
+
+/// The variable that says how many times as many seeds are to be tried (for nights; 1 unless set).
+pub const FACTOR_VARIABLE: &str = "BACKSTAY_SEEDS";
+
+/// Runs `test` with `count` generators, and on a panic prints the seed and how to replay it.
+///
+/// The seeds follow from `name`, so a gate that passed passes again; `BACKSTAY_SEEDS=20` tries twenty times as many and
+/// `BACKSTAY_SEED=0x1234` only that one.
+///
+/// # Panics
+/// When `test` does, and when one of the variables holds no number.
+pub fn with_seeds(name: &str, count: u64, mut test: impl FnMut(&mut StdRng)) {
+    let number = |variable: &str| {
+        let text = std::env::var(variable).ok()?;
+        let number = text
+            .strip_prefix("0x")
+            .map_or_else(|| text.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok());
+        assert!(number.is_some(), "{variable}={text} is not a number");
+        number
+    };
+    let replayed = number(SEED_VARIABLE);
+    let count = if replayed.is_some() {
+        1
+    } else {
+        count * number(FACTOR_VARIABLE).unwrap_or(1)
+    };
+    for i in 0..count {
+        let seed = replayed.unwrap_or_else(|| derive(name, i));
+        let _told = TellOnPanic { name, seed };
+        test(&mut StdRng::seed_from_u64(seed));
+    }
+}
+
+struct TellOnPanic<'a> {
+    name: &'a str,
+    seed: u64,
+}
+
+impl Drop for TellOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "{}: failed with seed {:#x}; replay with {SEED_VARIABLE}={:#x}",
+                self.name, self.seed, self.seed
+            );
+        }
+    }
+}
+
+/// FNV-1a over the name and the number, mixed.
+fn derive(name: &str, i: u64) -> u64 {
+    let bytes = name.bytes().chain(i.to_le_bytes());
+    let hash = bytes.fold(0xCBF2_9CE4_8422_2325_u64, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01B3)
+    });
+    crate::block::mix(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::Rng;
+
+    #[test]
+    fn seeds_differ_and_repeat() {
+        let draw = |name| {
+            let mut drawn = Vec::new();
+            with_seeds(name, 5, |rng| drawn.push(rng.random::<u64>()));
+            drawn
+        };
+        let first = draw("a");
+        assert_eq!(first, draw("a"));
+        let mut all = [first, draw("b")].concat();
+        all.sort_unstable();
+        all.dedup();
+        assert!(all.len() == 10 || std::env::var(SEED_VARIABLE).is_ok());
+    }
+}
