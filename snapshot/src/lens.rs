@@ -1,0 +1,290 @@
+//! The read formula: bytes of a volume as they were at a base ordinal, with redo laid over (`rules.md` V1, V2).
+//!
+//! # Overview
+//!
+//! A block at a base is its first before-image after that base, or else the volume. Redo records are then laid over it,
+//! byte-exact and in the order of the line.
+//!
+//! # Invariant, and the race it survives
+//!
+//! Containers are overwritten while views are read. The applier publishes a container's undo *before* its first overwrite.
+//! A reader therefore
+//!
+//! 1. notes what is published, looks up undo up to there;
+//! 2. reads the volume where there is none;
+//! 3. notes what is published now. For a block read in 2, undo newer than the lookup of 1 may have come: if it has, that
+//!    before-image is the block at the base, whatever 2 saw; if it has not, no container published by 3 touches the block,
+//!    and one that is not yet published in 3 had not begun to overwrite when 2 ended.
+//!
+//! So one second look is enough, however fast the applier runs: reading needs no lock and no endless loop.
+//!
+//! # What it does not do
+//!
+//! It does not keep its point reachable; that is a pin's work. When retention has dropped what it needs, history answers
+//! an error and so does it: never other bytes.
+
+use crate::{
+    error::{Result, SnapshotError},
+    volumes::Volumes,
+};
+use model::{
+    BLOCK_SIZE, BlockNo, ByteRange, Ordinal, Payload, RedoSpan, VolumeIndex,
+    ports::{History, HistoryError},
+};
+use std::{
+    ops::Range,
+    sync::atomic::{Ordering, fence},
+};
+
+/// Most blocks looked up at once; bounds the before-images in memory to a MiB.
+const CHUNK_BLOCKS: u64 = 256;
+
+/// What a view stands on: the part of a point that decides its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lens {
+    /// The ordinal whose end is shown,
+    pub base: Ordinal,
+    /// and what is laid over it.
+    pub redo: Vec<RedoSpan>,
+}
+
+/// What a lens looks at.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    /// Where blocks without undo are read.
+    pub volumes: &'a Volumes,
+    /// Undo and redo.
+    pub history: &'a dyn History,
+}
+
+impl Lens {
+    /// Fills `buf` from byte `at`; past the backing's end, what is in no undo or redo is zero.
+    pub fn read(&self, source: Source<'_>, volume: VolumeIndex, at: u64, buf: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        for range in chunks(ByteRange::at(at, buf.len() as u64)) {
+            let len = index(range.len());
+            self.read_chunk(source, volume, range, &mut buf[done..done + len])?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    fn read_chunk(
+        &self,
+        source: Source<'_>,
+        volume: VolumeIndex,
+        range: ByteRange,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        let images = self.base(source, volume, range, |missing| {
+            for part in missing {
+                source
+                    .volumes
+                    .read(volume, part.start, &mut buf[within(range, *part)])?;
+            }
+            Ok(())
+        })?;
+        for (block, image) in range.blocks().zip(&images) {
+            if let (Some(image), Some(part)) = (image, block_range(block).intersect(range)) {
+                image.copy_to(part.start - block.start(), &mut buf[within(range, part)]);
+            }
+        }
+        self.each_redo(source, volume, range, |part, payload| {
+            payload.copy_to(0, &mut buf[within(range, part)]);
+        })
+    }
+
+    /// For each block of `range` whether it holds nothing but zeroes *for certain*; a cheap look, not a scan of bytes.
+    pub fn known_zero(&self, source: Source<'_>, volume: VolumeIndex, range: ByteRange) -> Result<Vec<bool>> {
+        let mut all = Vec::new();
+        for chunk in chunks(range) {
+            let first = BlockNo::of(chunk.start).0;
+            let mut zero = vec![false; index(block_count(chunk))];
+            let images = self.base(source, volume, chunk, |missing| {
+                for part in missing {
+                    holes(source.volumes, volume, *part, |block| {
+                        zero[index(block.0 - first)] = true;
+                    })?;
+                }
+                Ok(())
+            })?;
+            for (zero, image) in zero.iter_mut().zip(&images) {
+                if let Some(image) = image {
+                    *zero = *image == Payload::Zero;
+                }
+            }
+            self.each_redo(source, volume, chunk.block_aligned(), |part, payload| {
+                for block in part.blocks() {
+                    let zero = &mut zero[index(block.0 - first)];
+                    match payload {
+                        Payload::Data(_) => *zero = false,
+                        Payload::Zero => {
+                            *zero |= part.intersect(block_range(block)) == Some(block_range(block))
+                        }
+                    }
+                }
+            })?;
+            all.extend(zero);
+        }
+        Ok(all)
+    }
+
+    /// The before-images of a range's blocks at the base; `None` where `from_volume`, called once with the parts of the
+    /// range that have none so far, saw the block at the base on the volume itself.
+    fn base(
+        &self,
+        source: Source<'_>,
+        volume: VolumeIndex,
+        range: ByteRange,
+        from_volume: impl FnOnce(&[ByteRange]) -> Result<()>,
+    ) -> Result<Vec<Option<Payload>>> {
+        let history = source.history;
+        let looked = history.published();
+        let mut images = first_undo(history, volume, range, self.base, looked)?;
+        let missing = missing(range, &images);
+        if missing.is_empty() {
+            return Ok(images);
+        }
+        from_volume(&missing)?;
+        // The volume's bytes are read before the next line looks, on any processor.
+        fence(Ordering::SeqCst);
+        let now = history.published();
+        if now > looked {
+            let newer = first_undo(history, volume, range, looked.max(self.base), now)?;
+            for (image, newer) in images.iter_mut().zip(newer) {
+                if image.is_none() {
+                    *image = newer;
+                }
+            }
+        }
+        Ok(images)
+    }
+
+    fn each_redo(
+        &self,
+        source: Source<'_>,
+        volume: VolumeIndex,
+        range: ByteRange,
+        mut lay: impl FnMut(ByteRange, &Payload),
+    ) -> Result<()> {
+        if self.redo.is_empty() {
+            return Ok(());
+        }
+        for piece in source.history.redo(volume, range, &self.redo)? {
+            let fits = match &piece.payload {
+                Payload::Zero => true,
+                Payload::Data(data) => data.len() as u64 == piece.range.len(),
+            };
+            if !fits || piece.range.intersect(range) != Some(piece.range) {
+                return Err(damaged(format!(
+                    "redo of record {} does not fit volume {volume}, bytes {}..{}",
+                    piece.seq, range.start, range.end
+                )));
+            }
+            lay(piece.range, &piece.payload);
+        }
+        Ok(())
+    }
+}
+
+fn damaged(what: String) -> SnapshotError {
+    HistoryError::Damaged(what).into()
+}
+
+fn first_undo(
+    history: &dyn History,
+    volume: VolumeIndex,
+    range: ByteRange,
+    after: Ordinal,
+    upto: Ordinal,
+) -> Result<Vec<Option<Payload>>> {
+    let count = block_count(range);
+    if after >= upto {
+        return Ok(vec![None; index(count)]);
+    }
+    let images = history.first_undo(volume, BlockNo::of(range.start), count, after, upto)?;
+    let whole =
+        |image: &Option<Payload>| !matches!(image, Some(Payload::Data(d)) if d.len() as u64 != BLOCK_SIZE);
+    if images.len() as u64 != count || !images.iter().all(whole) {
+        return Err(damaged(format!(
+            "undo of volume {volume} at byte {} is not {count} whole blocks",
+            range.start
+        )));
+    }
+    Ok(images)
+}
+
+/// The parts of `range` whose blocks have no image, as few as possible.
+fn missing(range: ByteRange, images: &[Option<Payload>]) -> Vec<ByteRange> {
+    let mut parts: Vec<ByteRange> = Vec::new();
+    for (block, _) in range.blocks().zip(images).filter(|(_, image)| image.is_none()) {
+        let Some(part) = block_range(block).intersect(range) else {
+            continue;
+        };
+        match parts.last_mut() {
+            Some(last) if last.end == part.start => last.end = part.end,
+            _ => parts.push(part),
+        }
+    }
+    parts
+}
+
+/// Calls `hole` for each block of `range` that the volume's storage knows to be zero.
+fn holes(
+    volumes: &Volumes,
+    index: VolumeIndex,
+    range: ByteRange,
+    mut hole: impl FnMut(BlockNo),
+) -> Result<()> {
+    let volume = volumes.get(index)?;
+    let range = range.block_aligned();
+    let mut at = range.start;
+    while at < range.end {
+        let data = if at < volume.backing() {
+            volume
+                .medium()
+                .next_data(at)
+                .map_err(|e| volume.failed("seek data", at, e))?
+        } else {
+            None
+        };
+        let data = data
+            .filter(|d| !d.is_empty() && d.end > at)
+            .map(ByteRange::block_aligned);
+        let next = data.map_or(range.end, |d| d.start.clamp(at, range.end));
+        let known = ByteRange { start: at, end: next };
+        if !known.is_empty() {
+            known.blocks().for_each(&mut hole);
+        }
+        at = data.map_or(range.end, |d| d.end.max(next));
+    }
+    Ok(())
+}
+
+fn block_range(block: BlockNo) -> ByteRange {
+    ByteRange::at(block.start(), BLOCK_SIZE)
+}
+
+fn block_count(range: ByteRange) -> u64 {
+    range.block_aligned().len() / BLOCK_SIZE
+}
+
+fn index(n: u64) -> usize {
+    usize::try_from(n).expect("lengths here are bounded by a buffer in memory")
+}
+
+fn within(whole: ByteRange, part: ByteRange) -> Range<usize> {
+    index(part.start - whole.start)..index(part.end - whole.start)
+}
+
+/// Cuts a range at multiples of [`CHUNK_BLOCKS`].
+fn chunks(range: ByteRange) -> impl Iterator<Item = ByteRange> {
+    let step = CHUNK_BLOCKS * BLOCK_SIZE;
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        let end = range.end.min((at / step + 1) * step);
+        let chunk = (at < end).then_some(ByteRange { start: at, end })?;
+        at = end;
+        Some(chunk)
+    })
+}

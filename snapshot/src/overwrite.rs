@@ -1,0 +1,268 @@
+//! The one function that changes a volume.
+//!
+//! # Overview
+//!
+//! Write-back, apply and restore all end here: some changes, and whether this host holds an earlier reachable point. If it
+//! does, the before-image of every touched block is made durable and published first; only then the first byte changes.
+//!
+//! # Invariants
+//!
+//! * A block is overwritten only when its before-image is durable (invariant 4). [`Guard`] asserts it run by run, from
+//!   what was committed, not from what was meant to be.
+//! * Publishing happens before the first overwrite (`rules.md` V2): the fence between them pairs with the one a view puts
+//!   between reading a volume and looking at what is published.
+//! * Undo is never rebuilt (W4): a second attempt at an ordinal is [`overwrite_again`], which only writes.
+//!
+//! # Crash consistency
+//!
+//! A crash before the commit leaves nothing; after it, the volume is a mix of both states for exactly the blocks in the
+//! container: with its undo it is the state before, with the changes written again the state after.
+//!
+//! # What it does not do
+//!
+//! It moves no cursor: the caller does that when [`overwrite()`] has returned, because then the volumes are synced.
+
+use crate::{
+    change::{ChangeSet, Run},
+    error::{Result, SnapshotError},
+    volumes::Volumes,
+};
+use bytes::Bytes;
+use model::{
+    BLOCK_SIZE, BlockNo, Ordinal, Payload, VolumeIndex,
+    ports::{History, OrdinalKind, UndoContainer},
+};
+use std::sync::atomic::{Ordering, fence};
+
+/// Blocks read at once for before-images.
+const READ_BLOCKS_MAX: usize = 256;
+
+/// Blocks asked for at once when durable undo is listed.
+const LIST_BLOCKS: usize = 8192;
+
+/// Where the before-images of an overwrite go.
+pub struct UndoPlan<'a> {
+    /// The history that keeps them.
+    pub history: &'a dyn History,
+    /// The overwrite's place: the published ordinal + 1.
+    pub ordinal: Ordinal,
+    /// What the overwrite is.
+    pub kind: OrdinalKind,
+}
+
+/// What an overwrite did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overwritten {
+    /// Bytes written or zeroed.
+    pub bytes: u64,
+    /// Blocks whose before-image was kept by this call.
+    pub undo_blocks: u64,
+}
+
+/// Overwrites volumes with `changes` and syncs what it touched; with `undo`, keeps the before-images first.
+///
+/// `progress` is called with the bytes of each write as it is done; it may sleep to hold a rate.
+///
+/// # Errors
+/// When a change lies outside its volume or the ordinal is not the next (nothing has happened then), or when history or a
+/// volume fails (the caller then treats the context as poisoned; after a restart the same is done again).
+pub fn overwrite(
+    volumes: &Volumes,
+    changes: &ChangeSet,
+    undo: Option<UndoPlan<'_>>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Overwritten> {
+    check(volumes, changes)?;
+    let Some(UndoPlan {
+        history,
+        ordinal,
+        kind,
+    }) = undo
+    else {
+        let bytes = write(volumes, changes, None, progress)?;
+        return Ok(Overwritten {
+            bytes,
+            undo_blocks: 0,
+        });
+    };
+    let published = history.published();
+    if ordinal != published.next() {
+        return Err(SnapshotError::OutOfOrder { ordinal, published });
+    }
+    let container = UndoContainer {
+        ordinal,
+        kind,
+        blocks: before_images(volumes, changes)?,
+    };
+    history.commit_undo(&container)?;
+    assert!(
+        history.published() >= ordinal,
+        "ordinal {ordinal} was committed but is not published"
+    );
+    fence(Ordering::SeqCst);
+    let guard = Guard {
+        blocks: container.blocks.iter().map(|(v, b, _)| (*v, *b)).collect(),
+    };
+    drop(container);
+    let bytes = write(volumes, changes, Some(&guard), progress)?;
+    Ok(Overwritten {
+        bytes,
+        undo_blocks: guard.blocks.len() as u64,
+    })
+}
+
+/// Repeats an overwrite whose undo is already durable: writes and syncs only.
+///
+/// # Errors
+/// As [`overwrite()`]; and when the durable undo lacks a block that `changes` touch.
+pub fn overwrite_again(
+    volumes: &Volumes,
+    changes: &ChangeSet,
+    history: &dyn History,
+    ordinal: Ordinal,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Overwritten> {
+    check(volumes, changes)?;
+    let published = history.published();
+    if ordinal > published || ordinal == Ordinal(0) {
+        return Err(SnapshotError::OutOfOrder { ordinal, published });
+    }
+    let guard = Guard {
+        blocks: blocks_of(history, ordinal)?,
+    };
+    for key in changes.blocks() {
+        if guard.blocks.binary_search(&key).is_err() {
+            return Err(SnapshotError::UndoMissing {
+                ordinal,
+                volume: key.0,
+                block: key.1,
+            });
+        }
+    }
+    fence(Ordering::SeqCst);
+    let bytes = write(volumes, changes, Some(&guard), progress)?;
+    Ok(Overwritten {
+        bytes,
+        undo_blocks: 0,
+    })
+}
+
+/// Every block with undo in one container.
+pub(crate) fn blocks_of(history: &dyn History, ordinal: Ordinal) -> Result<Vec<(VolumeIndex, BlockNo)>> {
+    let before = Ordinal(ordinal.0 - 1);
+    let mut all = Vec::new();
+    let mut from = (VolumeIndex(0), BlockNo(0));
+    loop {
+        let page = history.undone_blocks(before, ordinal, from, LIST_BLOCKS)?;
+        let (whole, last) = (page.len() >= LIST_BLOCKS, page.last().copied());
+        all.extend(page);
+        match last {
+            Some((volume, block)) if whole => from = (volume, BlockNo(block.0 + 1)),
+            _ => return Ok(all),
+        }
+    }
+}
+
+fn check(volumes: &Volumes, changes: &ChangeSet) -> Result<()> {
+    for run in changes.runs() {
+        volumes.check(run.volume, run.range)?;
+    }
+    Ok(())
+}
+
+/// Reads the blocks that `changes` touch, whole and zero-padded (`rules.md` W6), a stretch at a time.
+fn before_images(volumes: &Volumes, changes: &ChangeSet) -> Result<Vec<(VolumeIndex, BlockNo, Payload)>> {
+    let keys: Vec<_> = changes.blocks().collect();
+    let mut images = Vec::with_capacity(keys.len());
+    let mut stretches = keys.chunk_by(|a, b| a.0 == b.0 && a.1.0 + 1 == b.1.0);
+    for stretch in stretches
+        .by_ref()
+        .flat_map(|stretch| stretch.chunks(READ_BLOCKS_MAX))
+    {
+        let Some(&(volume, first)) = stretch.first() else {
+            continue;
+        };
+        let mut buf = vec![0; stretch.len() * BLOCK_SIZE as usize];
+        volumes.read(volume, first.start(), &mut buf)?;
+        images.extend(
+            stretch
+                .iter()
+                .zip(blocks(Bytes::from(buf)))
+                .map(|((volume, block), image)| (*volume, *block, image)),
+        );
+    }
+    Ok(images)
+}
+
+/// Cuts whole blocks out of a buffer.
+fn blocks(buf: Bytes) -> impl Iterator<Item = Payload> {
+    let step = BLOCK_SIZE as usize;
+    (0..buf.len() / step).map(move |i| as_payload(buf.slice(i * step..(i + 1) * step)))
+}
+
+/// Bytes as a payload; nothing but zeroes becomes a flag (`rules.md` W5).
+pub(crate) fn as_payload(bytes: Bytes) -> Payload {
+    if is_zero(&bytes) {
+        Payload::Zero
+    } else {
+        Payload::Data(bytes)
+    }
+}
+
+/// Whether all bytes are zero.
+fn is_zero(bytes: &[u8]) -> bool {
+    // In two steps, because the first lets the compiler use wide loads.
+    let (chunks, rest) = bytes.as_chunks::<64>();
+    chunks.iter().all(|c| c.iter().fold(0, |a, b| a | b) == 0) && rest.iter().all(|b| *b == 0)
+}
+
+/// The blocks whose before-images are known to be durable; invariant 4's one assertion.
+struct Guard {
+    blocks: Vec<(VolumeIndex, BlockNo)>,
+}
+
+impl Guard {
+    fn holds(&self, run: &Run) -> bool {
+        let mut blocks = run.range.blocks();
+        let Some(first) = blocks.next() else { return true };
+        let last = blocks.last().unwrap_or(first);
+        // The keys are sorted and distinct: with both ends in place, all between them are there.
+        self.blocks.binary_search(&(run.volume, first)).is_ok_and(|at| {
+            usize::try_from(last.0 - first.0)
+                .ok()
+                .and_then(|n| self.blocks.get(at.checked_add(n)?))
+                == Some(&(run.volume, last))
+        })
+    }
+}
+
+fn write(
+    volumes: &Volumes,
+    changes: &ChangeSet,
+    guard: Option<&Guard>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<u64> {
+    let mut bytes = 0;
+    for run in changes.runs() {
+        assert!(
+            guard.is_none_or(|g| g.holds(&run)),
+            "bytes {:?} of volume {} would be overwritten without durable undo",
+            run.range,
+            run.volume
+        );
+        let volume = volumes.check(run.volume, run.range)?;
+        let at = run.range.start;
+        match &run.payload {
+            Payload::Zero => volume.medium().write_zeroes(at, run.range.len()),
+            Payload::Data(data) => volume.medium().write_at(at, data),
+        }
+        .map_err(|e| volume.failed("write", at, e))?;
+        bytes += run.range.len();
+        progress(run.range.len());
+    }
+    for index in changes.volumes() {
+        let volume = volumes.get(index)?;
+        volume.medium().sync().map_err(|e| volume.failed("sync", 0, e))?;
+    }
+    Ok(bytes)
+}

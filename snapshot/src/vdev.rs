@@ -1,0 +1,140 @@
+//! A read-write device over a view.
+
+use crate::{
+    error::Result,
+    overlay::Overlay,
+    view::{Extent, View, push},
+};
+use model::{BLOCK_SIZE, ByteRange, VolumeIndex};
+use std::sync::Arc;
+
+/// A view that takes writes; they stay in its private overlay, and nobody else sees them.
+pub struct Vdev {
+    view: Arc<View>,
+    overlay: Overlay,
+}
+
+impl Vdev {
+    /// Puts an overlay over a view. After a restart, over a view of the very same point.
+    #[must_use]
+    pub const fn new(view: Arc<View>, overlay: Overlay) -> Self {
+        Self { view, overlay }
+    }
+
+    /// What is below.
+    #[must_use]
+    pub const fn view(&self) -> &Arc<View> {
+        &self.view
+    }
+
+    /// The writes.
+    #[must_use]
+    pub const fn overlay(&self) -> &Overlay {
+        &self.overlay
+    }
+
+    /// A volume's size as of the point.
+    ///
+    /// # Errors
+    /// As [`View::size`].
+    pub fn size(&self, volume: VolumeIndex) -> Result<u64> {
+        self.view.size(volume)
+    }
+
+    /// Fills `buf` with the volume's bytes from `at`.
+    ///
+    /// # Errors
+    /// As [`View::read`], and when the overlay fails.
+    pub fn read(&self, volume: VolumeIndex, at: u64, buf: &mut [u8]) -> Result<()> {
+        let size = self.view.check(volume, at, buf.len() as u64)?;
+        self.overlay.read(volume, at, buf, &self.below(size))
+    }
+
+    /// Writes `bytes` at `at`; durable after the next [`Vdev::flush`].
+    ///
+    /// # Errors
+    /// As [`Vdev::read`]; [`crate::SnapshotError::is_full`] when the overlay has no room (then nothing is written).
+    pub fn write(&self, volume: VolumeIndex, at: u64, bytes: &[u8]) -> Result<()> {
+        let size = self.view.check(volume, at, bytes.len() as u64)?;
+        self.overlay.write(volume, at, bytes, &self.below(size))
+    }
+
+    /// Makes a range zero; whole blocks need no room.
+    ///
+    /// # Errors
+    /// As [`Vdev::write`].
+    pub fn zero(&self, volume: VolumeIndex, at: u64, len: u64) -> Result<()> {
+        let size = self.view.check(volume, at, len)?;
+        let mut range = ByteRange::at(at, len);
+        if range.is_empty() {
+            return Ok(());
+        }
+        if range.end == size {
+            // What lies past the end reads as zero in any case: a last partial block counts as a whole one.
+            range.end = size.next_multiple_of(BLOCK_SIZE);
+        }
+        self.overlay.zero(volume, range, &self.below(size))
+    }
+
+    /// Makes every write that returned before this call durable.
+    ///
+    /// # Errors
+    /// As [`Overlay::flush`].
+    pub fn flush(&self) -> Result<()> {
+        self.overlay.flush()
+    }
+
+    /// What is known to be zero, as [`View::extents`].
+    ///
+    /// # Errors
+    /// As [`View::extents`].
+    pub fn extents(&self, volume: VolumeIndex, range: ByteRange) -> Result<Vec<Extent>> {
+        let below = self.view.extents(volume, range)?;
+        let end = below.last().map_or(range.start, |e| e.range.end);
+        let range = ByteRange {
+            start: range.start,
+            end,
+        };
+        let mut extents = Vec::new();
+        for (part, held) in self.overlay.held(volume, range) {
+            match held {
+                Some(zero) => push(&mut extents, Extent { range: part, zero }),
+                None => {
+                    for extent in &below {
+                        if let Some(range) = extent.range.intersect(part) {
+                            let zero = extent.zero;
+                            push(&mut extents, Extent { range, zero });
+                        }
+                    }
+                }
+            }
+        }
+        Ok(extents)
+    }
+
+    /// Reads whole blocks of the view, zero past its size.
+    fn below(&self, size: u64) -> impl Fn(VolumeIndex, u64, &mut [u8]) -> Result<()> {
+        move |volume, at, buf| {
+            let there = size.saturating_sub(at).min(buf.len() as u64);
+            let (inside, past) = buf.split_at_mut(usize::try_from(there).unwrap_or(usize::MAX));
+            past.fill(0);
+            if inside.is_empty() {
+                return Ok(());
+            }
+            self.view.read(volume, at, inside)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Views and vdevs are shared by the threads that serve them.
+    #[test]
+    fn is_shared_between_threads() {
+        const fn shared<T: Send + Sync>() {}
+        shared::<View>();
+        shared::<Vdev>();
+    }
+}

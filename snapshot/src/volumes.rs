@@ -1,0 +1,149 @@
+//! The volumes of one context and the storage that holds them.
+
+use crate::error::{Result, SnapshotError};
+use model::{BlockNo, ByteRange, VolumeIndex, ports::Medium};
+use std::{collections::BTreeMap, io, sync::Arc};
+
+/// One volume: its name, what holds it, and how much of that is served.
+#[derive(Clone)]
+pub struct Volume {
+    name: String,
+    medium: Arc<dyn Medium>,
+    size: u64,
+}
+
+impl Volume {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What holds it.
+    #[must_use]
+    pub fn medium(&self) -> &Arc<dyn Medium> {
+        &self.medium
+    }
+
+    /// Bytes served now; a view has its own (`rules.md` V3).
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes of the backing, at least [`Volume::size`]; what lies between belongs to other points (`rules.md` K3).
+    #[must_use]
+    pub fn backing(&self) -> u64 {
+        self.medium.len()
+    }
+
+    pub(crate) fn failed(&self, op: &'static str, at: u64, source: io::Error) -> SnapshotError {
+        SnapshotError::Volume {
+            name: self.name.clone(),
+            op,
+            at,
+            source,
+        }
+    }
+}
+
+/// The volumes of one context, by index. Cloning shares the storage.
+#[derive(Clone, Default)]
+pub struct Volumes {
+    volumes: BTreeMap<VolumeIndex, Volume>,
+}
+
+impl Volumes {
+    /// No volumes.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds or replaces a volume.
+    ///
+    /// # Errors
+    /// When `size` is larger than the medium.
+    pub fn insert(
+        &mut self,
+        index: VolumeIndex,
+        name: impl Into<String>,
+        medium: Arc<dyn Medium>,
+        size: u64,
+    ) -> Result<()> {
+        let name = name.into();
+        if size > medium.len() {
+            return Err(SnapshotError::SizePastBacking {
+                name,
+                size,
+                backing: medium.len(),
+            });
+        }
+        self.volumes.insert(index, Volume { name, medium, size });
+        Ok(())
+    }
+
+    /// A volume.
+    ///
+    /// # Errors
+    /// When there is none of that index.
+    pub fn get(&self, index: VolumeIndex) -> Result<&Volume> {
+        self.volumes.get(&index).ok_or(SnapshotError::NoSuchVolume(index))
+    }
+
+    /// All volumes, by index.
+    pub fn iter(&self) -> impl Iterator<Item = (VolumeIndex, &Volume)> {
+        self.volumes.iter().map(|(index, volume)| (*index, volume))
+    }
+
+    /// The sizes served now, by volume.
+    #[must_use]
+    pub fn sizes(&self) -> BTreeMap<VolumeIndex, u64> {
+        self.iter().map(|(index, volume)| (index, volume.size)).collect()
+    }
+
+    /// Fills `buf` with the backing's bytes from `at`; past its end all is zero (`rules.md` W6).
+    ///
+    /// # Errors
+    /// When the storage fails or there is no such volume.
+    pub fn read(&self, index: VolumeIndex, at: u64, buf: &mut [u8]) -> Result<()> {
+        let volume = self.get(index)?;
+        let there = volume.backing().saturating_sub(at).min(buf.len() as u64);
+        let (inside, past) = buf.split_at_mut(usize::try_from(there).unwrap_or(usize::MAX));
+        past.fill(0);
+        if inside.is_empty() {
+            return Ok(());
+        }
+        volume
+            .medium
+            .read_at(at, inside)
+            .map_err(|e| volume.failed("read", at, e))
+    }
+
+    /// The part of a block that the backing has; empty when the block lies past its end.
+    ///
+    /// # Errors
+    /// When there is no such volume.
+    pub fn block_range(&self, index: VolumeIndex, block: BlockNo) -> Result<ByteRange> {
+        let end = self.get(index)?.backing();
+        let start = block.start().min(end);
+        Ok(ByteRange {
+            start,
+            end: end.min(start.saturating_add(model::BLOCK_SIZE)),
+        })
+    }
+
+    /// Refuses a range that the backing does not hold.
+    pub(crate) fn check(&self, index: VolumeIndex, range: ByteRange) -> Result<&Volume> {
+        let volume = self.get(index)?;
+        if range.end > volume.backing() {
+            return Err(SnapshotError::PastEnd {
+                volume: index,
+                at: range.start,
+                len: range.len(),
+                size: volume.backing(),
+            });
+        }
+        Ok(volume)
+    }
+}
