@@ -1,0 +1,364 @@
+//! The thread of one client: negotiates, then works in rounds until the client leaves.
+//!
+//! A *round* is everything that the socket held at once. Its mutations are submitted together, then its reads are run,
+//! then all answers are sent together. A round ends when the socket has likely no more, when it is long enough, or
+//! before the thread must wait: for the rest of a payload, or for bytes in flight. So a client that sends one request
+//! at a time has rounds of one and waits for nobody, and one that sends many has large group commits.
+
+use crate::{
+    Errno, Limits, Mutation, Op, Reply,
+    chunk::{self, Style},
+    handshake::{Handshake, Progress, World, greeting},
+    inbox::Inbox,
+    outbox::{MUTATION_BYTES, Outbox},
+    reads::{self, Gathered, Inline},
+    request::{DRAINED_BYTES_MAX, HEADER_BYTES, Header, Refusal, Request, judge},
+    server::Shared,
+    session::Session,
+    transport::{Transport, Wait, send_all},
+};
+use bytes::Bytes;
+use std::{
+    io, mem,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+/// A round takes no more than about so many bytes of payload,
+const ROUND_BYTES: usize = 4 << 20;
+/// and so many requests.
+const ROUND_REQUESTS: usize = 4096;
+
+/// Serves a client until it leaves. `chosen` is told the name of its export.
+pub(crate) fn run(
+    transport: &Arc<dyn Transport>,
+    shared: &Shared,
+    chosen: impl FnOnce(&str),
+) -> io::Result<()> {
+    let Some((session, inbox)) = negotiate(&**transport, shared)? else {
+        return Ok(());
+    };
+    chosen(&session.name);
+    let limits = &shared.limits;
+    let outbox = Outbox::new(transport.clone(), session.terms.style, limits.in_flight_bytes_max);
+    let round = Round {
+        session,
+        outbox,
+        batch: Vec::new(),
+        payload: 0,
+        inline: Vec::new(),
+        out: Gathered::default(),
+    };
+    Connection {
+        transport: &**transport,
+        shared,
+        inbox,
+        round,
+    }
+    .serve()
+}
+
+/// The negotiation, within its time; `None` when the client only asked.
+fn negotiate(transport: &dyn Transport, shared: &Shared) -> io::Result<Option<(Session, Inbox)>> {
+    let deadline = Instant::now() + shared.limits.negotiation_timeout;
+    let in_time = || match deadline.checked_duration_since(Instant::now()) {
+        Some(left) if !left.is_zero() => transport.set_timeout(Some(left)),
+        _ => Err(io::ErrorKind::TimedOut.into()),
+    };
+    let mut machine = Handshake::new();
+    let mut inbox = Inbox::new();
+    let mut out = greeting();
+    loop {
+        let world = World {
+            exports: &*shared.exports,
+            options_max: shared.limits.options_max,
+            stopping: shared.stopping.load(Ordering::Relaxed),
+        };
+        let mut input = inbox.unread();
+        let progress = machine.advance(&mut input, &world, &mut out);
+        let used = inbox.len() - input.0.len();
+        inbox.take(used);
+        if !out.is_empty() {
+            in_time()?;
+            send_all(transport, &out, &[])?;
+            out.clear();
+        }
+        match progress {
+            Progress::Again => {}
+            Progress::More => {
+                in_time()?;
+                if inbox.receive(transport, Wait::Block)? == 0 {
+                    return Ok(None);
+                }
+            }
+            Progress::Chosen(session) => {
+                transport.set_timeout(None)?;
+                return Ok(Some((session, inbox)));
+            }
+            Progress::Close(why) => {
+                tracing::debug!(why, "negotiation ends");
+                return Ok(None);
+            }
+        }
+    }
+}
+
+struct Connection<'a> {
+    transport: &'a dyn Transport,
+    shared: &'a Shared,
+    inbox: Inbox,
+    round: Round,
+}
+
+/// Why the transmission phase is over without an error of the socket.
+#[derive(Debug)]
+enum End {
+    /// The client said goodbye, or just left.
+    Left,
+    /// The client breaks the protocol in a way that cannot be answered.
+    Broken(&'static str),
+}
+
+impl Connection<'_> {
+    fn serve(mut self) -> io::Result<()> {
+        let ended = self.requests();
+        // What was received whole is carried out, also for a client that is gone.
+        let finished = self.round.finish();
+        let Limits { drain_timeout, .. } = self.shared.limits;
+        if !self.round.outbox.drain(drain_timeout) {
+            tracing::warn!(
+                export = self.round.session.name,
+                "a connection ends with mutations unanswered"
+            );
+        }
+        self.round.outbox.close();
+        match ended? {
+            End::Left => finished,
+            End::Broken(why) => {
+                tracing::info!(export = self.round.session.name, why, "connection cut");
+                Ok(())
+            }
+        }
+    }
+
+    fn requests(&mut self) -> io::Result<End> {
+        loop {
+            match Header::parse(&mut self.inbox.unread()) {
+                Ok(Some(header)) => {
+                    self.inbox.take(HEADER_BYTES);
+                    if let Some(end) = self.request(&header)? {
+                        return Ok(end);
+                    }
+                }
+                Ok(None) if self.receive()? => {}
+                Ok(None) => return Ok(End::Left),
+                Err(_) => return Ok(End::Broken("the client sends something else than a request")),
+            }
+        }
+    }
+
+    /// Receives more; false at the end of the stream. Ends the round unless more is at hand.
+    fn receive(&mut self) -> io::Result<bool> {
+        if self.inbox.likely_more() && !self.round.is_long() {
+            match self.inbox.receive(self.transport, Wait::Never) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                received => return Ok(received? > 0),
+            }
+        }
+        self.round.finish()?;
+        Ok(self.inbox.receive(self.transport, Wait::Block)? > 0)
+    }
+
+    fn request(&mut self, h: &Header) -> io::Result<Option<End>> {
+        let judged = match judge(h, &self.round.session.terms) {
+            Ok(Request::Disconnect) => return Ok(Some(End::Left)),
+            _ if self.shared.stopping.load(Ordering::Relaxed) => Err(Refusal {
+                errno: Errno::Shutdown,
+                text: Errno::Shutdown.to_string(),
+            }),
+            judged => judged,
+        };
+        let cookie = h.cookie;
+        match judged {
+            Ok(Request::Write { offset, len, fua }) => return self.write(cookie, offset, len as usize, fua),
+            Ok(Request::Zero {
+                offset,
+                len,
+                fua,
+                may_trim,
+            }) => {
+                self.mutate(
+                    cookie,
+                    Op::Zero {
+                        offset,
+                        len: len.into(),
+                        may_trim,
+                    },
+                    fua,
+                )?;
+            }
+            Ok(Request::Trim { offset, len, fua }) => {
+                self.mutate(
+                    cookie,
+                    Op::Trim {
+                        offset,
+                        len: len.into(),
+                    },
+                    fua,
+                )?;
+            }
+            Ok(Request::Flush) => self.mutate(cookie, Op::Flush, false)?,
+            Ok(Request::Read {
+                offset,
+                len,
+                unfragmented,
+            }) => {
+                self.round.inline.push((
+                    cookie,
+                    Inline::Read {
+                        offset,
+                        len,
+                        unfragmented,
+                    },
+                ));
+            }
+            Ok(Request::BlockStatus { offset, len, one }) => {
+                self.round
+                    .inline
+                    .push((cookie, Inline::BlockStatus { offset, len, one }));
+            }
+            Ok(Request::Nothing { is_read }) => match self.round.session.terms.style {
+                Style::Structured if is_read => chunk::none(self.round.out.bytes(), cookie),
+                _ => chunk::success(self.round.out.bytes(), cookie),
+            },
+            Ok(Request::Disconnect) => return Ok(Some(End::Left)),
+            Err(refusal) => return self.refuse(h, &refusal),
+        }
+        Ok(None)
+    }
+
+    /// Answers with an error, after throwing the payload away.
+    fn refuse(&mut self, h: &Header, refusal: &Refusal) -> io::Result<Option<End>> {
+        if h.payload_len() > DRAINED_BYTES_MAX {
+            return Ok(Some(End::Broken(
+                "the client announces a payload of absurd length",
+            )));
+        }
+        let mut left = h.payload_len() as usize;
+        loop {
+            let n = left.min(self.inbox.len());
+            self.inbox.take(n);
+            left -= n;
+            if left == 0 {
+                break;
+            }
+            if !self.receive()? {
+                return Ok(Some(End::Left));
+            }
+        }
+        let style = self.round.session.terms.style;
+        chunk::failure(
+            self.round.out.bytes(),
+            style,
+            h.cookie,
+            refusal.errno,
+            &refusal.text,
+        );
+        Ok(None)
+    }
+
+    fn write(&mut self, cookie: u64, offset: u64, len: usize, fua: bool) -> io::Result<Option<End>> {
+        let cost = MUTATION_BYTES + len;
+        self.round.admit(cost)?;
+        match self.payload(len) {
+            Ok(Some(data)) => {
+                self.round.payload += len;
+                self.round.push(cookie, cost, Op::Write { offset, data }, fua);
+                Ok(None)
+            }
+            // Half a write is no write.
+            Ok(None) => {
+                self.round.outbox.withdraw(cost);
+                Ok(Some(End::Left))
+            }
+            Err(e) => {
+                self.round.outbox.withdraw(cost);
+                Err(e)
+            }
+        }
+    }
+
+    fn mutate(&mut self, cookie: u64, op: Op, fua: bool) -> io::Result<()> {
+        self.round.admit(MUTATION_BYTES)?;
+        self.round.push(cookie, MUTATION_BYTES, op, fua);
+        Ok(())
+    }
+
+    /// A payload, in an allocation of its own: whoever keeps it pins nothing else. What has not yet arrived of it is
+    /// received in place. `None` when the stream ends before it does.
+    fn payload(&mut self, len: usize) -> io::Result<Option<Bytes>> {
+        if self.inbox.len() >= len {
+            return Ok(Some(Bytes::copy_from_slice(self.inbox.take(len))));
+        }
+        let mut data = Vec::with_capacity(len);
+        data.extend_from_slice(self.inbox.take(self.inbox.len()));
+        while data.len() < len {
+            let received = match self.transport.recv(&mut data, Wait::Never) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.round.finish()?;
+                    self.transport.recv(&mut data, Wait::Block)
+                }
+                received => received,
+            };
+            if received? == 0 {
+                return Ok(None);
+            }
+        }
+        // An allocator may give more room than it was asked for.
+        self.inbox.put_back(&data[len..]);
+        data.truncate(len);
+        Ok(Some(data.into()))
+    }
+}
+
+/// What one round has gathered.
+struct Round {
+    session: Session,
+    outbox: Arc<Outbox>,
+    batch: Vec<Mutation>,
+    payload: usize,
+    inline: Vec<(u64, Inline)>,
+    out: Gathered,
+}
+
+impl Round {
+    fn is_long(&self) -> bool {
+        self.payload >= ROUND_BYTES || self.batch.len() + self.inline.len() >= ROUND_REQUESTS
+    }
+
+    /// Waits until the mutation fits in what may be in flight; before that, lets go of what this round holds of it.
+    fn admit(&mut self, cost: usize) -> io::Result<()> {
+        if !self.outbox.try_admit(cost) {
+            self.finish()?;
+            self.outbox.admit(cost);
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, cookie: u64, cost: usize, op: Op, fua: bool) {
+        let reply = Reply::to_client(self.outbox.clone(), cookie, cost);
+        self.batch.push(Mutation { op, fua, reply });
+    }
+
+    /// Submits the mutations, runs the reads, sends every answer there is.
+    fn finish(&mut self) -> io::Result<()> {
+        if !self.batch.is_empty() {
+            self.payload = 0;
+            self.session.export.submit(mem::take(&mut self.batch));
+        }
+        for (cookie, request) in mem::take(&mut self.inline) {
+            reads::run(request, cookie, &self.session, &mut self.out, &self.outbox)?;
+        }
+        self.out.flush(&self.outbox)
+    }
+}

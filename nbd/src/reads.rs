@@ -1,0 +1,262 @@
+//! Reads and block status, run by the thread of the connection, and the buffer in which their replies are gathered.
+
+use crate::{
+    Errno, Export, Extent,
+    chunk::{self, Style},
+    context,
+    outbox::Outbox,
+    session::Session,
+};
+use std::{io, ops::Range};
+
+/// Replies are gathered up to about here before they are sent.
+const GATHERED_BYTES: usize = 256 << 10;
+/// Data of one chunk of a structured reply. Smaller than the longest read, so that sending overlaps with reading.
+const CHUNK_BYTES: u64 = 1 << 20;
+/// Reads shorter than this are not worth a look at the extents.
+const SPARSE_READ_BYTES: u32 = 32 << 10;
+/// Extents asked for at a time, for one read.
+const EXTENTS_MAX: usize = 256;
+/// A buffer that a large read made longer than this is given back.
+const KEPT_BYTES: usize = 2 << 20;
+
+/// A request that the connection answers by itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Inline {
+    Read {
+        offset: u64,
+        len: u32,
+        unfragmented: bool,
+    },
+    BlockStatus {
+        offset: u64,
+        len: u32,
+        one: bool,
+    },
+}
+
+/// Replies on their way out.
+#[derive(Debug, Default)]
+pub(crate) struct Gathered(Vec<u8>);
+
+impl Gathered {
+    /// For replies that are ready.
+    pub(crate) fn bytes(&mut self) -> &mut Vec<u8> {
+        &mut self.0
+    }
+
+    /// Sends everything, and all that others posted before.
+    pub(crate) fn flush(&mut self, outbox: &Outbox) -> io::Result<()> {
+        let sent = outbox.send(&self.0);
+        self.0.clear();
+        self.0.shrink_to(KEPT_BYTES);
+        sent
+    }
+
+    fn flush_if_long(&mut self, outbox: &Outbox) -> io::Result<()> {
+        if self.0.len() >= GATHERED_BYTES {
+            self.flush(outbox)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Lets the export fill the next `len` bytes.
+    fn read(&mut self, export: &dyn Export, offset: u64, len: usize) -> Result<(), Errno> {
+        let from = self.0.len();
+        self.0.resize(from + len, 0);
+        export.read(offset, &mut self.0[from..])
+    }
+}
+
+/// Runs a request and gathers its reply; sends when enough is gathered.
+pub(crate) fn run(
+    request: Inline,
+    cookie: u64,
+    session: &Session,
+    out: &mut Gathered,
+    outbox: &Outbox,
+) -> io::Result<()> {
+    match request {
+        Inline::Read {
+            offset,
+            len,
+            unfragmented,
+        } => {
+            let range = offset..offset + u64::from(len);
+            match session.terms.style {
+                Style::Simple => read_simple(range, cookie, session, out),
+                Style::Structured if unfragmented => read_whole(range, cookie, session, out),
+                Style::Structured => read_chunks(range, cookie, session, out, outbox)?,
+            }
+        }
+        Inline::BlockStatus { offset, len, one } => {
+            block_status(offset..offset + u64::from(len), one, cookie, session, out);
+        }
+    }
+    out.flush_if_long(outbox)
+}
+
+fn read_simple(range: Range<u64>, cookie: u64, session: &Session, out: &mut Gathered) {
+    let start = out.0.len();
+    chunk::success(&mut out.0, cookie);
+    if let Err(e) = out.read(&*session.export, range.start, length(&range)) {
+        out.0.truncate(start);
+        chunk::failure(&mut out.0, Style::Simple, cookie, e, "");
+    }
+}
+
+fn read_whole(range: Range<u64>, cookie: u64, session: &Session, out: &mut Gathered) {
+    let start = out.0.len();
+    chunk::data_head(&mut out.0, cookie, true, range.start, length(&range));
+    if let Err(e) = out.read(&*session.export, range.start, length(&range)) {
+        out.0.truncate(start);
+        chunk::failure(&mut out.0, Style::Structured, cookie, e, &e.to_string());
+    }
+}
+
+/// A read in as many chunks as it has pieces, zeroes not sent. The first piece that fails ends it.
+fn read_chunks(
+    range: Range<u64>,
+    cookie: u64,
+    session: &Session,
+    out: &mut Gathered,
+    outbox: &Outbox,
+) -> io::Result<()> {
+    for (piece, zero) in pieces(&range, session) {
+        let (offset, last, start) = (piece.start, piece.end == range.end, out.0.len());
+        if zero {
+            // A piece is part of a read, whose length has 32 bits.
+            chunk::hole(&mut out.0, cookie, last, offset, length(&piece) as u32);
+        } else {
+            chunk::data_head(&mut out.0, cookie, last, offset, length(&piece));
+            if let Err(e) = out.read(&*session.export, offset, length(&piece)) {
+                out.0.truncate(start);
+                let text = format!("read at {offset}: {e}");
+                if offset == range.start {
+                    chunk::failure(&mut out.0, Style::Structured, cookie, e, &text);
+                } else {
+                    chunk::failure_at(&mut out.0, cookie, e, &text, offset);
+                }
+                return Ok(());
+            }
+        }
+        out.flush_if_long(outbox)?;
+    }
+    Ok(())
+}
+
+/// The chunks of a read, in order and without gap: (range, reads as zeroes).
+fn pieces(range: &Range<u64>, session: &Session) -> Vec<(Range<u64>, bool)> {
+    let sparse = session.terms.info.cheap_extents && length(range) >= SPARSE_READ_BYTES as usize;
+    // Where the extents are unknown, all is data: always a true answer.
+    let extents = if sparse {
+        session
+            .export
+            .extents(range.clone(), EXTENTS_MAX)
+            .unwrap_or_default()
+    } else {
+        Vec::new()
+    };
+    split(range, &extents)
+}
+
+fn split(range: &Range<u64>, extents: &[Extent]) -> Vec<(Range<u64>, bool)> {
+    // Runs of one kind, joined; what no extent covers is data.
+    let mut runs: Vec<(Range<u64>, bool)> = Vec::new();
+    let mut at = range.start;
+    let rest = Extent {
+        len: u64::MAX,
+        hole: false,
+        zero: false,
+    };
+    for e in extents.iter().chain([&rest]) {
+        let end = at.saturating_add(e.len).min(range.end);
+        match runs.last_mut() {
+            _ if end == at => {}
+            Some((last, zero)) if *zero == e.zero => last.end = end,
+            _ => runs.push((at..end, e.zero)),
+        }
+        at = end;
+    }
+    let mut out = Vec::with_capacity(runs.len());
+    for (run, zero) in runs {
+        let step = if zero { u64::MAX } else { CHUNK_BYTES };
+        let mut at = run.start;
+        while at < run.end {
+            let end = at.saturating_add(step).min(run.end);
+            out.push((at..end, zero));
+            at = end;
+        }
+    }
+    out
+}
+
+fn block_status(range: Range<u64>, one: bool, cookie: u64, session: &Session, out: &mut Gathered) {
+    let max = if one { 2 } else { context::DESCRIPTORS_MAX };
+    match session.export.extents(range.clone(), max) {
+        Ok(mut extents) => {
+            extents.truncate(max);
+            let found = context::descriptors(&extents, range, session.terms.info.size, one);
+            context::reply(&mut out.0, cookie, &found);
+        }
+        Err(e) => chunk::failure(&mut out.0, Style::Structured, cookie, e, &e.to_string()),
+    }
+}
+
+/// The length of a part of a request, which has 32 bits.
+fn length(range: &Range<u64>) -> usize {
+    (range.end - range.start) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ext(len: u64, zero: bool) -> Extent {
+        Extent {
+            len,
+            hole: zero,
+            zero,
+        }
+    }
+
+    #[test]
+    fn what_no_extent_covers_is_data() {
+        assert_eq!(split(&(10..30), &[]), [(10..30, false)]);
+        assert_eq!(
+            split(&(10..30), &[ext(5, true)]),
+            [(10..15, true), (15..30, false)]
+        );
+        assert_eq!(
+            split(&(10..30), &[ext(5, true), ext(3, true), ext(99, false)]),
+            [(10..18, true), (18..30, false)]
+        );
+    }
+
+    #[test]
+    fn data_is_cut_in_chunks_and_holes_are_not() {
+        let m = CHUNK_BYTES;
+        assert_eq!(
+            split(&(0..3 * m), &[ext(m + 1, false), ext(9 * m, true)]),
+            [(0..m, false), (m..m + 1, false), (m + 1..3 * m, true)]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_cover_the_range_once(
+            extents in prop::collection::vec((0u64..1 << 22, any::<bool>()), 0..20),
+            start in 0u64..1 << 40, len in 1u64..1 << 25,
+        ) {
+            let e: Vec<_> = extents.iter().map(|&(l, z)| ext(l, z)).collect();
+            let mut at = start;
+            for (r, zero) in split(&(start..start + len), &e) {
+                prop_assert!(r.start == at && r.end > at && (zero || r.end - r.start <= CHUNK_BYTES));
+                at = r.end;
+            }
+            prop_assert_eq!(at, start + len);
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Listening sockets, the register of connections, and how all of it stops.
+
+use crate::{
+    Exports, Limits, connection,
+    listen::{self, ListenError, Listener},
+    transport::Transport,
+};
+use parking_lot::{Condvar, Mutex};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+/// How long a stop waits for connections that were cut: their threads may be inside an export.
+const CUT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after a failed accept, which is nearly always a lack of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A server of exports. Dropping it stops it.
+pub struct Server {
+    shared: Arc<Shared>,
+    listeners: Mutex<Vec<(Arc<Listener>, JoinHandle<()>)>>,
+}
+
+/// What all threads of a server share.
+pub(crate) struct Shared {
+    pub(crate) exports: Arc<dyn Exports>,
+    pub(crate) limits: Limits,
+    pub(crate) stopping: AtomicBool,
+    register: Mutex<Register>,
+    /// A connection has ended.
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Register {
+    last_id: u64,
+    open: HashMap<u64, Open>,
+}
+
+struct Open {
+    transport: Arc<dyn Transport>,
+    /// Known once negotiation is over.
+    export: Option<String>,
+}
+
+impl Server {
+    /// A server that listens nowhere yet.
+    pub fn new(exports: Arc<dyn Exports>, limits: Limits) -> Self {
+        let shared = Shared {
+            exports,
+            limits,
+            stopping: AtomicBool::new(false),
+            register: Mutex::default(),
+            ended: Condvar::new(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            listeners: Mutex::default(),
+        }
+    }
+
+    /// Listens on a unix socket that only those may connect to whom `mode` lets write. A socket that a dead server left
+    /// is replaced; that of a living one is not. The file is removed when the server stops.
+    ///
+    /// # Errors
+    /// When the socket cannot be made, or somebody listens there.
+    pub fn listen_unix(&self, path: &Path, mode: u32) -> Result<(), ListenError> {
+        self.listen(listen::unix(path, mode)?)
+    }
+
+    /// Listens on TCP and tells where: port 0 takes a free one.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub fn listen_tcp(&self, addr: SocketAddr) -> Result<SocketAddr, ListenError> {
+        let (listener, bound) = listen::tcp(addr)?;
+        self.listen(listener)?;
+        Ok(bound)
+    }
+
+    fn listen(&self, listener: Listener) -> Result<(), ListenError> {
+        let listener = Arc::new(listener);
+        let mut listeners = self.listeners.lock();
+        if self.shared.stopping.load(Ordering::SeqCst) {
+            return Err(ListenError::Stopped);
+        }
+        let (shared, accepting) = (self.shared.clone(), listener.clone());
+        let thread = thread::Builder::new()
+            .name("nbd-accept".into())
+            .spawn(move || accept(&shared, &accepting))
+            .map_err(ListenError::Thread)?;
+        listeners.push((listener, thread));
+        Ok(())
+    }
+
+    /// Open connections by the name of their export. A connection that ended has dropped its export before.
+    pub fn open_connections(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for open in self.shared.register.lock().open.values() {
+            if let Some(name) = &open.export {
+                *counts.entry(name.clone()).or_insert(0) += 1;
+            }
+        }
+        counts
+    }
+
+    /// Ends the connections of an export: what they have sent is carried out and answered, then they close. Returns how
+    /// many there were; they may still be closing.
+    pub fn disconnect(&self, export: &str) -> usize {
+        let register = self.shared.register.lock();
+        let of_it = register
+            .open
+            .values()
+            .filter(|o| o.export.as_deref() == Some(export));
+        of_it.map(|o| o.transport.close_read()).count()
+    }
+
+    /// Accepts nobody any more, answers what is under way, refuses what still comes with
+    /// [`Errno::Shutdown`](crate::Errno::Shutdown), and ends all connections; those that take longer than
+    /// [`Limits::drain_timeout`] are cut. Returns how many connections still had not ended after that, which only an
+    /// export that does not return or answer can cause. Does nothing the second time.
+    pub fn stop(&self) -> usize {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        for (listener, thread) in self.listeners.lock().drain(..) {
+            listener.close();
+            // It panics only if it could not report an error, which has been logged.
+            let _ = thread.join();
+        }
+        let left = self
+            .shared
+            .end_all(self.shared.limits.drain_timeout, |t| t.close_read());
+        if left == 0 {
+            return 0;
+        }
+        tracing::warn!(
+            connections = left,
+            "connections are cut: they did not end in time"
+        );
+        self.shared.end_all(CUT_TIMEOUT, |t| t.close())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    /// Does something to all connections, then waits for them to end. Returns how many did not.
+    fn end_all(&self, limit: Duration, act: impl Fn(&dyn Transport)) -> usize {
+        let deadline = Instant::now() + limit;
+        let mut register = self.register.lock();
+        register.open.values().for_each(|o| act(&*o.transport));
+        while !register.open.is_empty() {
+            if self.ended.wait_until(&mut register, deadline).timed_out() {
+                break;
+            }
+        }
+        register.open.len()
+    }
+
+    /// Starts a connection, unless there are too many.
+    fn admit(self: &Arc<Self>, transport: Arc<dyn Transport>) {
+        let id = {
+            let mut register = self.register.lock();
+            // Read under the lock of the register: a stop either finds the connection in it or is seen here.
+            if self.stopping.load(Ordering::SeqCst) {
+                return;
+            }
+            if register.open.len() >= self.limits.connections_max {
+                tracing::warn!(
+                    limit = self.limits.connections_max,
+                    "too many connections: one is turned away"
+                );
+                return;
+            }
+            register.last_id += 1;
+            let id = register.last_id;
+            register.open.insert(
+                id,
+                Open {
+                    transport: transport.clone(),
+                    export: None,
+                },
+            );
+            id
+        };
+        let registered = Registered {
+            shared: self.clone(),
+            id,
+        };
+        let spawned = thread::Builder::new()
+            .name(format!("nbd-{id}"))
+            .spawn(move || registered.serve(&transport));
+        if let Err(e) = spawned {
+            tracing::error!(error = %e, "no thread for a connection: it is turned away");
+        }
+    }
+}
+
+/// A connection in the register; leaves it when dropped, also by a panic of an export.
+struct Registered {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Registered {
+    fn serve(self, transport: &Arc<dyn Transport>) {
+        let served = connection::run(transport, &self.shared, |name| {
+            tracing::debug!(connection = self.id, export = name, "connected");
+            if let Some(open) = self.shared.register.lock().open.get_mut(&self.id) {
+                open.export = Some(name.to_owned());
+            }
+        });
+        match served {
+            Ok(()) => tracing::debug!(connection = self.id, "ended"),
+            Err(e) => tracing::debug!(connection = self.id, error = %e, "ended by an error"),
+        }
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let open = self.shared.register.lock().open.remove(&self.id);
+        if let Some(open) = open {
+            open.transport.close();
+        }
+        self.shared.ended.notify_all();
+    }
+}
+
+fn accept(shared: &Arc<Shared>, listener: &Listener) {
+    loop {
+        let accepted = listener.accept();
+        if shared.stopping.load(Ordering::SeqCst) {
+            return;
+        }
+        match accepted {
+            Ok(transport) => shared.admit(transport),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+                ) => {}
+            Err(e) => {
+                tracing::warn!(error = %e, "cannot accept a connection");
+                thread::sleep(ACCEPT_PAUSE);
+            }
+        }
+    }
+}
