@@ -11,11 +11,12 @@ pub const FACTOR_VARIABLE: &str = "BACKSTAY_SEEDS";
 /// Runs `test` with `count` generators, and on a panic prints the seed and how to replay it.
 ///
 /// The seeds follow from `name`, so a gate that passed passes again; `BACKSTAY_SEEDS=20` tries twenty times as many and
-/// `BACKSTAY_SEED=0x1234` only that one.
+/// `BACKSTAY_SEED=0x1234` only that one. Answers how many were tried: a test that counts what its seeds showed asks first
+/// whether there were enough.
 ///
 /// # Panics
 /// When `test` does, and when one of the variables holds no number.
-pub fn with_seeds(name: &str, count: u64, mut test: impl FnMut(&mut StdRng)) {
+pub fn with_seeds(name: &str, count: u64, mut test: impl FnMut(&mut StdRng)) -> u64 {
     let number = |variable: &str| {
         let text = std::env::var(variable).ok()?;
         let number = text
@@ -35,6 +36,7 @@ pub fn with_seeds(name: &str, count: u64, mut test: impl FnMut(&mut StdRng)) {
         let _told = TellOnPanic { name, seed };
         test(&mut StdRng::seed_from_u64(seed));
     }
+    count
 }
 
 struct TellOnPanic<'a> {
@@ -71,14 +73,16 @@ mod tests {
     fn seeds_differ_and_repeat() {
         let draw = |name| {
             let mut drawn = Vec::new();
-            with_seeds(name, 5, |rng| drawn.push(rng.random::<u64>()));
+            let tried = with_seeds(name, 5, |rng| drawn.push(rng.random::<u64>()));
+            assert_eq!(drawn.len() as u64, tried);
             drawn
         };
         let first = draw("a");
         assert_eq!(first, draw("a"));
         let mut all = [first, draw("b")].concat();
+        let drawn = all.len();
         all.sort_unstable();
         all.dedup();
-        assert!(all.len() == 10 || std::env::var(SEED_VARIABLE).is_ok());
+        assert!(all.len() == drawn || std::env::var(SEED_VARIABLE).is_ok());
     }
 }

@@ -26,7 +26,7 @@ fn all(medium: &SimMedium) -> Vec<u8> {
 #[test]
 fn a_cut_leaves_each_sector_at_one_of_its_versions() {
     let (mut lost, mut kept, mut mixed) = (0, 0, 0);
-    with_seeds("cut", 400, |rng| {
+    let runs = with_seeds("cut", 400, |rng| {
         let len = 20_000;
         let power = SimPower::new();
         let medium = power.medium("m", len);
@@ -76,13 +76,16 @@ fn a_cut_leaves_each_sector_at_one_of_its_versions() {
         power.cut(rng);
         assert_eq!(all(&medium.reopen()), after, "a second cut changes nothing");
     });
-    assert!(lost > 20 && kept > 20 && mixed > 80, "{lost} {kept} {mixed}");
+    assert!(
+        runs < 400 || lost > 20 && kept > 20 && mixed > 80,
+        "{lost} {kept} {mixed}"
+    );
 }
 
 #[test]
 fn later_writes_may_survive_without_earlier_ones() {
     let mut seen = [false; 4];
-    with_seeds("reordered", 100, |rng| {
+    let runs = with_seeds("reordered", 100, |rng| {
         let power = SimPower::new();
         let medium = power.medium("m", 8192);
         medium.write_at(0, &[1; 512]).unwrap();
@@ -91,14 +94,14 @@ fn later_writes_may_survive_without_earlier_ones() {
         let bytes = all(&medium.reopen());
         seen[usize::from(bytes[0]) + usize::from(bytes[4096])] = true;
     });
-    assert_eq!(seen, [true; 4]);
+    assert!(runs < 100 || seen == [true; 4]);
 }
 
 #[test]
 fn tearing_is_as_told() {
     let torn_within = |tear, unit: usize| {
         let mut torn = 0;
-        with_seeds("tear", 300, |rng| {
+        let runs = with_seeds("tear", 300, |rng| {
             let power = SimPower::new();
             power.set_tear(tear);
             let medium = power.medium("m", 4096);
@@ -107,12 +110,13 @@ fn tearing_is_as_told() {
             let bytes = all(&medium.reopen());
             torn += u32::from(bytes.chunks(unit).any(|c| c.iter().any(|b| *b != c[0])));
         });
-        torn
+        (torn, runs >= 300)
     };
-    assert_eq!(torn_within(Tear::Whole, 4096), 0);
-    assert_eq!(torn_within(Tear::Sector, 512), 0);
-    assert!(torn_within(Tear::Sector, 4096) > 10);
-    assert!(torn_within(Tear::Byte, 512) > 10);
+    assert_eq!(torn_within(Tear::Whole, 4096).0, 0);
+    assert_eq!(torn_within(Tear::Sector, 512).0, 0);
+    for (torn, enough) in [torn_within(Tear::Sector, 4096), torn_within(Tear::Byte, 512)] {
+        assert!(!enough || torn > 10);
+    }
 }
 
 /// One script frozen at each of its four syncs and not at all: what completed before is there after the cut.
@@ -150,8 +154,8 @@ fn a_freeze_strikes_the_nth_sync_of_all() {
 
 #[test]
 fn a_killed_process_leaves_its_writes_in_the_page_cache() {
-    let mut lost = 0;
-    with_seeds("kill", 50, |rng| {
+    let mut lost = 0u64;
+    let runs = with_seeds("kill", 50, |rng| {
         let power = SimPower::new();
         let medium = power.medium("m", 4096);
         medium.write_at(0, b"page cache").unwrap();
@@ -160,16 +164,16 @@ fn a_killed_process_leaves_its_writes_in_the_page_cache() {
         assert_eq!(&all(&medium)[..10], b"page cache");
         assert_eq!(medium.durable(ByteRange::at(0, 1)), [0]);
         power.cut(rng);
-        lost += u32::from(all(&medium.reopen())[0] == 0);
+        lost += u64::from(all(&medium.reopen())[0] == 0);
     });
-    assert!((5..50).contains(&lost));
+    assert!(runs < 50 || (5..runs).contains(&lost));
 }
 
 /// `rules.md` T1: a waiter that joins a sync that is running is not covered by it.
 #[test]
 fn a_running_sync_covers_no_later_write() {
     let mut gone = 0;
-    with_seeds("running sync", 40, |rng| {
+    let runs = with_seeds("running sync", 40, |rng| {
         let power = SimPower::new();
         let medium = power.medium("m", 8192);
         medium.write_at(0, &[1; 512]).unwrap();
@@ -186,7 +190,7 @@ fn a_running_sync_covers_no_later_write() {
         assert_eq!(bytes[0], 1);
         gone += u32::from(bytes[4096] == 0);
     });
-    assert!(gone > 5);
+    assert!(runs < 40 || gone > 5);
 }
 
 #[test]
@@ -229,7 +233,7 @@ fn faults_strike_once_and_where_told() {
 #[test]
 fn a_failed_sync_may_lose_what_it_was_to_make_durable() {
     let (mut lost, mut kept) = (0, 0);
-    with_seeds("lost at sync", 60, |rng| {
+    let runs = with_seeds("lost at sync", 60, |rng| {
         let power = SimPower::new();
         let medium = power.medium("m", 4096);
         for _ in 0..rng.random_range(1..20) {
@@ -245,7 +249,7 @@ fn a_failed_sync_may_lose_what_it_was_to_make_durable() {
         assert_eq!(bytes[1024], 4);
         *(if bytes[512] == 3 { &mut kept } else { &mut lost }) += 1;
     });
-    assert!(lost > 5 && kept > 5, "{lost} {kept}");
+    assert!(runs < 60 || lost > 5 && kept > 5, "{lost} {kept}");
 }
 
 /// The store against a plain map, through commits, ingests, drops, cuts and kills.
@@ -347,7 +351,7 @@ fn a_store_behaves_as_a_map() {
 #[test]
 fn a_commit_struck_by_the_freeze_is_all_or_nothing() {
     let mut there = [0; 2];
-    with_seeds("struck commit", 60, |rng| {
+    let runs = with_seeds("struck commit", 60, |rng| {
         let power = SimPower::new();
         let store = power.store("s");
         let mut batch = Batch::default();
@@ -369,14 +373,14 @@ fn a_commit_struck_by_the_freeze_is_all_or_nothing() {
         assert!(found == 0 || found == 10);
         there[found / 10] += 1;
     });
-    assert!(there[0] > 10 && there[1] > 10);
+    assert!(runs < 60 || there[0] > 10 && there[1] > 10);
 }
 
 /// `rules.md` T9: deletes are not synced, so dropped keys may be there again; newer values are never undone by that.
 #[test]
 fn dropped_keys_may_come_back_at_a_cut() {
     let (mut back, mut gone) = (0, 0);
-    with_seeds("drops", 40, |rng| {
+    let runs = with_seeds("drops", 40, |rng| {
         let power = SimPower::new();
         let store = power.store("s");
         let mut pairs = (0..100u8).map(|k| (vec![k], Bytes::from_static(b"old")));
@@ -397,7 +401,7 @@ fn dropped_keys_may_come_back_at_a_cut() {
         assert_eq!(store.get(Family::Undo, &[1]).unwrap().unwrap(), "new");
         assert_eq!(store.get(Family::Undo, &[2]).unwrap(), None);
     });
-    assert!(back > 100 && gone > 100);
+    assert!(runs < 40 || back > 100 && gone > 100);
 }
 
 /// `rules.md` T7: a damaged write-ahead log takes the newest commits back without a word.
@@ -436,7 +440,7 @@ fn a_toy_journal_keeps_what_it_acknowledged() {
     const VOLUME: VolumeIndex = VolumeIndex(0);
     const LEN: u64 = 64 * 512;
     let frozen = AtomicU64::new(0);
-    with_seeds("toy journal", 150, |rng| {
+    let runs = with_seeds("toy journal", 150, |rng| {
         let power = SimPower::new();
         let mut oracle = Oracle::new(&[LEN]);
         let mut flushed = WriteSeq(0);
@@ -461,5 +465,5 @@ fn a_toy_journal_keeps_what_it_acknowledged() {
             .unwrap();
         assert!(spans.last().unwrap().1 >= flushed, "{spans:?} {flushed}");
     });
-    assert_eq!(frozen.into_inner(), 150);
+    assert_eq!(frozen.into_inner(), runs);
 }
