@@ -49,7 +49,7 @@ impl Error {
     }
 }
 
-fn protocol<T>(text: impl Into<String>) -> Result<T, Error> {
+pub(super) fn protocol<T>(text: impl Into<String>) -> Result<T, Error> {
     Err(Error::Protocol(text.into()))
 }
 
@@ -101,11 +101,11 @@ pub struct Completion {
 }
 
 #[derive(Debug)]
-struct Pending {
-    sent: Instant,
+pub(super) struct Pending {
+    pub(super) sent: Instant,
     /// For reads: what was asked for, the bytes so far, and the parts that are there.
-    read: Option<(ByteRange, Vec<u8>, Vec<ByteRange>)>,
-    error: Option<Error>,
+    pub(super) read: Option<(ByteRange, Vec<u8>, Vec<ByteRange>)>,
+    pub(super) error: Option<Error>,
 }
 
 /// A connection.
@@ -114,26 +114,14 @@ struct Pending {
 /// reads in flight and many large writes behind them a server that answers in order could wait for us while we wait for it.
 #[derive(Debug)]
 pub struct Client {
-    stream: BufReader<UnixStream>,
-    size: u64,
-    flags: u16,
-    block_sizes: Option<(u32, u32, u32)>,
-    structured: bool,
+    pub(super) stream: BufReader<UnixStream>,
+    pub(super) size: u64,
+    pub(super) flags: u16,
+    pub(super) block_sizes: Option<(u32, u32, u32)>,
+    pub(super) structured: bool,
     next_cookie: u64,
-    pending: HashMap<u64, Pending>,
+    pub(super) pending: HashMap<u64, Pending>,
     done: VecDeque<Completion>,
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes(bytes[at..at + 2].try_into().expect("two bytes were taken"))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes were taken"))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes were taken"))
 }
 
 impl Client {
@@ -210,95 +198,14 @@ impl Client {
         self.pending.len()
     }
 
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+    pub(super) fn take<const N: usize>(&mut self) -> Result<[u8; N], Error> {
         let mut bytes = [0; N];
         self.stream.read_exact(&mut bytes)?;
         Ok(bytes)
     }
 
-    fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    pub(super) fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
         Ok(self.stream.get_mut().write_all(bytes)?)
-    }
-
-    fn greet(&mut self) -> Result<(), Error> {
-        let hello: [u8; 18] = self.take()?;
-        let flags = u16_at(&hello, 16);
-        if u64_at(&hello, 0) != wire::NBDMAGIC || u64_at(&hello, 8) != wire::IHAVEOPT {
-            return protocol("the greeting is not newstyle");
-        }
-        if flags & wire::FLAG_FIXED_NEWSTYLE == 0 {
-            return protocol("the server is not fixed newstyle");
-        }
-        let answer = u32::from(flags & (wire::FLAG_FIXED_NEWSTYLE | wire::FLAG_NO_ZEROES));
-        self.send(&answer.to_be_bytes())
-    }
-
-    /// Sends an option and collects its replies up to the acknowledgement.
-    #[expect(clippy::type_complexity, reason = "replies, or the refusal")]
-    fn option(&mut self, option: u32, data: &[u8]) -> Result<Result<Vec<(u32, Vec<u8>)>, Error>, Error> {
-        let mut out = wire::IHAVEOPT.to_be_bytes().to_vec();
-        out.extend(option.to_be_bytes());
-        out.extend(
-            u32::try_from(data.len())
-                .expect("options are short")
-                .to_be_bytes(),
-        );
-        out.extend(data);
-        self.send(&out)?;
-        let mut replies = Vec::new();
-        loop {
-            let head: [u8; 20] = self.take()?;
-            let (kind, len) = (u32_at(&head, 12), u32_at(&head, 16));
-            if u64_at(&head, 0) != wire::OPTION_REPLY
-                || u32_at(&head, 8) != option
-                || len > wire::OPTION_BYTES_MAX
-            {
-                return protocol(format!("no proper reply to option {option}"));
-            }
-            let mut data = vec![0; len as usize];
-            self.stream.read_exact(&mut data)?;
-            if kind & wire::REP_ERROR != 0 {
-                let text = String::from_utf8_lossy(&data).into_owned();
-                return Ok(Err(Error::Refused { reply: kind, text }));
-            }
-            if kind == wire::REP_ACK {
-                return Ok(Ok(replies));
-            }
-            replies.push((kind, data));
-        }
-    }
-
-    fn go(&mut self, export: &str) -> Result<(), Error> {
-        let mut data = u32::try_from(export.len())
-            .expect("names are short")
-            .to_be_bytes()
-            .to_vec();
-        data.extend(export.as_bytes());
-        data.extend(1u16.to_be_bytes());
-        data.extend(wire::INFO_BLOCK_SIZE.to_be_bytes());
-        let mut told = false;
-        for (kind, info) in self.option(wire::OPT_GO, &data)?? {
-            if kind != wire::REP_INFO || info.len() < 2 {
-                return protocol(format!("reply {kind} to NBD_OPT_GO"));
-            }
-            match (u16_at(&info, 0), info.len()) {
-                (wire::INFO_EXPORT, 12) => {
-                    (self.size, self.flags, told) = (u64_at(&info, 2), u16_at(&info, 10), true);
-                }
-                (wire::INFO_BLOCK_SIZE, 14) => {
-                    self.block_sizes = Some((u32_at(&info, 2), u32_at(&info, 6), u32_at(&info, 10)));
-                }
-                (wire::INFO_EXPORT | wire::INFO_BLOCK_SIZE, len) => {
-                    return protocol(format!("{len} bytes of information"));
-                }
-                _ => {}
-            }
-        }
-        if told {
-            Ok(())
-        } else {
-            protocol("the export's size was not told")
-        }
     }
 
     /// Sends a request; its answer comes from [`Client::complete`] under the cookie that this answers.
@@ -360,126 +267,6 @@ impl Client {
             return Ok(None);
         }
         self.receive().map(Some)
-    }
-
-    fn receive(&mut self) -> Result<Completion, Error> {
-        loop {
-            let magic = u32::from_be_bytes(self.take()?);
-            let cookie = match magic {
-                wire::SIMPLE_REPLY => {
-                    let head: [u8; 12] = self.take()?;
-                    let (errno, cookie) = (u32_at(&head, 0), u64_at(&head, 4));
-                    let pending = pending(&mut self.pending, cookie)?;
-                    match &mut pending.read {
-                        Some(_) if self.structured => return protocol("a simple reply to a read"),
-                        Some((range, bytes, there)) if errno == 0 => {
-                            self.stream.read_exact(bytes)?;
-                            there.push(*range);
-                        }
-                        _ => {}
-                    }
-                    if errno != 0 {
-                        pending.error = Some(Error::Server {
-                            errno,
-                            text: String::new(),
-                        });
-                    }
-                    cookie
-                }
-                wire::STRUCTURED_REPLY if self.structured => match self.chunk()? {
-                    Some(cookie) => cookie,
-                    None => continue,
-                },
-                other => return protocol(format!("a reply begins with {other:#010x}")),
-            };
-            let Pending { sent, read, error } = self.pending.remove(&cookie).expect("looked up above");
-            let at = Instant::now();
-            let result = match (error, read) {
-                (Some(error), _) => Err(error),
-                (None, None) => Ok(Vec::new()),
-                (None, Some((range, bytes, there))) => {
-                    let have: u64 = there.iter().map(|r| r.len()).sum();
-                    if have != range.len() {
-                        return protocol(format!("{have} bytes of {range:?} were answered"));
-                    }
-                    Ok(bytes)
-                }
-            };
-            return Ok(Completion {
-                cookie,
-                at,
-                took: at - sent,
-                result,
-            });
-        }
-    }
-
-    /// Reads one chunk of a structured reply; its cookie when it is the last one.
-    fn chunk(&mut self) -> Result<Option<u64>, Error> {
-        let head: [u8; 16] = self.take()?;
-        let (flags, kind, cookie, len) = (
-            u16_at(&head, 0),
-            u16_at(&head, 2),
-            u64_at(&head, 4),
-            u32_at(&head, 12),
-        );
-        let pending = pending(&mut self.pending, cookie)?;
-        match kind {
-            wire::CHUNK_NONE if len == 0 && flags & wire::CHUNK_DONE != 0 => {}
-            wire::CHUNK_DATA | wire::CHUNK_HOLE => {
-                let Some((range, bytes, there)) = &mut pending.read else {
-                    return protocol("data in answer to no read");
-                };
-                let least = if kind == wire::CHUNK_DATA { 9 } else { 12 };
-                if len < least || (kind == wire::CHUNK_HOLE && len != least) {
-                    return protocol(format!("a chunk of type {kind} with {len} bytes"));
-                }
-                let mut at = [0; 8];
-                self.stream.read_exact(&mut at)?;
-                let count = if kind == wire::CHUNK_DATA {
-                    len - 8
-                } else {
-                    let mut count = [0; 4];
-                    self.stream.read_exact(&mut count)?;
-                    u32::from_be_bytes(count)
-                };
-                let start = u64::from_be_bytes(at);
-                let part = ByteRange {
-                    start,
-                    end: start.saturating_add(u64::from(count)),
-                };
-                if part.start < range.start || part.end > range.end || part.is_empty() {
-                    return protocol(format!("a chunk {part:?} outside of its read {range:?}"));
-                }
-                if there.iter().any(|other| other.intersect(part).is_some()) {
-                    return protocol(format!("{part:?} was answered twice"));
-                }
-                there.push(part);
-                if kind == wire::CHUNK_DATA {
-                    let from = usize::try_from(part.start - range.start).expect("inside of the buffer");
-                    self.stream.read_exact(&mut bytes[from..from + count as usize])?;
-                }
-            }
-            kind if kind & wire::CHUNK_ERROR_BIT != 0 && (6..=wire::OPTION_BYTES_MAX).contains(&len) => {
-                let mut data = vec![0; len as usize];
-                self.stream.read_exact(&mut data)?;
-                let words = data[6..].get(..usize::from(u16_at(&data, 4)));
-                let Some(words) = words else {
-                    return protocol("an error longer than its chunk");
-                };
-                let text = String::from_utf8_lossy(words).into_owned();
-                pending.error.get_or_insert(Error::Server {
-                    errno: u32_at(&data, 0),
-                    text,
-                });
-            }
-            _ => {
-                return protocol(format!(
-                    "a chunk of type {kind:#x} with {len} bytes and flags {flags}"
-                ));
-            }
-        }
-        Ok((flags & wire::CHUNK_DONE != 0).then_some(cookie))
     }
 
     /// Sends a request and waits for its answer; others that come meanwhile are kept for [`Client::complete`].
@@ -555,11 +342,6 @@ impl Client {
         let head = head(wire::CMD_DISC, 0, self.next_cookie, ByteRange::at(0, 0))?;
         self.send(&head)
     }
-}
-
-fn pending(all: &mut HashMap<u64, Pending>, cookie: u64) -> Result<&mut Pending, Error> {
-    all.get_mut(&cookie)
-        .ok_or_else(|| Error::Protocol(format!("an answer to nothing, cookie {cookie}")))
 }
 
 fn head(command: u16, flags: u16, cookie: u64, range: ByteRange) -> Result<Vec<u8>, Error> {

@@ -8,10 +8,15 @@
 //! unknown because the connection broke. After a crash the ledger says which versions of a block may be there.
 
 mod client;
+mod handshake;
 mod ledger;
+mod reply;
 mod session;
 mod wire;
 
 pub use client::{Client, Completion, Error, Request};
 pub use ledger::{Broken, Entry, Kind, Ledger, Promise, State};
 pub use session::{Session, Step};
+
+#[cfg(test)]
+mod tests;

@@ -233,7 +233,3 @@ impl Session {
         Ok(())
     }
 }
-
-#[cfg(test)]
-#[path = "tests.rs"]
-mod tests;

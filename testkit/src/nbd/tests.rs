@@ -158,6 +158,7 @@ fn a_session_knows_what_was_promised() {
     let scratch = Scratch::new("session");
     let image = scratch.image("image", 8 << 20);
     let file = format!("file={}", image.display());
+    let (mut flushed, mut acknowledged) = (0, 0);
     with_seeds("session", 4, |rng| {
         std::fs::write(&image, vec![0; 8 << 20]).unwrap();
         let mut session = Session::new(&scratch.join("socket"), "", VOLUME, rng.random());
@@ -203,13 +204,16 @@ fn a_session_knows_what_was_promised() {
                 .count();
             assert!(unknown <= 3 * 16, "{unknown}");
         }
-        assert!(
-            session.ledger().count(State::Flushed) > 0 && session.ledger().count(State::Acknowledged) > 0
-        );
+        flushed += session.ledger().count(State::Flushed);
+        acknowledged += session.ledger().count(State::Acknowledged);
         for entry in session.ledger().entries() {
             assert_eq!(entry.answered.is_some(), entry.state != State::Unknown);
         }
     });
+    assert!(
+        flushed > 0 && acknowledged + flushed > 100,
+        "{flushed} {acknowledged}"
+    );
 }
 
 #[test]

@@ -36,3 +36,15 @@ pub(super) const CHUNK_ERROR_BIT: u16 = 1 << 15;
 
 /// Longest option reply that is believed.
 pub(super) const OPTION_BYTES_MAX: u32 = 64 << 10;
+
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes(bytes[at..at + 2].try_into().expect("two bytes were taken"))
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes were taken"))
+}
+
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes were taken"))
+}
