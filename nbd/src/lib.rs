@@ -50,6 +50,8 @@ mod connection;
 mod context;
 mod errno;
 mod export;
+#[cfg(test)]
+mod golden;
 mod handshake;
 mod inbox;
 mod limits;

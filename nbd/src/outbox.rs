@@ -243,3 +243,166 @@ impl Outbox {
         self.transport.close();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Reply;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    /// A client that can stop to read.
+    #[derive(Default)]
+    struct Client {
+        got: Mutex<Vec<u8>>,
+        sends: AtomicUsize,
+        full: AtomicBool,
+        closed: AtomicBool,
+    }
+
+    impl Transport for Client {
+        fn recv(&self, _: &mut Vec<u8>, _: Wait) -> io::Result<usize> {
+            Ok(0)
+        }
+
+        fn send(&self, bufs: &[IoSlice<'_>], wait: Wait) -> io::Result<usize> {
+            while self.full.load(Ordering::SeqCst) {
+                if self.closed.load(Ordering::SeqCst) {
+                    return Err(io::ErrorKind::BrokenPipe.into());
+                }
+                if wait == Wait::Never {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                thread::yield_now();
+            }
+            self.sends.fetch_add(1, Ordering::SeqCst);
+            let mut got = self.got.lock();
+            // Partial sends are ordinary; without waiting they mean that the socket is full.
+            let limit = if wait == Wait::Never { usize::MAX } else { 50 };
+            let mut n = 0;
+            for b in bufs {
+                let part = b.len().min(limit - n);
+                got.extend_from_slice(&b[..part]);
+                n += part;
+            }
+            Ok(n)
+        }
+
+        fn set_timeout(&self, _: Option<Duration>) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn close_read(&self) {}
+
+        fn close(&self) {
+            self.closed.store(true, Ordering::SeqCst);
+        }
+    }
+
+    const COST: usize = 100;
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn outbox(in_flight_max: usize) -> (Arc<Client>, Arc<Outbox>) {
+        let client = Arc::new(Client::default());
+        let outbox = Outbox::new(client.clone(), Style::Simple, in_flight_max);
+        (client, outbox)
+    }
+
+    fn reply(outbox: &Arc<Outbox>, cookie: u64) -> Reply {
+        outbox.admit(COST);
+        Reply::to_client(outbox.clone(), cookie, COST)
+    }
+
+    /// Cookies in the order in which they arrived.
+    fn cookies(client: &Client) -> Vec<u64> {
+        let got = client.got.lock();
+        got.chunks(16)
+            .map(|c| u64::from_be_bytes(c[8..].try_into().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn answers_of_the_owner_wait_for_its_flush_and_those_of_others_do_not() {
+        let (client, outbox) = outbox(1 << 20);
+        for cookie in 0..3 {
+            reply(&outbox, cookie).done(Ok(()));
+        }
+        assert!(cookies(&client).is_empty());
+        let other = reply(&outbox, 3);
+        thread::scope(|s| s.spawn(|| other.done(Ok(()))).join().unwrap());
+        assert_eq!(cookies(&client), [0, 1, 2, 3]);
+        reply(&outbox, 4).done(Ok(()));
+        outbox.send(b"0123456789abcdef").unwrap();
+        assert_eq!(client.got.lock().len(), 6 * 16);
+        assert!(outbox.drain(LONG));
+    }
+
+    #[test]
+    fn answers_given_together_leave_together() {
+        let (client, outbox) = outbox(1 << 20);
+        let replies: Vec<_> = (0..3).map(|c| (reply(&outbox, c), Ok(()))).collect();
+        thread::scope(|s| s.spawn(|| Reply::finish_all(replies)).join().unwrap());
+        assert_eq!(cookies(&client), [0, 1, 2]);
+        assert_eq!(client.sends.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn nobody_but_the_owner_waits_for_a_client_that_does_not_read() {
+        let (client, outbox) = outbox(1 << 20);
+        client.full.store(true, Ordering::SeqCst);
+        let replies: Vec<_> = (0..100).map(|c| reply(&outbox, c)).collect();
+        thread::scope(|s| {
+            s.spawn(|| replies.into_iter().for_each(|r| r.done(Ok(()))))
+                .join()
+                .unwrap()
+        });
+        assert!(!outbox.drain(Duration::from_millis(1)));
+        client.full.store(false, Ordering::SeqCst);
+        assert!(outbox.drain(LONG));
+        assert_eq!(cookies(&client), (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_closed_client_is_owed_nothing_once_all_is_answered() {
+        let (client, outbox) = outbox(1 << 20);
+        client.full.store(true, Ordering::SeqCst);
+        let (sent, late) = (reply(&outbox, 0), reply(&outbox, 1));
+        thread::scope(|s| s.spawn(|| sent.done(Ok(()))).join().unwrap());
+        outbox.close();
+        assert!(outbox.send(b"x").is_err());
+        assert!(!outbox.drain(Duration::from_millis(1)));
+        late.done(Ok(()));
+        assert!(outbox.drain(LONG));
+    }
+
+    #[test]
+    fn bytes_in_flight_are_bounded_but_one_mutation_always_fits() {
+        let (_, outbox) = outbox(250);
+        assert!(outbox.try_admit(1000) && !outbox.try_admit(1));
+        outbox.withdraw(1000);
+        let first = reply(&outbox, 0);
+        assert!(outbox.try_admit(150) && !outbox.try_admit(1));
+        thread::scope(|s| {
+            s.spawn(|| first.done(Ok(())));
+            outbox.admit(100);
+        });
+    }
+
+    #[test]
+    fn answers_from_many_threads_all_arrive_whole() {
+        let (client, outbox) = outbox(1 << 20);
+        thread::scope(|s| {
+            for t in 0..4 {
+                let outbox = &outbox;
+                s.spawn(move || (0..500).for_each(|i| reply(outbox, t * 500 + i).done(Ok(()))));
+            }
+            for _ in 0..200 {
+                outbox.send(&chunk::simple(u64::MAX, 0)).unwrap();
+            }
+        });
+        assert!(outbox.drain(LONG));
+        let mut got = cookies(&client);
+        got.retain(|c| *c != u64::MAX);
+        got.sort_unstable();
+        assert_eq!(got, (0..2000).collect::<Vec<_>>());
+    }
+}

@@ -246,3 +246,198 @@ fn in_range(h: &Header, terms: &Terms, known: &Known) -> Result<(), Refusal> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BlockSizes, ExportInfo, chunk::Style, proto::Put};
+    use proptest::prelude::*;
+
+    const SIZE: u64 = 1 << 20;
+
+    fn terms(info: ExportInfo) -> Terms {
+        Terms {
+            info,
+            style: Style::Structured,
+            allocation: true,
+        }
+    }
+
+    fn header(command: u16, flags: u16, offset: u64, len: u32) -> Header {
+        Header {
+            flags,
+            command,
+            cookie: 1,
+            offset,
+            len,
+        }
+    }
+
+    /// What a request is answered with: an error, or `Ok`.
+    fn errno(t: &Terms, command: u16, flags: u16, offset: u64, len: u32) -> Result<(), Errno> {
+        judge(&header(command, flags, offset, len), t)
+            .map(drop)
+            .map_err(|r| r.errno)
+    }
+
+    #[test]
+    fn past_the_end_is_no_space_for_writes_and_invalid_for_the_rest() {
+        let t = terms(ExportInfo::writable(SIZE));
+        for (command, expected) in [
+            (cmd::WRITE, Errno::NoSpc),
+            (cmd::WRITE_ZEROES, Errno::NoSpc),
+            (cmd::READ, Errno::Inval),
+            (cmd::TRIM, Errno::Inval),
+            (cmd::CACHE, Errno::Inval),
+            (cmd::BLOCK_STATUS, Errno::Inval),
+        ] {
+            assert_eq!(errno(&t, command, 0, SIZE - 1, 1), Ok(()));
+            for (offset, len) in [(SIZE - 1, 2), (SIZE, 1), (u64::MAX, 1), (u64::MAX - 4, 4)] {
+                assert_eq!(
+                    errno(&t, command, 0, offset, len),
+                    Err(expected),
+                    "{command} {offset} {len}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_read_only_export_permits_no_change() {
+        let t = terms(ExportInfo::read_only(SIZE));
+        for command in [cmd::WRITE, cmd::WRITE_ZEROES, cmd::TRIM] {
+            assert_eq!(errno(&t, command, 0, 0, 512), Err(Errno::Perm));
+            assert_eq!(errno(&t, command, 0, SIZE, 512), Err(Errno::Perm));
+        }
+        for command in [cmd::READ, cmd::CACHE, cmd::BLOCK_STATUS] {
+            assert_eq!(errno(&t, command, 0, 0, 512), Ok(()));
+        }
+        assert_eq!(judge(&header(cmd::FLUSH, 0, 0, 0), &t), Ok(Request::Flush));
+    }
+
+    #[test]
+    fn flags_are_taken_only_where_they_mean_something() {
+        let full = terms(ExportInfo::writable(SIZE));
+        let allowed = |command| match command {
+            cmd::READ => flag::DF,
+            cmd::WRITE_ZEROES => flag::NO_HOLE | flag::FAST_ZERO,
+            cmd::BLOCK_STATUS => flag::REQ_ONE,
+            _ => 0,
+        };
+        for command in [
+            cmd::READ,
+            cmd::WRITE,
+            cmd::TRIM,
+            cmd::CACHE,
+            cmd::WRITE_ZEROES,
+            cmd::BLOCK_STATUS,
+        ] {
+            for bit in 0..16 {
+                let ok = (allowed(command) | flag::FUA) & 1 << bit != 0;
+                let expected = if ok { Ok(()) } else { Err(Errno::Inval) };
+                assert_eq!(
+                    errno(&full, command, 1 << bit, 0, 512),
+                    expected,
+                    "{command} bit {bit}"
+                );
+            }
+        }
+        assert_eq!(errno(&full, cmd::FLUSH, flag::FUA, 0, 0), Ok(()));
+        let mut bare = ExportInfo::writable(SIZE);
+        (bare.fua, bare.fast_zero) = (false, false);
+        let bare = Terms {
+            style: Style::Simple,
+            ..terms(bare)
+        };
+        assert_eq!(errno(&bare, cmd::WRITE, flag::FUA, 0, 512), Err(Errno::Inval));
+        assert_eq!(errno(&bare, cmd::READ, flag::DF, 0, 512), Err(Errno::Inval));
+        assert_eq!(
+            errno(&bare, cmd::WRITE_ZEROES, flag::FAST_ZERO, 0, 512),
+            Err(Errno::Inval)
+        );
+    }
+
+    #[test]
+    fn what_is_not_offered_is_invalid() {
+        let mut info = ExportInfo::writable(SIZE);
+        (info.flush, info.trim, info.zeroes) = (false, false, false);
+        let t = Terms {
+            allocation: false,
+            ..terms(info)
+        };
+        for command in [
+            cmd::FLUSH,
+            cmd::TRIM,
+            cmd::WRITE_ZEROES,
+            cmd::BLOCK_STATUS,
+            8,
+            0xffff,
+        ] {
+            assert_eq!(errno(&t, command, 0, 0, 0), Err(Errno::Inval), "{command}");
+        }
+        assert_eq!(
+            errno(&terms(ExportInfo::writable(SIZE)), cmd::FLUSH, 0, 0, 1),
+            Err(Errno::Inval)
+        );
+    }
+
+    #[test]
+    fn a_length_of_zero_is_nothing_to_do() {
+        let t = terms(ExportInfo::writable(SIZE));
+        for command in [cmd::READ, cmd::WRITE, cmd::TRIM, cmd::CACHE, cmd::WRITE_ZEROES] {
+            let nothing = Ok(Request::Nothing {
+                is_read: command == cmd::READ,
+            });
+            assert_eq!(judge(&header(command, 0, SIZE, 0), &t), nothing);
+        }
+        assert_eq!(errno(&t, cmd::BLOCK_STATUS, 0, 0, 0), Err(Errno::Inval));
+    }
+
+    #[test]
+    fn payloads_are_bounded_and_effects_are_not() {
+        let t = terms(ExportInfo::writable(1 << 40));
+        let over = BlockSizes::PAYLOAD_MAX + 1;
+        assert_eq!(errno(&t, cmd::READ, 0, 0, over - 1), Ok(()));
+        assert_eq!(errno(&t, cmd::READ, 0, 0, over), Err(Errno::Inval));
+        assert_eq!(errno(&t, cmd::WRITE, 0, 0, over), Err(Errno::Inval));
+        assert_eq!(errno(&t, cmd::WRITE_ZEROES, 0, 0, u32::MAX), Ok(()));
+        assert_eq!(errno(&t, cmd::TRIM, 0, 0, u32::MAX), Ok(()));
+    }
+
+    #[test]
+    fn requests_keep_to_the_blocks_of_the_export() {
+        let mut info = ExportInfo::writable(SIZE);
+        info.block.min = 512;
+        let t = terms(info);
+        assert_eq!(errno(&t, cmd::WRITE, 0, 512, 1024), Ok(()));
+        assert_eq!(errno(&t, cmd::WRITE, 0, 1, 512), Err(Errno::Inval));
+        assert_eq!(errno(&t, cmd::READ, 0, 0, 511), Err(Errno::Inval));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_are_no_request_or_one_that_is_judged(bytes in prop::collection::vec(any::<u8>(), 0..80), honest: bool) {
+            let mut p = Vec::new();
+            if honest { p.put_u32(magic::REQUEST) }
+            p.put(&bytes);
+            let mut input = Take(&p);
+            match Header::parse(&mut input) {
+                Ok(Some(h)) => { let _ = judge(&h, &terms(ExportInfo::writable(SIZE))); }
+                Ok(None) => prop_assert!(p.len() < HEADER_BYTES),
+                Err(_) => prop_assert!(!honest),
+            }
+        }
+
+        #[test]
+        fn what_is_carried_out_lies_inside(command in 0u16..9, offset in 0u64..2 * SIZE, len in 0u32..1 << 21) {
+            let t = terms(ExportInfo::writable(SIZE));
+            if let Ok(request) = judge(&header(command, 0, offset, len), &t) {
+                let inside = match request {
+                    Request::Nothing { .. } | Request::Flush | Request::Disconnect => true,
+                    _ => len > 0 && offset + u64::from(len) <= SIZE,
+                };
+                prop_assert!(inside);
+            }
+        }
+    }
+}

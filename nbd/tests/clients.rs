@@ -1,0 +1,254 @@
+//! The clients of others against this server: what they see, and that no byte is lost either way.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod common;
+
+use common::{Fixture, SIZE, ok, pattern, run};
+use std::fs;
+
+#[test]
+fn nbdinfo_sees_what_is_advertised() {
+    let f = Fixture::new();
+    let json = ok("nbdinfo", &["--json", &f.uri("vol")]);
+    for expected in [
+        "\"protocol\": \"newstyle-fixed\"",
+        "\"structured\": true",
+        "\"export-name\": \"vol\"",
+        "\"description\": \"a volume, live\"",
+        "\"base:allocation\"",
+        "\"is_read_only\": false",
+        "\"can_cache\": true",
+        "\"can_df\": true",
+        "\"can_fast_zero\": true",
+        "\"can_flush\": true",
+        "\"can_fua\": true",
+        "\"can_multi_conn\": true",
+        "\"can_trim\": true",
+        "\"can_zero\": true",
+        "\"block_size_minimum\": 1",
+        "\"block_size_preferred\": 4096",
+        "\"block_size_maximum\": 33554432",
+        &format!("\"export-size\": {SIZE}"),
+    ] {
+        assert!(json.contains(expected), "{expected} is not in\n{json}");
+    }
+    assert_eq!(
+        ok("nbdinfo", &["--size", &f.tcp_uri("vol")]).trim(),
+        SIZE.to_string()
+    );
+}
+
+#[test]
+fn nbdinfo_lists_all_exports() {
+    let f = Fixture::new();
+    let json = ok("nbdinfo", &["--list", "--json", &f.uri("")]);
+    for expected in [
+        "\"export-name\": \"vol\"",
+        "\"export-name\": \"ro\"",
+        "a volume, as it was",
+    ] {
+        assert!(json.contains(expected), "{expected} is not in\n{json}");
+    }
+}
+
+#[test]
+fn nbdinfo_asks_one_feature_at_a_time() {
+    let f = Fixture::new();
+    for feature in [
+        "connect",
+        "cache",
+        "df",
+        "fast-zero",
+        "flush",
+        "fua",
+        "multi-conn",
+        "trim",
+        "write",
+        "zero",
+    ] {
+        ok("nbdinfo", &["--can", feature, &f.uri("vol")]);
+    }
+    for feature in ["trim", "write", "zero", "fast-zero"] {
+        let refused = run("nbdinfo", &["--can", feature, &f.uri("ro")]);
+        assert_eq!(refused.status.code(), Some(2), "{feature}");
+    }
+    ok("nbdinfo", &["--is", "read-only", &f.uri("ro")]);
+    ok("nbdinfo", &["--can", "multi-conn", &f.uri("ro")]);
+}
+
+#[test]
+fn errors_of_opening_carry_their_text() {
+    let f = Fixture::new();
+    for (name, text) in [
+        ("held", "held is not for you today"),
+        ("gone", "no export \"gone\""),
+    ] {
+        let refused = run("qemu-img", &["info", "-f", "raw", &f.uri(name)]);
+        assert!(!refused.status.success());
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains(text), "{text} is not in {said}");
+    }
+}
+
+#[test]
+fn nbdinfo_maps_data_and_holes() {
+    let f = Fixture::new();
+    f.vol.fill(4096..12288, 1);
+    f.vol.fill(1 << 20..(1 << 20) + 1, 1);
+    let map = ok("nbdinfo", &["--map", &f.uri("vol")]);
+    let lines: Vec<Vec<&str>> = map.lines().map(|l| l.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["0", "4096", "3", "hole,zero"]);
+    assert_eq!(lines[1], ["4096", "8192", "0", "data"]);
+    assert_eq!(lines[2], ["12288", "1036288", "3", "hole,zero"]);
+    assert_eq!(lines[3], ["1048576", "4096", "0", "data"]);
+    assert_eq!(lines.len(), 5);
+}
+
+#[test]
+fn nbdcopy_copies_in_and_out_on_four_connections() {
+    let f = Fixture::new();
+    let (source, back) = (f.path("source"), f.path("back"));
+    let bytes = pattern(SIZE as usize);
+    fs::write(&source, &bytes).unwrap();
+    // What was there before must be gone, also where the source is zero.
+    f.vol.fill(0..SIZE as usize, 0xff);
+    ok(
+        "nbdcopy",
+        &["--flush", "-C", "4", "-R", "64", &source, &f.uri("vol")],
+    );
+    assert!(f.vol.bytes() == bytes);
+    assert!(f.vol.saw("flush"));
+    ok("nbdcopy", &["-C", "4", &f.tcp_uri("vol"), &back]);
+    assert!(fs::read(&back).unwrap() == bytes);
+    assert!(
+        f.vol
+            .log
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|(op, _)| op.starts_with("zero")),
+        "zeroes are not sent as data"
+    );
+}
+
+#[test]
+fn qemu_img_converts_compares_and_maps() {
+    let f = Fixture::new();
+    let (source, back) = (f.path("source"), f.path("back"));
+    let bytes = pattern(SIZE as usize);
+    fs::write(&source, &bytes).unwrap();
+    let uri = f.uri("vol");
+    let info = ok("qemu-img", &["info", "-f", "raw", "--output=json", &uri]);
+    assert!(info.contains(&format!("\"virtual-size\": {SIZE}")), "{info}");
+    ok(
+        "qemu-img",
+        &["convert", "-n", "-f", "raw", "-O", "raw", &source, &uri],
+    );
+    assert!(f.vol.bytes() == bytes);
+    ok("qemu-img", &["compare", "-f", "raw", "-F", "raw", &source, &uri]);
+    ok(
+        "qemu-img",
+        &["convert", "-f", "raw", "-O", "raw", &f.tcp_uri("vol"), &back],
+    );
+    assert!(fs::read(&back).unwrap() == bytes);
+    let map = ok("qemu-img", &["map", "-f", "raw", "--output=json", &uri]);
+    assert!(
+        map.contains("\"zero\": true") && map.contains("\"data\": true"),
+        "{map}"
+    );
+    f.vol.fill(7..8, 0x55);
+    assert_eq!(
+        run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &source, &uri])
+            .status
+            .code(),
+        Some(1)
+    );
+}
+
+#[test]
+fn qemu_io_writes_zeroes_discards_and_flushes() {
+    let f = Fixture::new();
+    f.vol.fill(0..SIZE as usize, 0x11);
+    let said = ok(
+        "qemu-io",
+        &[
+            "-f",
+            "raw",
+            "-d",
+            "unmap",
+            "-c",
+            "write -P 0xaa -f 0 64k",
+            "-c",
+            "write -P 0xbb 65537 1001",
+            "-c",
+            "write -z 256k 64k",
+            "-c",
+            "write -z -u 1M 1M",
+            "-c",
+            "discard 2M 1M",
+            "-c",
+            "flush",
+            "-c",
+            "read -P 0xaa 0 64k",
+            "-c",
+            "read -P 0xbb 65537 1001",
+            "-c",
+            "read -P 0x11 65536 1",
+            "-c",
+            "read -P 0 256k 64k",
+            "-c",
+            "read -P 0 1M 2M",
+            "-c",
+            "read -P 0x11 3M 1M",
+            &f.uri("vol"),
+        ],
+    );
+    assert!(!said.contains("failed"), "{said}");
+    assert!(
+        f.vol.saw("zero 262144+65536 false"),
+        "{:?}",
+        f.vol.log.lock().unwrap()
+    );
+    assert!(f.vol.saw("zero 1048576+1048576 true"));
+    assert!(f.vol.saw("trim 2097152+1048576"));
+    assert!(f.vol.saw("flush") && f.vol.saw_fua());
+}
+
+#[test]
+fn qemu_io_cannot_write_to_a_read_only_export() {
+    let f = Fixture::new();
+    let refused = run("qemu-io", &["-f", "raw", "-c", "write 0 4k", &f.uri("ro")]);
+    assert!(!refused.status.success());
+    ok(
+        "qemu-io",
+        &["-r", "-f", "raw", "-c", "read -P 0 0 4k", &f.uri("ro")],
+    );
+}
+
+#[test]
+fn fio_reads_back_what_it_wrote() {
+    let f = Fixture::new();
+    let report = f.path("fio.json");
+    for (rw, uri) in [("randwrite", f.uri("vol")), ("randrw", f.tcp_uri("vol"))] {
+        ok(
+            "fio",
+            &[
+                "--name=v",
+                "--ioengine=nbd",
+                &format!("--uri={uri}"),
+                &format!("--rw={rw}"),
+                "--bsrange=4k-64k",
+                "--iodepth=16",
+                "--size=48m",
+                "--verify=crc32c",
+                "--fsync=32",
+                "--randseed=7",
+                "--output-format=json",
+                &format!("--output={report}"),
+            ],
+        );
+        let report = fs::read_to_string(&report).unwrap();
+        assert!(report.contains("\"error\" : 0"), "{report}");
+    }
+    assert!(f.vol.saw("flush"));
+}

@@ -1,0 +1,314 @@
+//! What the tests serve, and how they run the clients of others.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use nbd::{
+    Errno, Export, ExportEntry, ExportInfo, Exports, Extent, Limits, Mutation, Op, OpenError, Reply, Server,
+};
+use std::{
+    ops::Range,
+    path::PathBuf,
+    process::{Command, Output},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+};
+use tempfile::TempDir;
+
+/// Granularity of the holes of [`Memory`].
+const BLOCK: u64 = 4096;
+
+/// An export in memory. Writes are answered at once, flushes and FUA writes by a thread that plays the sync thread.
+pub struct Memory {
+    info: ExportInfo,
+    bytes: Mutex<Vec<u8>>,
+    syncer: Mutex<mpsc::Sender<Reply>>,
+    /// What was submitted, in order; of a write, its place and length.
+    pub log: Mutex<Vec<(String, bool)>>,
+    /// Lengths of the batches.
+    pub batches: Mutex<Vec<usize>>,
+    gate: Gate,
+    /// Reads at or past this offset fail.
+    pub bad_from: Mutex<u64>,
+    pub submitted_bytes: AtomicUsize,
+}
+
+/// Holds answers back while it is shut.
+#[derive(Default)]
+struct Gate {
+    held: Mutex<Vec<Reply>>,
+    shut: AtomicBool,
+    changed: Condvar,
+}
+
+impl Memory {
+    pub fn new(info: ExportInfo) -> Arc<Self> {
+        let (syncer, work) = mpsc::channel::<Reply>();
+        thread::spawn(move || {
+            while let Ok(first) = work.recv() {
+                Reply::finish_all([first].into_iter().chain(work.try_iter()).map(|r| (r, Ok(()))));
+            }
+        });
+        Arc::new(Self {
+            bytes: Mutex::new(vec![0; usize::try_from(info.size).unwrap()]),
+            info,
+            syncer: Mutex::new(syncer),
+            log: Mutex::default(),
+            batches: Mutex::default(),
+            gate: Gate::default(),
+            bad_from: Mutex::new(u64::MAX),
+            submitted_bytes: AtomicUsize::new(0),
+        })
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        self.bytes.lock().unwrap().clone()
+    }
+
+    pub fn fill(&self, range: Range<usize>, byte: u8) {
+        self.bytes.lock().unwrap()[range].fill(byte);
+    }
+
+    /// From now on no mutation is answered.
+    pub fn shut_gate(&self) {
+        self.gate.shut.store(true, Ordering::SeqCst);
+    }
+
+    /// Answers all that was held back, and from now on everything.
+    pub fn open_gate(&self) {
+        self.gate.shut.store(false, Ordering::SeqCst);
+        let held = std::mem::take(&mut *self.gate.held.lock().unwrap());
+        Reply::finish_all(held.into_iter().map(|r| (r, Ok(()))));
+    }
+
+    /// Waits until so many mutations are held back.
+    pub fn wait_held(&self, n: usize) {
+        let mut held = self.gate.held.lock().unwrap();
+        while held.len() < n {
+            held = self.gate.changed.wait(held).unwrap();
+        }
+    }
+
+    pub fn held(&self) -> usize {
+        self.gate.held.lock().unwrap().len()
+    }
+
+    /// Whether this was submitted, with FUA or without.
+    pub fn saw(&self, what: &str) -> bool {
+        self.log.lock().unwrap().iter().any(|(w, _)| w == what)
+    }
+
+    pub fn saw_fua(&self) -> bool {
+        self.log.lock().unwrap().iter().any(|(_, fua)| *fua)
+    }
+}
+
+impl Export for Memory {
+    fn info(&self) -> ExportInfo {
+        self.info.clone()
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
+        if offset + buf.len() as u64 > *self.bad_from.lock().unwrap() {
+            return Err(Errno::Io);
+        }
+        let at = usize::try_from(offset).unwrap();
+        buf.copy_from_slice(&self.bytes.lock().unwrap()[at..at + buf.len()]);
+        Ok(())
+    }
+
+    fn submit(&self, batch: Vec<Mutation>) {
+        self.batches.lock().unwrap().push(batch.len());
+        for m in batch {
+            let range = |offset: u64, len: u64| {
+                usize::try_from(offset).unwrap()..usize::try_from(offset + len).unwrap()
+            };
+            let what = match &m.op {
+                Op::Write { offset, data } => {
+                    self.submitted_bytes.fetch_add(data.len(), Ordering::SeqCst);
+                    self.bytes.lock().unwrap()[range(*offset, data.len() as u64)].copy_from_slice(data);
+                    format!("write {offset}+{}", data.len())
+                }
+                Op::Zero {
+                    offset,
+                    len,
+                    may_trim,
+                } => {
+                    self.bytes.lock().unwrap()[range(*offset, *len)].fill(0);
+                    format!("zero {offset}+{len} {may_trim}")
+                }
+                Op::Trim { offset, len } => {
+                    self.bytes.lock().unwrap()[range(*offset, *len)].fill(0);
+                    format!("trim {offset}+{len}")
+                }
+                Op::Flush => "flush".to_owned(),
+            };
+            let durable = m.fua || m.op == Op::Flush;
+            self.log.lock().unwrap().push((what, m.fua));
+            if self.gate.shut.load(Ordering::SeqCst) {
+                self.gate.held.lock().unwrap().push(m.reply);
+                self.gate.changed.notify_all();
+            } else if durable {
+                self.syncer.lock().unwrap().send(m.reply).unwrap();
+            } else {
+                m.reply.done(Ok(()));
+            }
+        }
+    }
+
+    fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>, Errno> {
+        let bytes = self.bytes.lock().unwrap();
+        let mut out: Vec<Extent> = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let end = (at / BLOCK + 1) * BLOCK;
+            let end = end.min(self.info.size);
+            let zero = bytes[usize::try_from(at).unwrap()..usize::try_from(end).unwrap()]
+                .iter()
+                .all(|b| *b == 0);
+            let full = out.len() == max;
+            match out.last_mut() {
+                Some(last) if last.zero == zero => last.len += end - at,
+                _ if full => break,
+                _ => out.push(Extent {
+                    len: end - at,
+                    hole: zero,
+                    zero,
+                }),
+            }
+            at = end;
+        }
+        Ok(out)
+    }
+}
+
+/// A server of two exports, on a unix socket and on TCP: `vol` (also the default), and `ro`.
+pub struct Fixture {
+    pub vol: Arc<Memory>,
+    pub ro: Arc<Memory>,
+    pub server: Server,
+    pub folder: TempDir,
+    pub port: u16,
+}
+
+struct Names {
+    vol: Arc<Memory>,
+    ro: Arc<Memory>,
+}
+
+impl Exports for Names {
+    fn list(&self) -> Vec<ExportEntry> {
+        let entry = |name: &str, m: &Memory| ExportEntry {
+            name: name.into(),
+            description: m.info.description.clone(),
+        };
+        vec![entry("vol", &self.vol), entry("ro", &self.ro)]
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
+        match name {
+            "" | "vol" => Ok(self.vol.clone()),
+            "ro" => Ok(self.ro.clone()),
+            "held" => Err(OpenError::Refused("held is not for you today".into())),
+            _ => Err(OpenError::Unknown(format!("no export {name:?}"))),
+        }
+    }
+}
+
+pub const SIZE: u64 = 64 << 20;
+
+impl Fixture {
+    pub fn new() -> Self {
+        Self::with(Limits::default(), SIZE)
+    }
+
+    pub fn with(limits: Limits, size: u64) -> Self {
+        let named = |info: ExportInfo, name: &str, text: &str| ExportInfo {
+            name: Some(name.into()),
+            description: text.into(),
+            ..info
+        };
+        let vol = Memory::new(named(ExportInfo::writable(size), "vol", "a volume, live"));
+        let ro = Memory::new(named(ExportInfo::read_only(size), "ro", "a volume, as it was"));
+        let server = Server::new(
+            Arc::new(Names {
+                vol: vol.clone(),
+                ro: ro.clone(),
+            }),
+            limits,
+        );
+        let folder = tempfile::tempdir().unwrap();
+        server.listen_unix(&folder.path().join("s"), 0o600).unwrap();
+        let port = server.listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap().port();
+        Self {
+            vol,
+            ro,
+            server,
+            folder,
+            port,
+        }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("s")
+    }
+
+    pub fn uri(&self, export: &str) -> String {
+        format!("nbd+unix:///{export}?socket={}", self.socket().display())
+    }
+
+    pub fn tcp_uri(&self, export: &str) -> String {
+        format!("nbd://127.0.0.1:{}/{export}", self.port)
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+}
+
+/// Runs a client, which must be installed. It is stopped after two minutes.
+pub fn run(tool: &str, args: &[&str]) -> Output {
+    let output = Command::new("timeout")
+        .arg("120")
+        .arg(tool)
+        .args(args)
+        .output()
+        .expect("coreutils are installed");
+    match output.status.code() {
+        Some(127) => panic!("{tool} is not installed: these tests need it"),
+        Some(124) => panic!("{tool} {args:?} did not end in two minutes"),
+        _ => output,
+    }
+}
+
+/// Runs a client that must succeed, and returns what it printed.
+pub fn ok(tool: &str, args: &[&str]) -> String {
+    let output = run(tool, args);
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "{tool} {args:?}: {}\n{out}\n{err}",
+        output.status
+    );
+    out.into_owned()
+}
+
+/// Bytes that are data here and zeroes there.
+pub fn pattern(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_u32;
+    let mut out = vec![0; len];
+    for (i, chunk) in out.chunks_mut(64 << 10).enumerate() {
+        if i % 3 != 1 {
+            for b in chunk {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                *b = (state >> 24) as u8;
+            }
+        }
+    }
+    out
+}
