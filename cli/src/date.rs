@@ -1,0 +1,214 @@
+//! Dates as operators type them (`-D`, `--from`, `--to`).
+//!
+//! A date without an offset is a reading of a clock on the wall of some zone. In the hour that is shown twice it names two
+//! instants, in the hour that is skipped none; both are refused, because the wrong guess restores the wrong data.
+
+use crate::zone::Zone;
+use chrono::{DateTime, LocalResult, NaiveDateTime, SecondsFormat, Timelike as _};
+use control::Moment;
+
+/// Why a text is no instant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DateError {
+    /// None of the known forms.
+    #[error(
+        "'{0}' is no date (\"MM/DD/YY HH:MM:SS\", or ISO: 2009-05-15T09:33:40, with or without Z or +02:00)"
+    )]
+    Form(String),
+    /// Clocks showed it twice.
+    #[error("'{text}' was shown twice by clocks of {zone}: give {first} or {second}")]
+    Ambiguous {
+        /// As typed.
+        text: String,
+        /// The zone.
+        zone: &'static str,
+        /// The earlier reading.
+        first: String,
+        /// The later reading.
+        second: String,
+    },
+    /// Clocks never showed it.
+    #[error("'{text}' was never shown by clocks of {zone}: they were set forward over it")]
+    NonExistent {
+        /// As typed.
+        text: String,
+        /// The zone.
+        zone: &'static str,
+    },
+    /// Not yet.
+    #[error("'{text}' is in the future: it is {now} now")]
+    Future {
+        /// As typed.
+        text: String,
+        /// The present instant.
+        now: String,
+    },
+    /// Before 1970.
+    #[error("'{0}' is before 1970")]
+    TooOld(String),
+}
+
+/// The instant that `text` names in `zone`; an offset of its own wins. Years 69 to 99 are 19YY.
+///
+/// # Errors
+/// When it names none, or two, or one that is yet to come.
+pub fn parse(text: &str, zone: Zone, now: Moment) -> Result<Moment, DateError> {
+    let text = text.trim();
+    let at = match offset_date(text) {
+        Some(at) => at,
+        None => {
+            let clock = clock_date(text).ok_or_else(|| DateError::Form(text.to_owned()))?;
+            match zone.instants(&clock) {
+                LocalResult::Single(at) => at,
+                LocalResult::Ambiguous(a, b) => {
+                    let (first, second) = if a <= b { (a, b) } else { (b, a) };
+                    let reading = |t: DateTime<_>| t.to_rfc3339_opts(SecondsFormat::AutoSi, false);
+                    return Err(DateError::Ambiguous {
+                        text: text.to_owned(),
+                        zone: zone.name(),
+                        first: reading(first),
+                        second: reading(second),
+                    });
+                }
+                LocalResult::None => {
+                    return Err(DateError::NonExistent {
+                        text: text.to_owned(),
+                        zone: zone.name(),
+                    });
+                }
+            }
+        }
+    };
+    let at = at
+        .timestamp_nanos_opt()
+        .and_then(|n| u64::try_from(n).ok())
+        .map(Moment)
+        .ok_or_else(|| DateError::TooOld(text.to_owned()))?;
+    if at > now {
+        return Err(DateError::Future {
+            text: text.to_owned(),
+            now: zone.date_zone(now),
+        });
+    }
+    Ok(at)
+}
+
+fn offset_date(text: &str) -> Option<DateTime<chrono::FixedOffset>> {
+    ["%Y-%m-%dT%H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f%:z"]
+        .into_iter()
+        .find_map(|f| DateTime::parse_from_str(text, f).ok())
+        .or_else(|| DateTime::parse_from_rfc3339(text).ok())
+        .filter(|t| t.nanosecond() < 1_000_000_000)
+}
+
+fn clock_date(text: &str) -> Option<NaiveDateTime> {
+    // %y reads 69 to 99 as 19YY, as POSIX says. It takes two digits, so a four-digit year falls to the next form.
+    [
+        "%m/%d/%y %H:%M:%S",
+        "%m/%d/%Y %H:%M:%S",
+        "%Y-%m-%dT%H:%M:%S%.f",
+        "%Y-%m-%d %H:%M:%S%.f",
+    ]
+    .into_iter()
+    .find_map(|f| NaiveDateTime::parse_from_str(text, f).ok())
+    // chrono reads :60 as a leap second, which no clock of ours shows.
+    .filter(|t| t.nanosecond() < 1_000_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2026-11-20 02:11:52 UTC.
+    const NOW: Moment = Moment(1_795_140_712_000_000_000);
+
+    fn at(text: &str, zone: &str) -> Result<u64, DateError> {
+        parse(text, Zone::named(zone).unwrap(), NOW).map(|m| m.seconds())
+    }
+
+    #[test]
+    fn dates_are_readings_of_the_zones_clock() {
+        for (text, zone, seconds) in [
+            ("05/15/09 09:33:40", "UTC", 1_242_380_020),
+            ("05/15/09 09:33:40", "Europe/Berlin", 1_242_372_820),
+            ("05/15/09 09:33:40", "America/New_York", 1_242_394_420),
+            ("05/15/2009 09:33:40", "UTC", 1_242_380_020),
+            ("2009-05-15T09:33:40", "Europe/Berlin", 1_242_372_820),
+            ("2009-05-15 09:33:40", "Europe/Berlin", 1_242_372_820),
+            ("2009-05-15 09:33:40+02:00", "America/New_York", 1_242_372_820),
+            ("2009-05-15T09:33:40Z", "Europe/Berlin", 1_242_380_020),
+            // The last second before and the first after the hour that Berlin showed twice in 2026.
+            ("10/25/26 01:59:59", "Europe/Berlin", 1_792_886_399),
+            ("10/25/26 03:00:00", "Europe/Berlin", 1_792_893_600),
+        ] {
+            assert_eq!(at(text, zone), Ok(seconds), "{text} {zone}");
+        }
+        assert_eq!(
+            parse("2009-05-15T09:33:40.25Z", Zone::Named(chrono_tz::UTC), NOW),
+            Ok(Moment(1_242_380_020_250_000_000))
+        );
+    }
+
+    #[test]
+    fn years_69_to_99_are_of_the_last_century() {
+        assert_eq!(at("01/01/70 00:00:00", "UTC"), Ok(0));
+        assert_eq!(at("12/31/99 23:59:59", "UTC"), Ok(946_684_799));
+        assert_eq!(at("01/01/00 00:00:00", "UTC"), Ok(946_684_800));
+        assert!(matches!(
+            at("12/31/69 23:59:59", "UTC"),
+            Err(DateError::TooOld(_))
+        ));
+        assert!(matches!(
+            at("01/01/68 00:00:00", "UTC"),
+            Err(DateError::Future { .. })
+        ));
+    }
+
+    #[test]
+    fn an_hour_shown_twice_is_refused_with_both_readings_and_each_is_accepted() {
+        let error = at("10/25/26 02:30:00", "Europe/Berlin").unwrap_err();
+        let DateError::Ambiguous { first, second, .. } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(first, "2026-10-25T02:30:00+02:00");
+        assert_eq!(second, "2026-10-25T02:30:00+01:00");
+        let (a, b) = (
+            at(first, "Europe/Berlin").unwrap(),
+            at(second, "Europe/Berlin").unwrap(),
+        );
+        assert_eq!(b - a, 3600);
+        assert_eq!(error.to_string().matches("2026-10-25T02:30:00").count(), 2);
+    }
+
+    #[test]
+    fn an_hour_that_was_skipped_is_refused() {
+        assert!(matches!(
+            at("03/29/26 02:30:00", "Europe/Berlin"),
+            Err(DateError::NonExistent { .. })
+        ));
+        assert!(at("03/29/26 02:30:00", "UTC").is_ok());
+    }
+
+    #[test]
+    fn what_is_no_date_or_not_yet_is_refused() {
+        for text in [
+            "",
+            "yesterday",
+            "05/15/09",
+            "15/05/09 09:33:40",
+            "02/29/26 00:00:00",
+            "05/15/09 24:00:00",
+            "05/15/09 09:33:60",
+            "05/15/09 09:33:40 CET",
+            "1169584788",
+        ] {
+            assert!(matches!(at(text, "UTC"), Err(DateError::Form(_))), "{text}");
+        }
+        assert!(matches!(
+            at("11/20/26 02:11:53", "UTC"),
+            Err(DateError::Future { .. })
+        ));
+        assert!(at("11/20/26 02:11:52", "UTC").is_ok());
+    }
+}

@@ -1,0 +1,201 @@
+//! `--help`, `-m`, and what is said of a line that cannot be parsed.
+
+use crate::names::{self, Job, Name};
+use control::{Code, Failure};
+use std::fmt::Write as _;
+
+/// `backstay --help`: all commands by the job they serve.
+pub(crate) fn all() -> String {
+    let mut text = String::from(
+        "Backstay: journaled point-in-time replicas of block volumes.\n\nUsage: backstay COMMAND [OPTIONS]      (or through a link: scrt_ra, rtmnt, ...; see 'backstay links')\n",
+    );
+    for job in Job::ALL {
+        let _ = writeln!(text, "\n{}:", job.title());
+        for name in names::ALL.iter().filter(|n| n.job == job && n.built) {
+            let called = match name.link {
+                Some(link) => format!("{}, {link}", name.short),
+                None => name.short.to_owned(),
+            };
+            let _ = writeln!(text, "  {called:<18} {}", name.about);
+        }
+    }
+    // A heading with nothing under it would promise something.
+    for job in Job::ALL {
+        if !names::ALL.iter().any(|n| n.job == job && n.built) {
+            text = text.replace(&format!("\n{}:\n", job.title()), "");
+        }
+    }
+    let later: Vec<_> = names::ALL
+        .iter()
+        .filter(|n| !n.built)
+        .map(Name::display)
+        .collect();
+    let _ = writeln!(text, "\nNot part of this version: {}.", later.join(", "));
+    text.push_str("\nCOMMAND -h: its options. COMMAND -m: its manual page.\n");
+    text
+}
+
+/// `-m`: a manual page made of the options themselves and a few words of its own.
+pub(crate) fn man(name: &Name, command: &mut clap::Command) -> String {
+    let page = page(name.short);
+    let mut text = format!(
+        "NAME\n    {} - {}\n\nSYNOPSIS\n    {}\n",
+        name.display(),
+        name.about,
+        command.render_usage().to_string().trim_start_matches("Usage: "),
+    );
+    let mut section = |title: &str, lines: &mut dyn Iterator<Item = String>| {
+        let _ = write!(text, "\n{title}\n");
+        for line in lines {
+            let _ = writeln!(text, "{}", format!("    {line}").trim_end());
+        }
+    };
+    section("DESCRIPTION", &mut page.about.lines().map(str::to_owned));
+    section(
+        "OPTIONS",
+        &mut command
+            .render_help()
+            .to_string()
+            .lines()
+            .skip_while(|l| !l.ends_with(':'))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+            .into_iter(),
+    );
+    section("EXAMPLES", &mut page.examples.iter().map(|e| (*e).to_owned()));
+    section(
+        "EXIT STATUS",
+        &mut Code::ALL
+            .into_iter()
+            .map(|c| format!("{:>3}  {}", c.number(), c.meaning())),
+    );
+    text
+}
+
+/// clap's complaint in our words, with code 64.
+pub(crate) fn usage_failure(error: &clap::Error, called: &str) -> Failure {
+    let text = error.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let (what, rest) = text.split_once("\n\n").unwrap_or((text, ""));
+    let what = what.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    let tip = rest
+        .lines()
+        .find_map(|l| l.trim().strip_prefix("tip: "))
+        .map_or_else(|| format!("{called} -h"), |t| format!("{t}; {called} -h"));
+    Failure::new(Code::Usage, what).with_hint(tip)
+}
+
+struct Page {
+    about: &'static str,
+    examples: &'static [&'static str],
+}
+
+/// What the options do not say by themselves.
+fn page(short: &str) -> Page {
+    let (about, examples): (_, &'static [&'static str]) = match short {
+        "ra" => (
+            "Typed on the recovery server. A target alone, or -X, makes a snapshot there and leaves the replica as it is;\n\
+             the same point asked for again is the same level. -F restores the replica itself, after a question; the\n\
+             context is then ROLLED_BACK: it goes on receiving and applies nothing until --undo or a failover.\n\
+             -W releases all unnamed operator snapshots, all or none; one that is in use is refused with its holders.\n\n\
+             A target is exact: -t is the end of a redo LFC (even); an instant takes all writes up to it. What cannot\n\
+             be reached is refused (3) with the nearest points; nothing is moved. A date that clocks showed twice or\n\
+             never is refused with both readings.",
+            &[
+                "scrt_ra -C 1 -X                           snapshot of now",
+                "scrt_ra -C 1 -t 70250                     snapshot at the end of LFC 70250",
+                "scrt_ra -C1 -vpe                          windows, marks, every LFC",
+                "scrt_ra -C 1 -F -D \"05/15/09 09:33:40\"    restore the replica",
+                "scrt_ra -C 1 -F --last-snapshot           restore to what was looked at",
+                "scrt_ra -C 1 --undo                       take that back",
+                "scrt_ra -C 1 -W                           release",
+            ],
+        ),
+        "mnt" => (
+            "On the replica side: attaches, checks and mounts the filesystems of the one unnamed operator snapshot, or\n\
+             of --level N. On the acting production: the protected filesystems. Raw volumes are attached and printed.",
+            &[
+                "rtmnt -C 1",
+                "rtmnt -C 1 --level 10 --at-dir /mnt/check --read-only",
+            ],
+        ),
+        "umnt" => (
+            "Undoes rtmnt. Filesystems that are in use are refused, with their holders. With -F on production it also\n\
+             waits for a running resync, and drains everything to the recovery server.",
+            &["rtumnt -C 1", "rtumnt -FC1"],
+        ),
+        "start" => (
+            "Starts a stopped context. It does not mount: rtmnt does. A production that cannot hear its peer is refused\n\
+             after a boot, because the peer may have taken over; -f overrides that.",
+            &["rtstart -C 1"],
+        ),
+        "stop" => (
+            "Closes the volumes (refused while they are open) and stops the agents; durable. The backing files are then\n\
+             whole and directly usable.",
+            &["rtstop -C 1", "rtstop -FSC1                unmount, drain, stop"],
+        ),
+        "mark" => (
+            "Sets an event mark: a named point that ends its LFC, durable when the command returns.\n\
+             FILE has \"name = ...\" and \"description = ...\", one a line.",
+            &[
+                "rtmark -C 1 --name end-of-day --description \"books closed\"",
+                "rtmark -C 1 --list",
+            ],
+        ),
+        "protect" => (
+            "Makes a context of one or more volumes, which share one write order. NAME=SIZE makes a sparse file,\n\
+             NAME=PATH adopts a device or file in place. --fs, --mount and --replica take a value for one volume as\n\
+             NAME=VALUE and may be repeated. --fs TYPE alone is for all volumes. --mount DIR alone is for the only\n\
+             volume, or for the one among several that is called like the last component of DIR.",
+            &[
+                "backstay protect -C 1 data=1G --fs ext4 --mount /data",
+                "backstay protect -C 1 data=1G log=512M --fs ext4 --mount data=/data --mount log=/data/log",
+                "backstay protect -C 1 data=/dev/vg0/data --mount /data",
+            ],
+        ),
+        "status" => (
+            "One screen: role, state, term, peer, what would be lost now, window, journal, snapshots, warnings.\n\
+             Exits 2 when not healthy. With a dead daemon it shows what the disk says, marked as old, and exits 69.",
+            &[
+                "backstay status",
+                "backstay status -C 1 --monitor",
+                "backstay status --watch=5",
+            ],
+        ),
+        "pins" => (
+            "Oldest point first: what holds the journal back most.",
+            &["backstay pins -C 1"],
+        ),
+        "wait" => (
+            "Returns when it is so. With --timeout it gives up with 75.",
+            &[
+                "backstay wait -C 1 --until consistent",
+                "backstay wait -C 1 --until mark=good --timeout 60",
+            ],
+        ),
+        "probe" => (
+            "Sends a mark through the whole path and prints the times.",
+            &["backstay probe -C 1"],
+        ),
+        "links" => (
+            "Makes symbolic links with the names that procedures type. A file that is not ours is never replaced; then\n\
+             nothing at all is made.",
+            &["backstay links", "backstay links /usr/local/bin"],
+        ),
+        "init" => (
+            "Without arguments: makes this host a node and prints a one-time pairing string. With --peer: makes this\n\
+             host a node and joins the one that printed the string. With --local: two nodes on this machine.",
+            &[
+                "backstay init",
+                "backstay init --peer 'rec1:7400#4T9K-...'",
+                "backstay init --local prod rec",
+            ],
+        ),
+        "serve" => (
+            "Runs until SIGTERM or SIGINT. Commands reach it over its control socket.",
+            &["backstay serve --config /etc/backstay/rec.toml"],
+        ),
+        _ => ("", &[]),
+    };
+    Page { about, examples }
+}

@@ -1,0 +1,71 @@
+//! What is written: pure functions from answers to text.
+
+mod about;
+mod json;
+mod point;
+mod ra;
+mod run;
+mod status;
+mod table;
+
+pub(crate) use about::{bar_style, failure, next, progress, question, step};
+pub(crate) use json::{json, json_lines, json_with_old};
+pub(crate) use point::{head, resolved};
+
+use crate::{verbs::Shape, zone::Zone};
+use control::{Moment, Reply};
+
+/// For whom, where and when it is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    /// Zone of dates.
+    pub zone: Zone,
+    /// The present.
+    pub now: Moment,
+    /// `-v`.
+    pub verbose: bool,
+    /// Kind of answer.
+    pub shape: Shape,
+    /// Whether lines may be cut at the edge of a screen.
+    pub on_terminal: bool,
+}
+
+impl View {
+    pub(crate) const fn plain(zone: Zone, now: Moment) -> Self {
+        Self {
+            zone,
+            now,
+            verbose: false,
+            shape: Shape::Plain,
+            on_terminal: false,
+        }
+    }
+}
+
+/// A result, for people.
+pub(crate) fn reply(reply: &Reply, view: &View) -> String {
+    match reply {
+        Reply::Status(r) if view.shape == Shape::Monitor => status::monitor(r),
+        Reply::Status(r) => status::screen(r, view),
+        Reply::Snapshot(r) => ra::snapshot(r, view),
+        Reply::Restore(r) => ra::restore(r, view),
+        Reply::Release(r) => ra::release(r, view),
+        Reply::Windows(r) => ra::windows(r, view),
+        Reply::Marks(r) => ra::marks(&r.marks, view),
+        Reply::Mark(r) => run::mark(r, view),
+        Reply::Mount(r) => run::mount(r),
+        Reply::Unmount(r) => run::unmount(r),
+        Reply::Start(r) => run::start(r),
+        Reply::Stop(r) => run::stop(r),
+        Reply::Protect(r) => run::protect(r),
+        Reply::Pins(r) => run::pins(r, view),
+        Reply::Wait(r) => run::wait(r),
+        Reply::NodeInfo(r) => run::node(r, view),
+        Reply::PairOpen(r) => run::pair_open(r, view),
+        Reply::PairJoin(r) => run::pair_join(r),
+        Reply::Probe(r) => run::probe(r),
+        Reply::Plan(r) => run::plan(r, view),
+        // A kind that this release does not know: better its JSON than nothing.
+        other => format!("{}\n", serde_json::to_string(other).unwrap_or_default()),
+    }
+}

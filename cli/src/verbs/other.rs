@@ -1,0 +1,112 @@
+//! `status`, `pins`, `wait`, `probe`, and the local commands.
+
+use super::{Given, Shape, Verb, at_most_one};
+use crate::{args::ContextArg, error::CliError};
+use clap::Args;
+use control::{Command, WaitFor};
+use std::path::PathBuf;
+
+/// Letters of `status`.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Status {
+    #[command(flatten)]
+    context: ContextArg,
+    /// One line a context, for monitoring: 0 healthy, 2 not
+    #[arg(long)]
+    monitor: bool,
+    /// Again every SECONDS, until Ctrl-C
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", require_equals = true)]
+    watch: Option<u64>,
+}
+
+impl Verb for Status {
+    fn command(&self, given: &Given<'_>) -> Result<Command, CliError> {
+        at_most_one(
+            "shapes",
+            &[
+                (self.monitor, "--monitor"),
+                (self.watch.is_some(), "--watch"),
+                (given.common.json, "--json"),
+            ],
+        )?;
+        Ok(Command::Status {
+            context: self.context.id,
+        })
+    }
+
+    fn shape(&self) -> Shape {
+        match self.watch {
+            Some(seconds) => Shape::Watch(seconds.max(1)),
+            None if self.monitor => Shape::Monitor,
+            None => Shape::Plain,
+        }
+    }
+}
+
+/// Letters of `pins`.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Pins {
+    #[command(flatten)]
+    context: ContextArg,
+}
+
+impl Verb for Pins {
+    fn command(&self, _: &Given<'_>) -> Result<Command, CliError> {
+        Ok(Command::Pins {
+            context: self.context.id,
+        })
+    }
+}
+
+/// Letters of `wait`.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Wait {
+    #[command(flatten)]
+    context: ContextArg,
+    /// enabled, resynced, drained, consistent, mark=NAME or applied=SEQ
+    #[arg(long, value_name = "WHAT")]
+    until: Option<WaitFor>,
+    /// Give up (75) after so long
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+}
+
+impl Verb for Wait {
+    fn command(&self, _: &Given<'_>) -> Result<Command, CliError> {
+        Ok(Command::Wait {
+            context: self.context.required()?,
+            until: self
+                .until
+                .clone()
+                .ok_or_else(|| CliError::usage("wait for what? --until WHAT is missing"))?,
+            timeout_s: self.timeout,
+        })
+    }
+}
+
+/// Letters of `probe`.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Probe {
+    #[command(flatten)]
+    context: ContextArg,
+}
+
+impl Verb for Probe {
+    fn command(&self, _: &Given<'_>) -> Result<Command, CliError> {
+        Ok(Command::Probe {
+            context: self.context.required()?,
+        })
+    }
+}
+
+/// Letters of `links`; done here, without a daemon.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Links {
+    /// Where to make them
+    #[arg(value_name = "DIR", default_value = "/usr/scrt/bin")]
+    pub dir: PathBuf,
+}
+
+/// Letters of `serve`; done by the program around us.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Serve {}
