@@ -7,13 +7,14 @@
 //! - [`message`], [`codec`]: the messages and their bytes (`docs/formats/wire.md`).
 //! - [`sender`], [`receiver`]: the two ends of a context's stream as machines without I/O or clock: a message goes in,
 //!   actions come out. The daemon and the simulator run the same code.
-//! - [`conn`], [`dial`]: the rim that moves messages over TCP, the only part that knows tokio.
+//! - [`conn`], [`dial`], [`call`]: the rim that moves messages over TCP, the only part that knows tokio.
 //!
 //! Frames are opaque here: canonical bytes that `journal` makes and checks, with the few numbers beside them that
 //! ordering needs.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
 
 pub mod base32;
+pub mod call;
 pub mod codec;
 mod compress;
 pub mod conn;
@@ -27,6 +28,7 @@ pub mod sender;
 mod take;
 pub mod tls;
 
+pub use call::{CallError, NodeClient, serve_requests};
 pub use codec::{CodecError, Decoder, Encoded};
 pub use conn::{ConnError, Connection, ConnectionOptions, Incoming, LinkStats, Outgoing};
 pub use dial::{Backoff, Dialer};
