@@ -243,6 +243,7 @@ fn fio_reads_back_what_it_wrote() {
                 "--verify=crc32c",
                 "--fsync=32",
                 "--randseed=7",
+                "--verify_state_save=0",
                 "--output-format=json",
                 &format!("--output={report}"),
             ],
