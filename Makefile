@@ -1,0 +1,30 @@
+# Two commands do everything: `make demo` and `make test`. Both install what is missing (as root, through apt).
+# RocksDB's C++ takes long to build, so the build lives outside the checkout and later runs reuse it.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/backstay/target
+BACKSTAY := $(CARGO_TARGET_DIR)/debug/backstay
+
+.PHONY: demo test build setup lint install fmt
+demo: build
+	@BACKSTAY=$(BACKSTAY) scripts/demo.sh
+
+test: setup lint
+	@scripts/test.sh
+
+build: setup
+	@cargo build --quiet --locked
+
+setup:
+	@scripts/setup.sh
+
+lint:
+	@echo '== fmt, clippy, rustdoc: warnings are errors'
+	@cargo fmt --all --check
+	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	@RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --workspace --no-deps
+
+fmt:
+	@cargo fmt --all
+
+# Puts the binary into /usr/local/bin; `backstay links` then makes the operator's command names.
+install: build
+	install -m 0755 $(BACKSTAY) /usr/local/bin/backstay

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that building, testing and the demo need, if any is missing.
+set -euo pipefail
+declare -A package=(
+  [c++]=g++ [clang]=clang [nbdkit]=nbdkit [nbdinfo]=libnbd-bin [nbdcopy]=libnbd-bin [nbdfuse]=libnbd-bin
+  [qemu-img]=qemu-utils [qemu-io]=qemu-utils [fio]=fio [mkfs.ext4]=e2fsprogs [losetup]=mount [sqlite3]=sqlite3
+)
+missing=()
+for tool in "${!package[@]}"; do
+  command -v "$tool" >/dev/null || PATH="$PATH:/usr/sbin:/sbin" command -v "$tool" >/dev/null || missing+=("${package[$tool]}")
+done
+# bindgen loads libclang when RocksDB's bindings are made.
+find /usr/lib -name 'libclang*.so*' -print -quit 2>/dev/null | grep -q . || missing+=(libclang-dev)
+[ ${#missing[@]} -eq 0 ] && exit 0
+mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+if [ "$(id -u)" -ne 0 ]; then
+  echo "missing packages: ${missing[*]}" >&2
+  echo "run as root, or first: sudo apt-get install ${missing[*]}" >&2
+  exit 1
+fi
+echo "== installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
