@@ -69,6 +69,12 @@ pub struct InitArgs {
     /// Where journals and state are kept
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Where nodes' files are kept ([`crate::config_dir`]).
+    #[arg(skip)]
+    pub config_dir: PathBuf,
+    /// The file to write, when `--config FILE` or `--node NAME` says so; else `NAME.toml` in `config_dir`.
+    #[arg(skip)]
+    pub config: Option<PathBuf>,
     /// Whether to answer questions with yes (`-q`).
     #[arg(skip)]
     pub quiet: bool,

@@ -4,7 +4,7 @@
 //! instants, in the hour that is skipped none; both are refused, because the wrong guess restores the wrong data.
 
 use crate::zone::Zone;
-use chrono::{DateTime, LocalResult, NaiveDateTime, SecondsFormat, Timelike as _};
+use chrono::{DateTime, Datelike as _, LocalResult, NaiveDateTime, SecondsFormat, Timelike as _};
 use control::Moment;
 
 /// Why a text is no instant.
@@ -103,17 +103,21 @@ fn offset_date(text: &str) -> Option<DateTime<chrono::FixedOffset>> {
 }
 
 fn clock_date(text: &str) -> Option<NaiveDateTime> {
-    // %y reads 69 to 99 as 19YY, as POSIX says. It takes two digits, so a four-digit year falls to the next form.
-    [
-        "%m/%d/%y %H:%M:%S",
-        "%m/%d/%Y %H:%M:%S",
-        "%Y-%m-%dT%H:%M:%S%.f",
-        "%Y-%m-%d %H:%M:%S%.f",
-    ]
-    .into_iter()
-    .find_map(|f| NaiveDateTime::parse_from_str(text, f).ok())
-    // chrono reads :60 as a leap second, which no clock of ours shows.
-    .filter(|t| t.nanosecond() < 1_000_000_000)
+    let with = |form: &str| NaiveDateTime::parse_from_str(text, form).ok();
+    // %y takes two digits, so a year of four falls to the next form. chrono's century begins at 70, POSIX's at 69.
+    with("%m/%d/%y %H:%M:%S")
+        .and_then(|t| {
+            if t.year() == 2069 {
+                t.with_year(1969)
+            } else {
+                Some(t)
+            }
+        })
+        .or_else(|| with("%m/%d/%Y %H:%M:%S"))
+        .or_else(|| with("%Y-%m-%dT%H:%M:%S%.f"))
+        .or_else(|| with("%Y-%m-%d %H:%M:%S%.f"))
+        // chrono reads :60 as a leap second, which no clock of ours shows.
+        .filter(|t| t.nanosecond() < 1_000_000_000)
 }
 
 #[cfg(test)]

@@ -311,7 +311,11 @@ impl Run<'_> {
         let Some(Line { verb, common }) = self.parse::<InitArgs>(words, console)? else {
             return Ok(Code::Done);
         };
+        let chosen = common.config.is_some() || common.node.is_some();
+        let config = chosen.then(|| node::config_file(&common, self.env)).transpose()?;
         let report = self.hooks.init(&InitArgs {
+            config_dir: self.env.config_dir.clone(),
+            config,
             quiet: common.quiet,
             dry_run: common.dry_run,
             ..verb

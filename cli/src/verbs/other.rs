@@ -26,7 +26,7 @@ impl Verb for Status {
             &[
                 (self.monitor, "--monitor"),
                 (self.watch.is_some(), "--watch"),
-                (given.common.json, "--json"),
+                (given.common.json && self.watch.is_some(), "--json"),
             ],
         )?;
         Ok(Command::Status {

@@ -1,0 +1,133 @@
+//! Every shape of answer, byte for byte. `UPDATE_GOLDEN=1` writes the files anew.
+
+use super::{NOW, berlin, replies};
+use crate::{
+    show::{self, View},
+    verbs::Shape,
+};
+use control::{Question, Reply, reply::MarksReply, reply::ReleaseReply};
+use std::{fs, path::Path};
+
+pub(super) fn check(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../testdata/cli")
+        .join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+    }
+    let golden = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    assert_eq!(golden, text, "{name}");
+}
+
+fn view() -> View {
+    View::plain(berlin(), NOW)
+}
+
+#[test]
+fn answers_are_written_as_agreed() {
+    let snapshot = Reply::Snapshot(replies::snapshot("43.2"));
+    let mut again = replies::snapshot("-.-");
+    again.already = true;
+    for (name, reply) in [
+        ("snapshot.txt", snapshot),
+        (
+            "snapshot-not-attached.txt",
+            Reply::Snapshot(replies::snapshot("-.-")),
+        ),
+        ("snapshot-again.txt", Reply::Snapshot(again)),
+        ("restore.txt", Reply::Restore(replies::restore())),
+        ("release.txt", Reply::Release(replies::release())),
+        ("release-none.txt", Reply::Release(ReleaseReply::default())),
+        ("windows.txt", Reply::Windows(replies::windows())),
+        (
+            "marks.txt",
+            Reply::Marks(MarksReply {
+                context: 1,
+                marks: replies::marks(),
+            }),
+        ),
+        ("mark.txt", Reply::Mark(replies::marks().remove(0))),
+        ("mount.txt", Reply::Mount(replies::mounts())),
+        ("protect.txt", Reply::Protect(replies::protect())),
+        ("pins.txt", Reply::Pins(replies::pins())),
+        ("plan.txt", Reply::Plan(replies::plan())),
+        ("status.txt", Reply::Status(replies::status())),
+        ("status-crowded.txt", Reply::Status(replies::crowded_status())),
+    ] {
+        check(name, &show::reply(&reply, &view()));
+    }
+    let monitor = View {
+        shape: Shape::Monitor,
+        ..view()
+    };
+    check(
+        "status-monitor.txt",
+        &show::reply(&Reply::Status(replies::crowded_status()), &monitor),
+    );
+}
+
+#[test]
+fn what_scripts_look_for_is_as_in_the_command_reference() {
+    let mut snapshot = replies::snapshot("43.2");
+    snapshot.volumes.truncate(1);
+    assert_eq!(
+        show::reply(&Reply::Snapshot(snapshot), &view()),
+        "Making SNAP /dev/backstay/c1/rsn10/testlv, 43.2\n\
+         Snap Devs (read only, raw)        Minor rj wj Snap level Vdev level Vdevs (read/write, block)\n\
+         /dev/backstay/c1/rsn10/testlv     2     ON ON 10         10         /dev/backstay/c1/sn10/testlv\n"
+    );
+    let text = show::reply(&Reply::Windows(replies::windows()), &view());
+    assert!(
+        text.starts_with(
+            "Rollback window  g3  11/19/26 03:10:02 .. 11/20/26 03:11:52 CET  (24h01m, no gaps)\n"
+        )
+    );
+    for heads in [
+        "LFC  FIRST-EPOCH  LAST-EPOCH  LAST (MM/DD/YY HH:MM:SS)  WRITES  BYTES  NOTE",
+        "EPOCH  DATE  LFC  SEQ  NAME  DESCRIPTION",
+    ] {
+        let words = |l: &str| l.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert!(text.lines().any(|l| words(l) == words(heads)), "{heads}");
+    }
+}
+
+#[test]
+fn a_restore_is_put_to_the_operator_with_all_that_matters() {
+    let (lines, asked) = show::question(&Question::Restore(Box::new(replies::restore_question())), &view());
+    check(
+        "restore-question.txt",
+        &format!("{}\n{asked}\n", lines.join("\n")),
+    );
+}
+
+#[test]
+fn status_fits_a_screen_of_80_by_24() {
+    let terminal = View {
+        on_terminal: true,
+        ..view()
+    };
+    let mut many = replies::status();
+    many.contexts = vec![many.contexts.remove(0); 60];
+    for status in [replies::status(), replies::crowded_status(), many] {
+        let text = show::reply(&Reply::Status(status.clone()), &terminal);
+        assert!(text.lines().all(|l| l.chars().count() <= 80), "{text}");
+        assert!(
+            text.lines().count() <= 23,
+            "{} lines:\n{text}",
+            text.lines().count()
+        );
+        assert!(text.lines().next().unwrap().contains("HEALTHY"), "{text}");
+        // Nothing is cut when a program reads.
+        let piped = show::reply(&Reply::Status(status), &view());
+        assert!(!piped.lines().any(|l| l.ends_with('…')), "{piped}");
+    }
+}
+
+#[test]
+fn head_lines_name_host_context_role_term_and_peer() {
+    assert_eq!(
+        show::head(&replies::head(), &view()),
+        "rec1 · context 1 (failover 2) · REPLICA · term 3 · peer prod1 unreachable since 03:11:52"
+    );
+}

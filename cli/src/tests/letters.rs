@@ -1,0 +1,526 @@
+//! Every form of letter that procedures type, and what must not be accepted.
+
+use super::{Around, command};
+use crate::names;
+use control::{
+    Code, Command, Outcome, Reply, WaitFor,
+    reply::PlanReply,
+    request::{Protect, RestoreTo, VolumeSource, VolumeSpec, Which},
+    server::{self, Session},
+};
+use std::{fs, thread};
+
+/// What a line asks of the daemon.
+fn asked(line: &[&str]) -> control::Request {
+    let dir = tempfile::Builder::new().prefix("bs").tempdir_in("/tmp").unwrap();
+    let toml = format!("name = \"n\"\nstate_dir = \"{}\"\n", dir.path().display());
+    fs::write(dir.path().join("n.toml"), toml).unwrap();
+    let listener = server::bind(&dir.path().join("control.sock")).unwrap();
+    let daemon = thread::spawn(move || {
+        let (session, request) = Session::accept(listener.accept().unwrap().0).unwrap()?;
+        session
+            .done(Outcome::ok(Reply::Plan(PlanReply::default())))
+            .unwrap();
+        Some(request)
+    });
+    let ran = command(dir.path(), &Around::default(), line, "");
+    if ran.code != Code::Done {
+        // Nothing was sent: let the daemon go home.
+        drop(std::os::unix::net::UnixStream::connect(
+            dir.path().join("control.sock"),
+        ));
+    }
+    let request = daemon.join().unwrap();
+    assert_eq!(ran.code, Code::Done, "{line:?}: {}", ran.err);
+    request.unwrap()
+}
+
+fn words(line: &str) -> Vec<&str> {
+    line.split(' ').collect()
+}
+
+fn refused(line: &[&str]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = command(dir.path(), &Around::default(), line, "");
+    assert_eq!(ran.code, Code::Usage, "{line:?}: {} {}", ran.out, ran.err);
+    assert_eq!(ran.out, "");
+    assert!(ran.err.starts_with("Error: "), "{}", ran.err);
+    ran.err
+}
+
+fn snapshot(target: &str) -> Command {
+    Command::Snapshot {
+        context: 1,
+        target: target.into(),
+        name: None,
+    }
+}
+
+fn restore(to: RestoreTo) -> Command {
+    Command::FailoverRestore {
+        context: 1,
+        to,
+        volume: None,
+    }
+}
+
+fn listing(windows: bool, marks: bool, lfcs: bool) -> Command {
+    Command::Windows {
+        context: 1,
+        windows,
+        marks,
+        lfcs,
+        from: None,
+        to: None,
+        limit: None,
+    }
+}
+
+#[test]
+fn letters_of_scrt_ra() {
+    let to = |t: &str| restore(RestoreTo::Target(t.into()));
+    for (line, command) in [
+        ("scrt_ra -C 1 -X", snapshot("latest")),
+        ("scrt_ra -C1 -X", snapshot("latest")),
+        ("scrt_ra -XC1", snapshot("latest")),
+        ("backstay ra -C 1 -X", snapshot("latest")),
+        ("backstay scrt_ra --context 1 --snapshot", snapshot("latest")),
+        ("/usr/scrt/bin/scrt_ra -C 1 -X", snapshot("latest")),
+        ("scrt_ra -C 1 -t 70250", snapshot("lfc:70250")),
+        ("scrt_ra -C 1 -t70251", snapshot("lfc:70251")),
+        ("scrt_ra -C 1 --lfc 70250", snapshot("lfc:70250")),
+        ("scrt_ra -C 1 -S 1169584788", snapshot("epoch:1169584788")),
+        ("scrt_ra -C 1 -S 1169584788.25", snapshot("epoch:1169584788.25")),
+        ("scrt_ra -C 1 --epoch=1169584788", snapshot("epoch:1169584788")),
+        ("scrt_ra -C 1 --mark good", snapshot("mark:good")),
+        ("scrt_ra -C 1 --seq 17", snapshot("seq:17")),
+        ("scrt_ra -C 1 --latest", snapshot("latest")),
+        ("scrt_ra -C 1 --ago 10m", snapshot("-600s")),
+        ("scrt_ra -C 1 --at -10m", snapshot("-600s")),
+        ("scrt_ra -C 1 --at g3:lfc:70250", snapshot("g3:lfc:70250")),
+        ("scrt_ra -C 1 --at restored", snapshot("restored")),
+        (
+            "scrt_ra -C 1 --at 2009-05-15T09:33:40Z",
+            snapshot("epoch:1242380020"),
+        ),
+        (
+            "scrt_ra -C 1 -D 2009-05-15T09:33:40",
+            snapshot("epoch:1242372820"),
+        ),
+        (
+            "scrt_ra -C 1 -D 2009-05-15T09:33:40 --tz UTC",
+            snapshot("epoch:1242380020"),
+        ),
+        (
+            "scrt_ra -C 1 -X --name audit",
+            Command::Snapshot {
+                context: 1,
+                target: "latest".into(),
+                name: Some("audit".into()),
+            },
+        ),
+        ("scrt_ra -C 1 -F -t 70250", to("lfc:70250")),
+        ("scrt_ra -FC1 -t70250", to("lfc:70250")),
+        ("scrt_ra -C 1 -F -S 1169584788", to("epoch:1169584788")),
+        ("scrt_ra -C 1 -F --latest", to("latest")),
+        ("scrt_ra -C 1 -F --level 10", restore(RestoreTo::Level(10))),
+        (
+            "scrt_ra -C 1 -F --last-snapshot",
+            restore(RestoreTo::LastSnapshot),
+        ),
+        (
+            "scrt_ra -C 1 -F --mark good -L data",
+            Command::FailoverRestore {
+                context: 1,
+                to: RestoreTo::Target("mark:good".into()),
+                volume: Some("data".into()),
+            },
+        ),
+        ("scrt_ra -C 1 --undo", Command::UndoRestore { context: 1 }),
+        (
+            "scrt_ra -C 1 -W",
+            Command::Release {
+                context: 1,
+                which: Which::AllUnnamed,
+            },
+        ),
+        (
+            "scrt_ra -WC1 --level 11",
+            Command::Release {
+                context: 1,
+                which: Which::Level(11),
+            },
+        ),
+        (
+            "scrt_ra -C 1 -W --all",
+            Command::Release {
+                context: 1,
+                which: Which::All,
+            },
+        ),
+        ("scrt_ra -C1 -vpe", listing(true, true, true)),
+        ("scrt_ra -vpeC1", listing(true, true, true)),
+        ("scrt_ra -C 1 -p", listing(true, false, false)),
+        ("scrt_ra -C 1 -e", listing(false, true, false)),
+        ("scrt_ra -C 1 -v", listing(false, false, true)),
+        (
+            "scrt_ra -C 1 -p --from -2h --to mark:good --limit 5",
+            Command::Windows {
+                context: 1,
+                windows: true,
+                marks: false,
+                lfcs: false,
+                from: Some("-7200s".into()),
+                to: Some("mark:good".into()),
+                limit: Some(5),
+            },
+        ),
+    ] {
+        assert_eq!(asked(&words(line)).command, command, "{line}");
+    }
+    // As in the procedures, with a blank inside.
+    assert_eq!(
+        asked(&["scrt_ra", "-C", "1", "-F", "-D", "05/15/09 09:33:40"]).command,
+        to("epoch:1242372820")
+    );
+    assert_eq!(
+        asked(&[
+            "scrt_ra",
+            "-C1",
+            "-e",
+            "--from",
+            "05/15/09 09:33:40",
+            "--tz",
+            "UTC"
+        ])
+        .command,
+        Command::Windows {
+            context: 1,
+            windows: false,
+            marks: true,
+            lfcs: false,
+            from: Some("epoch:1242380020".into()),
+            to: None,
+            limit: None,
+        }
+    );
+}
+
+#[test]
+fn letters_of_the_other_commands() {
+    let mount = |level, at_dir: Option<&str>, read_only, full_check| Command::Mount {
+        context: 1,
+        level,
+        at_dir: at_dir.map(Into::into),
+        read_only,
+        full_check,
+    };
+    let unmount = |drain, replica_side, force| Command::Unmount {
+        context: 1,
+        drain,
+        replica_side,
+        force,
+    };
+    let stop = |unmount, drain| Command::Stop {
+        context: 1,
+        unmount,
+        drain,
+    };
+    let mark = |name: &str, description: &str, sync| Command::Mark {
+        context: 1,
+        name: name.into(),
+        description: description.into(),
+        sync,
+    };
+    let wait = |until, timeout_s| Command::Wait {
+        context: 1,
+        until,
+        timeout_s,
+    };
+    for (line, command) in [
+        ("rtmnt -C 1", mount(None, None, false, false)),
+        (
+            "rtmnt -fC1 --level 10 --at-dir /mnt --read-only",
+            mount(Some(10), Some("/mnt"), true, true),
+        ),
+        ("backstay mnt -C1", mount(None, None, false, false)),
+        ("rtumnt -C 1", unmount(false, false, false)),
+        ("rtumnt -FC1", unmount(true, false, false)),
+        ("rtumnt -C1 -R", unmount(false, true, false)),
+        ("rtumnt -qfC1", unmount(false, false, true)),
+        ("rtstart -C 1", Command::Start { context: 1 }),
+        ("rtstop -C 1", stop(false, false)),
+        ("rtstop -FSC1", stop(true, true)),
+        ("rtstop -C 1 -F", stop(true, false)),
+        ("rtmark -C 1 --name good", mark("good", "", true)),
+        (
+            "rtmark -C 1 --name good --description ok --no-sync",
+            mark("good", "ok", false),
+        ),
+        ("rtmark -C 1 --list", Command::Marks { context: 1 }),
+        ("backstay status", Command::Status { context: None }),
+        ("backstay status -C 2", Command::Status { context: Some(2) }),
+        ("backstay pins", Command::Pins { context: None }),
+        (
+            "backstay wait -C 1 --until consistent",
+            wait(WaitFor::Consistent, None),
+        ),
+        (
+            "backstay wait -C1 --until mark=good --timeout 9",
+            wait(WaitFor::Mark("good".into()), Some(9)),
+        ),
+        ("backstay probe -C 1", Command::Probe { context: 1 }),
+    ] {
+        assert_eq!(asked(&words(line)).command, command, "{line}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mark.conf");
+    fs::write(&file, "name = eod\ndescription = books closed\n").unwrap();
+    assert_eq!(
+        asked(&["rtmark", "-C", "1", file.to_str().unwrap()]).command,
+        mark("eod", "books closed", true)
+    );
+}
+
+#[test]
+fn letters_of_all_commands_travel_as_options() {
+    let options = asked(&words("rtstart -fqnvC1 --wait-lock 5 --expect-term 3")).options;
+    assert!(options.force && options.quiet && options.dry_run && options.verbose);
+    assert_eq!((options.wait_lock_s, options.expect_term), (Some(5), Some(3)));
+    // -f of rtmnt is a full check and overrides nothing.
+    assert!(!asked(&words("rtmnt -fC1")).options.force);
+}
+
+#[test]
+fn volumes_of_protect() {
+    let volume = |name: &str, source, filesystem: Option<&str>, mount: Option<&str>| VolumeSpec {
+        name: name.into(),
+        source,
+        recovery_path: None,
+        filesystem: filesystem.map(Into::into),
+        mount: mount.map(Into::into),
+    };
+    let create = |bytes| VolumeSource::Create { bytes };
+    let adopt = |path: &str| VolumeSource::Adopt { path: path.into() };
+    let (gib, mib) = (1_u64 << 30, 1_u64 << 20);
+    let mut far = volume("data", adopt("/dev/vg0/data"), None, Some("/data"));
+    far.recovery_path = Some("/dev/vg1/data".into());
+    for (line, volumes) in [
+        (
+            "data=1G --fs ext4 --mount /data",
+            vec![volume("data", create(gib), Some("ext4"), Some("/data"))],
+        ),
+        (
+            "data=1G log=512M --fs ext4 --mount /data",
+            vec![
+                volume("data", create(gib), Some("ext4"), Some("/data")),
+                volume("log", create(512 * mib), Some("ext4"), None),
+            ],
+        ),
+        (
+            "data=1G log=512M --fs log=xfs --fs ext4 --mount data=/srv --mount log=/srv/log",
+            vec![
+                volume("data", create(gib), Some("ext4"), Some("/srv")),
+                volume("log", create(512 * mib), Some("xfs"), Some("/srv/log")),
+            ],
+        ),
+        (
+            "data=/dev/vg0/data --mount /data --replica /dev/vg1/data",
+            vec![far],
+        ),
+        (
+            "raw=/img/raw.bin",
+            vec![volume("raw", adopt("/img/raw.bin"), None, None)],
+        ),
+    ] {
+        let line = format!("backstay protect -C 1 {line}");
+        let expected = Command::Protect(Protect {
+            context: 1,
+            failover_id: None,
+            recovery: None,
+            volumes,
+            mode: None,
+            mount: true,
+        });
+        assert_eq!(asked(&words(&line)).command, expected, "{line}");
+    }
+    for (line, why) in [
+        ("", "which volumes"),
+        ("data", "NAME=SIZE"),
+        ("data=big", "neither a size"),
+        ("data=0", "neither a size"),
+        ("../x=1G", "cannot name"),
+        ("a=1G a=2G", "two volumes"),
+        ("a=1G b=1G --mount /data", "for which volume? --mount NAME=/data"),
+        ("a=1G --mount c=/data", "no volume 'c'"),
+        ("a=1G --mount data", "no volume 'data'"),
+        ("a=1G --mount a=data", "no absolute path"),
+        ("a=1G --mount /x --mount /y", "two for volume 'a'"),
+        ("a=1G b=1G --mount a=/x --mount b=/x", "mounted at /x"),
+        ("a=1G --fs ext4 --fs xfs", "two filesystems"),
+        ("a=1G --fs EXT4", "no type"),
+        ("a=1G --mode fast", "fast"),
+        ("a=1G --failover-id 1", "must differ"),
+    ] {
+        let line = format!("backstay protect -C 1 {line}");
+        let error = refused(&words(line.trim_end()));
+        assert!(error.contains(why), "{line}: {error}");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_64_and_says_why() {
+    for (line, why) in [
+        ("scrt_ra -C 1 -t 2 -S 3", "two targets at once: -t and -S"),
+        (
+            "scrt_ra -C 1 -t 2 --latest",
+            "two targets at once: -t and --latest",
+        ),
+        ("scrt_ra -C 1 -F --level 10 -t 2", "two targets at once"),
+        ("scrt_ra -C 1 -F", "needs a target"),
+        ("scrt_ra -C 1 -X -W", "two things to do at once: -X and -W"),
+        ("scrt_ra -C 1 -X -p", "two things to do"),
+        ("scrt_ra -C 1 -X -t 2", "a target goes alone or with -F"),
+        ("scrt_ra -C 1 -W -t 2", "a target goes alone or with -F"),
+        ("scrt_ra -C 1 -p -t 2", "a target goes alone or with -F"),
+        ("scrt_ra -C 1 -t 2 -L data", "-L goes with -F"),
+        ("scrt_ra -C 1 -X --all", "--all goes with -W"),
+        ("scrt_ra -C 1 -X --limit 3", "--limit go with"),
+        ("scrt_ra -C 1 -W --all --level 10", "two choices"),
+        ("scrt_ra -C 1 -W --name x", "--name goes with"),
+        ("scrt_ra -C 1", "nothing to do"),
+        ("scrt_ra -X", "-C ID is missing"),
+        ("scrt_ra -C x -X", "'x'"),
+        ("scrt_ra -C 1 -t abc", "'abc'"),
+        ("scrt_ra -C 1 -S yesterday", "yesterday"),
+        ("scrt_ra -C 1 --ago 10", "a number and s, m, h or d"),
+        ("scrt_ra -C 1 --at lfc:", "not a restore target"),
+        ("scrt_ra -C 1 --mark a@b", "names no mark"),
+        (
+            "scrt_ra -C 1 -D 2009-05-15T09:33:40 --tz Mars/North",
+            "no zone 'Mars/North'",
+        ),
+        ("scrt_ra -C 1 -D 2026-10-25T02:30:00", "2026-10-25T02:30:00+01:00"),
+        ("scrt_ra -C 1 -D 2026-03-29T02:30:00", "never shown"),
+        ("scrt_ra -C 1 -D 2026-11-21T00:00:00", "in the future"),
+        ("scrt_ra -C 1 -Z", "'-Z'"),
+        ("rtmnt -C 1 --levle 3", "--level"),
+        ("rtumnt -C 1 -F -R", "-F and -R"),
+        ("rtmark -C 1", "which mark?"),
+        ("rtmark -C 1 --name a/b", "cannot name a mark"),
+        ("rtmark -C 1 --list --name x", "cannot be used with"),
+        ("backstay wait -C 1 --until mounted", "nothing to wait for"),
+        ("backstay wait -C 1", "--until WHAT is missing"),
+        ("backstay status --watch --monitor", "two shapes"),
+        ("backstay staus", "did you mean 'status'?"),
+        ("backstay status --node a --config b", "cannot be used with"),
+        ("backstay init --local prod", "--local"),
+    ] {
+        let error = refused(&words(line));
+        assert!(error.contains(why), "{line}: {error}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let ran = command(dir.path(), &Around::default(), &["scrt_ra", "-Z", "--json"], "");
+    let json: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(json["code"], 64);
+    assert!(json["error"].as_str().unwrap().contains("-Z"));
+}
+
+#[test]
+fn commands_of_later_versions_say_so() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in names::ALL.iter().filter(|n| !n.built) {
+        for line in [
+            vec!["backstay", name.short, "-C", "1"],
+            vec!["backstay", name.short, "-h"],
+            vec![name.link.unwrap_or("rtdr"), "-C", "1", "failover"],
+        ] {
+            let ran = command(dir.path(), &Around::default(), &line, "");
+            assert_eq!(ran.code, Code::Usage);
+            assert!(
+                ran.err.contains(": not part of this version"),
+                "{line:?} {}",
+                ran.err
+            );
+        }
+    }
+    assert!(refused(&["rtdr", "-C", "1", "failover"]).starts_with("Error: rtdr: not part of this version\n"));
+}
+
+#[test]
+fn every_command_has_help_and_a_manual_page_and_a_long_name_for_each_letter() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |line: &[&str]| command(dir.path(), &Around::default(), line, "");
+    for name in names::ALL.iter().filter(|n| n.built) {
+        for flag in ["-h", "--help"] {
+            let ran = run(&["backstay", name.short, flag]);
+            assert_eq!(ran.code, Code::Done, "{}", name.short);
+            assert!(
+                ran.out.contains(name.about) && ran.out.contains("Usage: "),
+                "{}",
+                ran.out
+            );
+            for option in ran.out.lines().filter(|l| l.starts_with("  -")) {
+                assert!(option.contains("--"), "{}: {option}", name.short);
+            }
+        }
+        let man = run(&[name.display(), "-m"]);
+        let man = if name.link.is_some() {
+            man
+        } else {
+            run(&["backstay", name.short, "-m"])
+        };
+        assert_eq!(man.code, Code::Done, "{}", name.short);
+        for section in [
+            "NAME\n",
+            "SYNOPSIS\n",
+            "DESCRIPTION\n    ",
+            "OPTIONS\n",
+            "EXAMPLES\n    ",
+            "EXIT STATUS\n",
+        ] {
+            assert!(man.out.contains(section), "{} {section}: {}", name.short, man.out);
+        }
+    }
+    let all = run(&["backstay", "--help"]);
+    assert_eq!(all.code, Code::Done);
+    assert!(all.out.contains("ra, scrt_ra") && all.out.contains("Not part of this version: "));
+    assert_eq!(run(&["backstay"]).code, Code::Usage);
+    assert!(run(&["backstay", "--version"]).out.starts_with("backstay "));
+}
+
+#[test]
+fn local_commands_reach_the_program_around() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rec.toml");
+    fs::write(&file, "name = 'rec'\nstate_dir = '/s'\n").unwrap();
+    let around = Around::default();
+    let ran = command(dir.path(), &around, &["backstay", "serve", "--node", "rec"], "");
+    assert_eq!(ran.code, Code::Done, "{}", ran.err);
+    assert_eq!(*around.served.borrow(), [file.display().to_string()]);
+    let ran = command(
+        dir.path(),
+        &around,
+        &["backstay", "init", "-n", "--local", "prod", "rec"],
+        "",
+    );
+    assert_eq!((ran.code, ran.out.as_str()), (Code::Done, "rec1:7400#4T9K\n"));
+    let init = around.init.borrow().clone().unwrap();
+    assert_eq!(init.local, ["prod", "rec"]);
+    assert!(init.dry_run && !init.quiet && init.config.is_none());
+    command(dir.path(), &around, &["backstay", "init", "--node", "new"], "");
+    let init = around.init.borrow().clone().unwrap();
+    assert_eq!(init.config.unwrap(), init.config_dir.join("new.toml"));
+    let bin = dir.path().join("bin");
+    let ran = command(
+        dir.path(),
+        &around,
+        &["backstay", "links", bin.to_str().unwrap()],
+        "",
+    );
+    assert_eq!(ran.code, Code::Done, "{}", ran.err);
+    let ours = std::env::current_exe().unwrap();
+    for name in names::ALL.iter().filter_map(|n| n.link) {
+        assert_eq!(fs::read_link(bin.join(name)).unwrap(), ours, "{name}");
+    }
+}

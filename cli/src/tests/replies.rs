@@ -1,0 +1,364 @@
+//! Fixed answers of a daemon.
+
+use super::NOW;
+use control::{
+    Gap, HeadLine, Moment, PeerLine, PeerState, PointInfo, Progress, RestoreQuestion, WindowInfo,
+    event::HeadContext,
+    reply::{
+        LfcInfo, MarkInfo, MountInfo, MountReply, PinInfo, PinsReply, PlanReply, ProtectReply,
+        ProtectedVolume, ReleaseReply, ReleasedSnapshot, RestoreReply, SnapshotReply, SnapshotVolume,
+        WindowsReply,
+    },
+    status::{
+        ContextStatus, Cursors, Rpo, SnapshotStatus, StatusReply, Stopped, Verified, VolumeStatus,
+        WindowWanted,
+    },
+};
+use model::{ContextState, Role};
+
+/// So many seconds before [`NOW`].
+pub(super) fn ago(seconds: u64) -> Moment {
+    Moment(NOW.0 - seconds * 1_000_000_000)
+}
+
+pub(super) fn point(seq: u64, lfc: u64, seconds: u64) -> PointInfo {
+    PointInfo {
+        generation: 3,
+        seq,
+        lfc,
+        time: ago(seconds),
+        ..PointInfo::default()
+    }
+}
+
+pub(super) fn head() -> HeadLine {
+    HeadLine {
+        host: "rec1".into(),
+        context: Some(HeadContext {
+            id: 1,
+            failover_id: Some(2),
+            role: Role::Recovery,
+            state: ContextState::Enabled,
+            term: 3,
+            peer: Some(PeerLine {
+                name: "prod1".into(),
+                state: PeerState::Unreachable,
+                since: Some(ago(0)),
+            }),
+        }),
+    }
+}
+
+pub(super) fn snapshot(minor: &str) -> SnapshotReply {
+    let volume = |name: &str, wj| SnapshotVolume {
+        name: name.into(),
+        snap_device: format!("/dev/backstay/c1/rsn10/{name}"),
+        snap_minor: minor.into(),
+        vdev_device: format!("/dev/backstay/c1/sn10/{name}"),
+        vdev_minor: minor.into(),
+        rj: true,
+        wj,
+        snap_uri: format!("nbd://127.0.0.1:10809/c1%2F{name}%40level%3A10"),
+        vdev_uri: format!("nbd://127.0.0.1:10809/c1%2F{name}%40level%3A10%2Brw"),
+    };
+    SnapshotReply {
+        context: 1,
+        level: 10,
+        name: None,
+        point: point(900, 70250, 600),
+        already: false,
+        volumes: vec![
+            volume("testlv", true),
+            volume("a-volume-with-a-longer-name", false),
+        ],
+    }
+}
+
+pub(super) fn restore_question() -> RestoreQuestion {
+    RestoreQuestion {
+        from: point(1000, 70260, 0),
+        to: PointInfo {
+            mark: Some("good".into()),
+            production_tz: Some("America/New_York".into()),
+            note: Some("event mark 'good' taken, 0.4 s after that second".into()),
+            ..point(900, 70250, 600)
+        },
+        writes: 100,
+        bytes: 409_600,
+        marks: vec!["end-of-day".into(), "noon".into()],
+        validated: Some(ago(60)),
+        warnings: vec!["production is connected and running".into()],
+        ..RestoreQuestion::default()
+    }
+}
+
+pub(super) fn restore() -> RestoreReply {
+    RestoreReply {
+        context: 1,
+        from: point(1000, 70260, 0),
+        to: point(900, 70250, 600),
+        writes: 100,
+        bytes: 409_600,
+        blocks: 80,
+        seconds: 1.25,
+        ..RestoreReply::default()
+    }
+}
+
+pub(super) fn release() -> ReleaseReply {
+    let snapshot = |level, name: Option<&str>| ReleasedSnapshot {
+        level,
+        name: name.map(Into::into),
+        point: point(900, 70250, 600),
+        devices: vec![format!("/dev/backstay/c1/rsn{level}/testlv")],
+        pinned_until: Some(Moment(NOW.0 + 72 * 3600 * 1_000_000_000)),
+    };
+    ReleaseReply {
+        context: 1,
+        released: vec![snapshot(10, None), snapshot(11, Some("audit"))],
+    }
+}
+
+pub(super) fn window(generation: u32, current: bool, gaps: Vec<Gap>) -> WindowInfo {
+    WindowInfo {
+        generation,
+        current,
+        oldest: point(10, 2, 86_510),
+        newest: point(1000, 70260, 0),
+        gaps,
+    }
+}
+
+pub(super) fn windows() -> WindowsReply {
+    let mut summer = window(1, false, vec![]);
+    // 2026-10-24, before clocks were set back.
+    summer.oldest.time = ago(27 * 86_400);
+    let gap = Gap {
+        from: ago(7200),
+        to: ago(3600),
+        why: "LFC 70100 is damaged".into(),
+    };
+    let lfc = |id, generation, seconds, note: &str| LfcInfo {
+        id,
+        generation,
+        first: ago(seconds + 60),
+        last: ago(seconds),
+        writes: 12,
+        bytes: 49_152,
+        note: note.into(),
+    };
+    WindowsReply {
+        context: 1,
+        windows: Some(vec![window(3, true, vec![]), window(2, false, vec![gap]), summer]),
+        marks: Some(marks()),
+        lfcs: Some(vec![
+            lfc(70_260, 3, 0, "open"),
+            lfc(70_250, 3, 600, "mark good"),
+            lfc(8, 1, 86_000, "cut at 8000"),
+            lfc(6, 1, 86_100, ""),
+        ]),
+        omitted: 3,
+    }
+}
+
+pub(super) fn marks() -> Vec<MarkInfo> {
+    let mark = |name: &str, description: &str, lfc, seconds| MarkInfo {
+        name: name.into(),
+        description: description.into(),
+        generation: 3,
+        lfc,
+        seq: lfc * 10,
+        time: ago(seconds),
+    };
+    vec![
+        mark("good", "", 70_250, 600),
+        mark("end-of-day", "books\nclosed", 9_998, 7200),
+    ]
+}
+
+pub(super) fn mounts() -> MountReply {
+    let volume = |volume: &str, path: Option<&str>, already| MountInfo {
+        volume: volume.into(),
+        device: format!("/dev/backstay/c1/sn10/{volume}"),
+        filesystem: path.map(|_| "ext4".into()),
+        path: path.map(Into::into),
+        already,
+    };
+    MountReply {
+        context: 1,
+        level: Some(10),
+        point: Some(point(900, 70250, 600)),
+        volumes: vec![
+            volume("data", Some("/data"), false),
+            volume("home", Some("/home"), true),
+            volume("log", None, false),
+        ],
+    }
+}
+
+pub(super) fn protect() -> ProtectReply {
+    let volume = |name: &str, mount: Option<&str>, mounted| ProtectedVolume {
+        name: name.into(),
+        bytes: 1 << 30,
+        device: format!("/dev/backstay/c1/{name}"),
+        backing: format!("/var/lib/backstay/prod/c1/{name}.img"),
+        recovery_backing: format!("/var/lib/backstay/rec/c1/{name}.img"),
+        created: true,
+        filesystem: mount.map(|_| "ext4".into()),
+        mount: mount.map(Into::into),
+        mounted,
+    };
+    ProtectReply {
+        context: 1,
+        failover_id: 1001,
+        production: "prod".into(),
+        recovery: "rec".into(),
+        volumes: vec![volume("data", Some("/data"), true), volume("log", None, false)],
+        initial_sync: Some(Progress {
+            what: "initial sync".into(),
+            done: 12 << 20,
+            total: Some(1 << 30),
+            rate: Some(8_598_323.0),
+            eta_s: Some(123),
+            ..Progress::default()
+        }),
+        files: vec!["/etc/backstay/prod.d/1.toml".into()],
+    }
+}
+
+pub(super) fn pins() -> PinsReply {
+    PinsReply {
+        pins: vec![
+            PinInfo {
+                id: 4,
+                context: 1,
+                holder: "released snapshot 10".into(),
+                owner: "me@here".into(),
+                point: point(900, 70250, 600),
+                created: ago(60),
+                expires: Some(Moment(NOW.0 + 3600 * 1_000_000_000)),
+            },
+            PinInfo {
+                id: 11,
+                context: 1,
+                holder: "snapshot 11".into(),
+                owner: "you@there".into(),
+                point: point(950, 70_252, 300),
+                created: ago(30),
+                expires: None,
+            },
+        ],
+    }
+}
+
+pub(super) fn plan() -> PlanReply {
+    PlanReply {
+        point: Some(point(900, 70250, 600)),
+        steps: vec!["stop applying".into(), "restore 80 blocks".into()],
+        questions: vec!["Do you wish to continue?".into()],
+    }
+}
+
+pub(super) fn status() -> StatusReply {
+    StatusReply {
+        host: "rec1".into(),
+        taken: NOW,
+        old: false,
+        contexts: vec![ContextStatus {
+            head: head(),
+            healthy: true,
+            verdict: "prod1 is unreachable; the replica holds all it ever sent".into(),
+            node_status: 60,
+            warnings: vec![
+                "window reaches 24h01m of 72h00m wanted: journal_limit binds, 30 GiB would do".into(),
+            ],
+            mode: "async".into(),
+            mode_now: None,
+            last_ack: Some(ago(3)),
+            rpo: Rpo {
+                writes: Some(12),
+                bytes: Some(49_152),
+                seconds: Some(0.42),
+            },
+            backlog_bytes: 3 << 20,
+            stale_bytes: 0,
+            resync: None,
+            consistent: true,
+            window: Some(window(3, true, vec![])),
+            window_wanted: WindowWanted {
+                seconds: Some(72 * 3600),
+                bytes: None,
+            },
+            restored: None,
+            cursors: Cursors {
+                received: 1_812_300,
+                durable: 1_812_300,
+                applied: 1_812_280,
+                lfc: 70_260,
+                ..Cursors::default()
+            },
+            volumes: vec![VolumeStatus {
+                name: "data".into(),
+                bytes: 1 << 30,
+                filesystem: Some("ext4".into()),
+                mount: Some("/data".into()),
+                ..VolumeStatus::default()
+            }],
+            snapshots: vec![SnapshotStatus {
+                level: 10,
+                point: point(900, 70250, 600),
+                overlay_bytes: 5 << 20,
+                overlay_limit_bytes: Some(10 << 30),
+                mounts: vec!["/data".into()],
+                ..SnapshotStatus::default()
+            }],
+            journal_bytes: 3 << 30,
+            journal_limit_bytes: Some(10 << 30),
+            proven_good: Some(point(900, 70250, 600)),
+            verified: Some(Verified {
+                at: ago(4000),
+                lfc: 70_000,
+                mismatches: 0,
+            }),
+            stopped: None,
+        }],
+    }
+}
+
+/// As much as one context can have to say, all at once.
+pub(super) fn crowded_status() -> StatusReply {
+    let mut status = status();
+    let c = &mut status.contexts[0];
+    c.healthy = false;
+    c.head.context.as_mut().unwrap().state = ContextState::RolledBack;
+    c.restored = Some(point(900, 70250, 600));
+    c.stopped = Some(Stopped {
+        by: "me@here".into(),
+        at: ago(90),
+    });
+    c.resync = Some(Progress {
+        what: "resync".into(),
+        done: 1 << 30,
+        total: Some(4 << 30),
+        eta_s: Some(300),
+        rate: Some(1e7),
+        ..Progress::default()
+    });
+    c.mode_now = Some("mwc above the high-water mark".into());
+    c.warnings = (0..9).map(|n| format!("warning number {n}")).collect();
+    c.volumes = (0..40)
+        .map(|n| VolumeStatus {
+            name: format!("volume{n:02}"),
+            bytes: 1 << 30,
+            ..VolumeStatus::default()
+        })
+        .collect();
+    c.snapshots = (10..40)
+        .map(|level| SnapshotStatus {
+            level,
+            point: point(900, 70250, 600),
+            ..SnapshotStatus::default()
+        })
+        .collect();
+    status
+}

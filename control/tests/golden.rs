@@ -1,0 +1,168 @@
+//! One conversation, byte for byte as `docs/formats/control.md` describes it. `UPDATE_GOLDEN=1` writes it anew.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use control::{
+    Answer, Code, Command, Event, Failure, HeadContext, HeadLine, Moment, NearPoint, Options, Outcome,
+    PeerLine, PeerState, PointInfo, Progress, Question, Reply, Request, RestoreQuestion, Side, Step,
+    WindowInfo, codec,
+    reply::{PlanReply, SnapshotReply, SnapshotVolume},
+    request::{Protect, RestoreTo, VolumeSource, VolumeSpec, Which},
+};
+use model::{ContextState, LfcId, Role, Timestamp, WriteSeq};
+use std::{fs, path::Path};
+
+fn point() -> PointInfo {
+    PointInfo::new(
+        3,
+        WriteSeq(900),
+        LfcId(70250),
+        Timestamp(1_795_140_712_000_000_000),
+    )
+}
+
+fn head() -> HeadLine {
+    HeadLine {
+        host: "rec1".into(),
+        context: Some(HeadContext {
+            id: 1,
+            failover_id: Some(2),
+            role: Role::Recovery,
+            state: ContextState::RolledBack,
+            term: 3,
+            peer: Some(PeerLine {
+                name: "prod1".into(),
+                state: PeerState::Connected,
+                since: None,
+            }),
+        }),
+    }
+}
+
+/// Requests of every shape, then events of every kind.
+fn lines() -> (Vec<Request>, Answer, Vec<Event>) {
+    let options = Options {
+        quiet: true,
+        expect_term: Some(3),
+        operator: "me@rec1".into(),
+        command_line: "scrt_ra -qC1 -F -t 70250".into(),
+        ..Options::default()
+    };
+    let restore = Command::FailoverRestore {
+        context: 1,
+        to: RestoreTo::Target("lfc:70250".into()),
+        volume: None,
+    };
+    let protect = Command::Protect(Protect {
+        context: 1,
+        volumes: vec![VolumeSpec {
+            name: "data".into(),
+            source: VolumeSource::Create { bytes: 1 << 30 },
+            recovery_path: None,
+            filesystem: Some("ext4".into()),
+            mount: Some("/data".into()),
+        }],
+        mount: true,
+        ..Protect::default()
+    });
+    let release = Command::Release {
+        context: 1,
+        which: Which::Level(10),
+    };
+    let mut failure = Failure::new(Code::OutsideWindow, "LFC 70251 is an undo container")
+        .with_hint_command("scrt_ra -C 1 -t 70250", "rec1")
+        .with_holders(vec!["psql (pid 311)".into()]);
+    failure.nearest = vec![NearPoint {
+        side: Side::Before,
+        target: "lfc:70250".into(),
+        point: point(),
+    }];
+    failure.window = Some(WindowInfo {
+        generation: 3,
+        current: true,
+        oldest: point(),
+        newest: point(),
+        gaps: vec![],
+    });
+    let snapshot = SnapshotReply {
+        context: 1,
+        level: 10,
+        point: point(),
+        volumes: vec![SnapshotVolume::default()],
+        ..SnapshotReply::default()
+    };
+    let events = vec![
+        Event::Head(head()),
+        Event::Resolved {
+            level: None,
+            point: point(),
+        },
+        Event::Step(Step::DeterminingMounts),
+        Event::Step(Step::Mounting { path: "/data".into() }),
+        Event::Line {
+            text: "clean\t\n".into(),
+        },
+        Event::Progress(Progress {
+            what: "resync".into(),
+            done: 1,
+            total: Some(2),
+            rate: Some(0.5),
+            ..Progress::default()
+        }),
+        Event::Ask {
+            question: Question::Restore(Box::new(RestoreQuestion {
+                from: point(),
+                to: point(),
+                validated: Some(Moment(7)),
+                ..RestoreQuestion::default()
+            })),
+        },
+        Event::Ask {
+            question: Question::Text {
+                lines: vec!["!!! RESET WARNING !!!".into()],
+                question: "Do you wish to do this?".into(),
+            },
+        },
+        Event::Done(Box::new(
+            Outcome::ok(Reply::Snapshot(snapshot))
+                .with_head(head())
+                .with_next("rtmnt -C 1", "rec1"),
+        )),
+        Event::Done(Box::new(Outcome::ok(Reply::Plan(PlanReply::default())))),
+        Event::Done(Box::new(Outcome::failed(failure))),
+    ];
+    let requests = [Command::NodeInfo, restore, protect, release];
+    let requests = requests.map(|c| Request::new(c, options.clone())).into();
+    (requests, Answer { yes: true }, events)
+}
+
+#[test]
+fn the_conversation_is_as_documented() {
+    let (requests, answer, events) = lines();
+    let mut text = Vec::new();
+    for request in &requests {
+        text.extend(codec::encode(request).unwrap());
+    }
+    text.extend(codec::encode(&answer).unwrap());
+    for event in &events {
+        text.extend(codec::encode(event).unwrap());
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/control/conversation.jsonl");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, &text).unwrap();
+    }
+    let golden = fs::read(&path).unwrap();
+    assert_eq!(String::from_utf8_lossy(&golden), String::from_utf8_lossy(&text));
+    let mut from = golden.as_slice();
+    for request in requests {
+        let line = codec::read_line(&mut from).unwrap().unwrap();
+        assert_eq!(codec::decode_request(&line).unwrap(), request);
+    }
+    let line = codec::read_line(&mut from).unwrap().unwrap();
+    assert_eq!(codec::decode::<Answer>(&line).unwrap(), answer);
+    for event in events {
+        let line = codec::read_line(&mut from).unwrap().unwrap();
+        assert_eq!(codec::decode::<Event>(&line).unwrap(), event);
+    }
+    assert!(codec::read_line(&mut from).unwrap().is_none());
+}
