@@ -458,3 +458,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_format_page_has_the_kinds_and_bounds_of_the_code() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/formats/wire.md");
+    let page = fs::read_to_string(page).unwrap();
+    for kind in Kind::ALL {
+        let row = format!("| {} | {kind:?} | ", *kind as u8);
+        let row = page
+            .lines()
+            .find(|l| l.starts_with(&row))
+            .unwrap_or_else(|| panic!("no row {row}"));
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        assert_eq!(
+            cells[4].replace(',', ""),
+            kind.body_bytes_max().to_string(),
+            "{row}"
+        );
+        assert_eq!(cells[5] == "z", kind.compressible(), "{row}");
+    }
+    for code in RefuseCode::ALL {
+        assert!(page.contains(&format!("\n| {} | ", *code as u16)), "{code:?}");
+    }
+}
