@@ -33,6 +33,7 @@ pub mod node;
 mod run;
 mod show;
 mod size;
+mod talk;
 #[cfg(test)]
 mod tests;
 mod verbs;

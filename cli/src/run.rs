@@ -10,24 +10,17 @@ use crate::{
     names::Name,
     node::{self, Node},
     show::{self, View},
+    talk::Talk,
     verbs::{Given, Shape, Verb, mark, mount, other, protect, ra, run as start_stop},
     zone::Zone,
 };
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser};
 use control::{
-    Code, Event, Failure, Options, Outcome, PointInfo, Question, Reply, Request,
-    client::{self, ClientError, Listener},
+    Code, Failure, Options, Outcome, Request,
+    client::{self, ClientError},
     status::StatusReply,
 };
-use std::{
-    ffi::OsString,
-    path::Path,
-    thread,
-    time::{Duration, Instant},
-};
-
-/// Least time between two lines of progress where no bar can be drawn.
-const PROGRESS_EVERY: Duration = Duration::from_secs(3);
+use std::{ffi::OsString, path::Path, thread, time::Duration};
 
 /// The whole line of a command: what it alone takes, then what all take.
 #[derive(Parser, Debug)]
@@ -259,17 +252,7 @@ impl Run<'_> {
         console: &mut Console,
     ) -> Result<Code, CliError> {
         let is_status = matches!(request.command, control::Command::Status { .. });
-        let mut talk = Talk {
-            console,
-            view,
-            json,
-            quiet: request.options.quiet,
-            head: !is_status,
-            declined: false,
-            point: None,
-            bar: None,
-            last_line: None,
-        };
+        let mut talk = Talk::new(console, view, json, request.options.quiet, !is_status);
         let outcome = match client::call(&node.socket, request, &mut talk) {
             Ok(outcome) => outcome,
             Err(e) => {
@@ -351,151 +334,6 @@ impl Run<'_> {
         }
         if let Some(next) = next {
             console.say(&show::next(next));
-        }
-    }
-}
-
-/// The operator's end of a conversation with the daemon.
-struct Talk<'a> {
-    console: &'a mut Console,
-    view: View,
-    json: bool,
-    quiet: bool,
-    /// Whether the head line is still to be printed.
-    head: bool,
-    declined: bool,
-    point: Option<PointInfo>,
-    bar: Option<indicatif::ProgressBar>,
-    last_line: Option<Instant>,
-}
-
-impl Listener for Talk<'_> {
-    fn event(&mut self, event: Event) {
-        if let Event::Progress(progress) = &event {
-            self.progress(progress);
-            return;
-        }
-        self.clear_bar();
-        match event {
-            Event::Head(head) => self.head(Some(&head)),
-            Event::Resolved { level, point } => {
-                let line = show::resolved(level, &point, &self.view);
-                self.console.say(&line);
-                self.point = Some(point);
-            }
-            Event::Step(step) => self.live(&show::step(&step)),
-            Event::Line { text } => self.live(&text),
-            _ => {}
-        }
-    }
-
-    fn ask(&mut self, question: &Question) -> bool {
-        self.clear_bar();
-        let (lines, asked) = show::question(question, &self.view);
-        for line in lines {
-            self.console.say(&line);
-        }
-        if self.quiet {
-            self.console.say(&format!("{asked} [y|n] y (-q)"));
-            return true;
-        }
-        let yes = self.console.ask(&asked);
-        self.declined |= !yes;
-        yes
-    }
-}
-
-impl Talk<'_> {
-    fn head(&mut self, head: Option<&control::HeadLine>) {
-        if let Some(head) = head.filter(|_| self.head) {
-            self.head = false;
-            self.console.say(&show::head(head, &self.view));
-        }
-    }
-
-    /// A line of the work itself: a result, unless the result is to be one object.
-    fn live(&mut self, line: &str) {
-        if self.json {
-            self.console.say(line);
-        } else {
-            self.console.out(&format!("{line}\n"));
-        }
-    }
-
-    fn progress(&mut self, progress: &control::Progress) {
-        if self.console.err_is_terminal {
-            let bar = self
-                .bar
-                .get_or_insert_with(|| indicatif::ProgressBar::new(0).with_style(show::bar_style()));
-            bar.set_length(progress.total.unwrap_or(progress.done).max(1));
-            bar.set_position(progress.done);
-            bar.set_message(show::progress(progress));
-            return;
-        }
-        let complete = progress.total.is_some_and(|t| progress.done >= t);
-        if complete || self.last_line.is_none_or(|t| t.elapsed() >= PROGRESS_EVERY) {
-            self.last_line = Some(Instant::now());
-            self.console.say(&show::progress(progress));
-        }
-    }
-
-    fn clear_bar(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
-    }
-
-    fn end(mut self, name: &Name, outcome: Outcome, is_status: bool) -> Code {
-        let code = outcome.code();
-        self.head(outcome.head.as_ref());
-        if self.json {
-            self.console
-                .out(&show::json(name.display(), &outcome, self.point.as_ref()));
-            return code;
-        }
-        match &outcome.result {
-            Ok(reply) => self.console.out(&show::reply(reply, &self.view)),
-            Err(failure) if self.declined && failure.code == Code::Refused => {
-                self.console.say("Nothing changed.");
-            }
-            Err(failure) => self.say_lines(&show::failure(failure, &self.view)),
-        }
-        if let Some(next) = outcome
-            .next
-            .as_ref()
-            .filter(|_| self.view.shape != Shape::Monitor)
-        {
-            let line = show::next(next);
-            if is_status && outcome.result.is_ok() {
-                self.console.out(&format!("{line}\n"));
-            } else {
-                self.console.say(&line);
-            }
-        }
-        code
-    }
-
-    fn unreachable(mut self, name: &Name, failure: Failure, old: Option<StatusReply>) -> Code {
-        let code = failure.code;
-        if self.json {
-            let outcome = Outcome::failed(failure);
-            let text = match old {
-                None => show::json(name.display(), &outcome, None),
-                Some(old) => show::json_with_old(name.display(), &outcome, &Reply::Status(old)),
-            };
-            self.console.out(&text);
-            return code;
-        }
-        if let Some(old) = old {
-            self.console.out(&show::reply(&Reply::Status(old), &self.view));
-        }
-        self.say_lines(&show::failure(&failure, &self.view));
-        code
-    }
-
-    fn say_lines(&mut self, text: &str) {
-        for line in text.lines() {
-            self.console.say(line);
         }
     }
 }

@@ -17,15 +17,15 @@ use model::{
 pub(crate) struct Ra {
     #[command(flatten)]
     context: ContextArg,
+    /// Override a refusal, after a question
+    #[arg(short, long)]
+    force: bool,
     #[command(flatten)]
     act: Act,
     #[command(flatten)]
     target: Targets,
     #[command(flatten)]
     list: List,
-    /// Override a refusal, after a question
-    #[arg(short, long)]
-    force: bool,
 }
 
 #[derive(Args, Debug, Default)]
