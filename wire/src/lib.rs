@@ -14,6 +14,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
 
 pub mod base32;
+mod body;
 pub mod call;
 pub mod codec;
 mod compress;
