@@ -1,1 +1,71 @@
-//! Backstay journal.
+//! The journal of one context on one host: the one write order, kept so that any moment of it can be shown again.
+//!
+//! # Overview
+//!
+//! Records are grouped into [`Frame`]s, frames into containers (LFCs). The open container is a *tail* file that is
+//! overwritten in place ([`Journal::append`], [`Journal::sync`]). When it is full or old it is sealed ([`Journal::seal`])
+//! and moved into a [`model::ports::Store`] ([`Journal::ingest_sealed`]), where undo joins it
+//! ([`model::ports::History::commit_undo`]). Catalog, cursors, pins, roles and state maps are rows of the same store.
+//!
+//! # Invariants
+//!
+//! - `durable` is what was appended before a sync that has ended (T1, T2); only [`Journal::sync`], a seal and recovery move it.
+//! - A container's catalog row is its commit (T3); a tail is overwritten only after it (T4).
+//! - Recovery never takes damage for a torn end (T5), and what it re-reads is durable again before it counts (T6).
+//! - A failure of a medium or of the store poisons the journal: every later call names that first failure.
+//!
+//! # Crash consistency
+//!
+//! See `recovery` for the table of everything that can be found on open, `ingest` for the order of commits, `superblock`
+//! for the bounds outside the store.
+//!
+//! # What it does not do
+//!
+//! It starts no thread, opens no socket, writes no volume and decides no policy: whoever owns the context calls it.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
+
+mod cache;
+mod codec;
+mod container;
+mod cursors;
+mod error;
+mod frame;
+mod history;
+mod ingest;
+mod journal;
+mod keys;
+mod line;
+mod load;
+mod map;
+mod meta;
+mod parts;
+mod read;
+mod record;
+mod recovery;
+mod rocks;
+mod rows;
+mod superblock;
+mod tables;
+mod tail;
+#[cfg(test)]
+mod tests;
+pub mod window;
+
+pub use cursors::Cursors;
+pub use error::{Damage, JournalError, Position};
+pub use frame::{
+    Digest, FRAME_BODY_BYTES_MAX, FRAME_BYTES_MAX, FRAME_EXTRA_BYTES, Frame, FrameError, FrameHeader,
+};
+pub use journal::{Journal, Opened, Options};
+pub use line::{LineSpan, NewGeneration};
+pub use map::{Cell, MapShape};
+pub use parts::{IndexFloors, Parts};
+pub use record::Draft;
+pub use rocks::RocksStore;
+pub use rows::{
+    Consistent, ContextRow, Floors, Generation, LfcRow, OrdinalRow, Parent, PinKind, PinRow, RestorePhase,
+    RestoreRow,
+};
+pub use superblock::{Bounds, SUPERBLOCK_BYTES};
+pub use tail::{SealFlags, tail_bytes};
+pub use window::{Gap, Reached, ResolveError, Resolved, Window};

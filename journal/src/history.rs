@@ -1,0 +1,623 @@
+//! History for the snapshot engine: undo by apply ordinal, redo by block (`rules.md` V, W).
+//!
+//! Containers that are not in the store are served from their in-memory index, those in the store from the block index;
+//! those that were stored without an index are read frame by frame. Every value's checksum is checked before it is served.
+//! Index entries below a floor are skipped: compaction drops them at leisure.
+
+use crate::{
+    codec::{Malformed, Read, Reader, Writer},
+    container::Hit,
+    error::{Damage, JournalError, Position},
+    journal::{Journal, Shared},
+    keys,
+    rows::{LfcRow, OrdinalRow, bad_key, checked},
+};
+use bytes::Bytes;
+use model::{
+    BLOCK_SIZE, BlockNo, ByteRange, GenNo, LfcId, Ordinal, Payload, Record, RedoSpan, VolumeIndex, WriteSeq,
+    ports::{Batch, Family, History, HistoryError, RedoPiece, UndoContainer},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, atomic::Ordering},
+};
+
+type Block = (VolumeIndex, BlockNo);
+/// Container, frame and record of a hit.
+type At = (LfcId, u32, u32);
+
+const ZERO: u8 = 0;
+const DATA: u8 = 1;
+
+fn encode_undo(payload: &Payload) -> Bytes {
+    match payload {
+        Payload::Zero => Bytes::from_static(&[ZERO]),
+        Payload::Data(data) => {
+            let mut w = Writer(Vec::with_capacity(data.len() + 5));
+            w.u8(DATA).u32(crc32c::crc32c(data)).bytes(data);
+            Bytes::from(w.done())
+        }
+    }
+}
+
+fn decode_undo(value: &Bytes) -> Read<Payload> {
+    let mut r = Reader(value);
+    match r.u8()? {
+        ZERO => r.end().map(|()| Payload::Zero),
+        DATA => {
+            let crc = r.u32()?;
+            if r.0.len() as u64 != BLOCK_SIZE {
+                return Err(Malformed("it has not one block"));
+            }
+            if crc32c::crc32c(r.0) != crc {
+                return Err(Malformed("its checksum is wrong"));
+            }
+            Ok(Payload::Data(value.slice(5..)))
+        }
+        _ => Err(Malformed("its flag is not known")),
+    }
+}
+
+/// How the records of one container of a span are found.
+enum Lookup {
+    /// In the store's index.
+    Indexed,
+    /// By reading its frames.
+    Scan(Arc<LfcRow>),
+    /// In memory: done under the same lock.
+    Memory,
+}
+
+impl Shared {
+    /// The containers that hold a span, or why they do not hold all of it.
+    fn lookups(&self, span: &RedoSpan) -> Result<Vec<Lookup>, JournalError> {
+        let mut out = Vec::new();
+        let mut next = span.after.next();
+        let not_held = |lfc| JournalError::NotHeld {
+            generation: span.generation,
+            lfc,
+        };
+        let key = |lfc| (span.generation, lfc);
+        // Rows are in order of their records; a binary search would need an index by record.
+        let rows = self
+            .rows
+            .range(key(LfcId(0))..=key(LfcId(u64::MAX)))
+            .map(|(_, r)| r);
+        for row in rows.filter(|r| r.last_seq > span.after && r.first_seq <= span.upto) {
+            if row.first_seq > next || !self.is_held(row) {
+                return Err(not_held(row.lfc));
+            }
+            next = row.last_seq.next();
+            out.push(if row.indexed {
+                Lookup::Indexed
+            } else {
+                Lookup::Scan(Arc::clone(row))
+            });
+        }
+        for c in self.sealed.iter().map(|s| &s.container).chain(&self.open) {
+            let first = c.header.start.first_seq;
+            let overlaps = c.last_seq() > span.after && first <= span.upto;
+            if c.generation == span.generation && overlaps && !c.is_empty() {
+                if first > next {
+                    return Err(not_held(c.header.start.lfc));
+                }
+                next = c.last_seq().next();
+                out.push(Lookup::Memory);
+            }
+        }
+        if span.upto > span.after && next <= span.upto {
+            let lfc = self.open.as_ref().map(|o| o.header.start.lfc).unwrap_or_default();
+            return Err(not_held(lfc));
+        }
+        Ok(out)
+    }
+
+    fn memory_hits(
+        &self,
+        span: &RedoSpan,
+        from: Block,
+        to: Block,
+    ) -> impl Iterator<Item = (Block, LfcId, Hit)> {
+        let span = *span;
+        self.sealed
+            .iter()
+            .map(|s| &s.container)
+            .chain(&self.open)
+            .filter(move |c| c.generation == span.generation)
+            .flat_map(move |c| {
+                c.index.range(from..to).flat_map(move |(block, hits)| {
+                    hits.iter()
+                        .filter(move |h| in_span(h.seq, &span))
+                        .map(move |h| (*block, c.header.start.lfc, *h))
+                })
+            })
+    }
+}
+
+fn in_span(seq: WriteSeq, span: &RedoSpan) -> bool {
+    seq > span.after && seq <= span.upto
+}
+
+/// The record narrowed to `range`, if it changes bytes of it.
+fn piece(record: &Record, volume: VolumeIndex, range: ByteRange) -> Option<RedoPiece> {
+    let changed = record.changed().filter(|_| record.volume == volume)?;
+    let part = changed.intersect(range)?;
+    let payload = match record.payload()? {
+        Payload::Zero => Payload::Zero,
+        Payload::Data(data) => {
+            let at = |n: u64| crate::codec::index(n - changed.start);
+            Payload::Data(data.slice(at(part.start)..at(part.end)))
+        }
+    };
+    Some(RedoPiece {
+        seq: record.seq,
+        range: part,
+        payload,
+    })
+}
+
+impl Journal {
+    /// Every record of a span that touches a block of `range`, in order.
+    fn hits(
+        &self,
+        volume: VolumeIndex,
+        range: ByteRange,
+        span: &RedoSpan,
+    ) -> Result<(BTreeMap<WriteSeq, At>, Vec<Arc<LfcRow>>), JournalError> {
+        let aligned = range.block_aligned();
+        let (first, end) = (BlockNo::of(aligned.start), BlockNo::of(aligned.end));
+        let mut hits = BTreeMap::new();
+        // Look-ups before the store's index: a container that is ingested between the two is then found twice, never not.
+        let lookups = {
+            let shared = self.shared.read();
+            let lookups = shared.lookups(span)?;
+            if lookups.iter().any(|l| matches!(l, Lookup::Memory)) {
+                for (_, lfc, h) in shared.memory_hits(span, (volume, first), (volume, end)) {
+                    hits.insert(h.seq, (lfc, h.frame, h.record));
+                }
+            }
+            lookups
+        };
+        if lookups.iter().any(|l| matches!(l, Lookup::Indexed)) {
+            for block in (first.0..end.0).map(BlockNo) {
+                let key = |seq| keys::redo_index(volume, block, span.generation, seq);
+                self.scan_index(
+                    &key(span.after.next()),
+                    &key(WriteSeq(span.upto.0.saturating_add(1))),
+                    |_, seq, at| {
+                        hits.insert(seq, at);
+                        true
+                    },
+                )?;
+            }
+        }
+        let scans = lookups.into_iter().filter_map(|l| {
+            if let Lookup::Scan(row) = l {
+                Some(row)
+            } else {
+                None
+            }
+        });
+        Ok((hits, scans.collect()))
+    }
+
+    /// Visits entries of the redo index.
+    fn scan_index(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        mut visit: impl FnMut((Block, GenNo), WriteSeq, At) -> bool,
+    ) -> Result<(), JournalError> {
+        let mut fault = None;
+        self.store.scan(Family::RedoIndex, from, to, &mut |key, value| {
+            let parsed = keys::index_parts(key).and_then(|(volume, block, mut rest)| {
+                Some(((volume, block), GenNo(rest.u32()?), WriteSeq(rest.u64()?)))
+            });
+            let Some((block, generation, seq)) = parsed else {
+                fault = Some(bad_key("redo index", key));
+                return false;
+            };
+            let mut r = Reader(value);
+            let at = (|| Ok((LfcId(r.u64()?), r.u32()?, r.u32()?)))();
+            match checked("redo index", key, at) {
+                Ok(at) => visit((block, generation), seq, at),
+                Err(e) => {
+                    fault = Some(e);
+                    false
+                }
+            }
+        })?;
+        fault.map_or(Ok(()), Err)
+    }
+
+    fn redo_inner(
+        &self,
+        volume: VolumeIndex,
+        range: ByteRange,
+        spans: &[RedoSpan],
+    ) -> Result<Vec<RedoPiece>, JournalError> {
+        let mut out = Vec::new();
+        for span in spans {
+            if range.is_empty() || span.upto <= span.after {
+                continue;
+            }
+            let (hits, scans) = self.hits(volume, range, span)?;
+            let mut pieces = BTreeMap::new();
+            for (seq, (lfc, frame, record)) in hits {
+                let frame = self.frame_at(span.generation, lfc, frame)?;
+                let record = frame.records().get(record as usize).filter(|r| r.seq == seq);
+                let record = record.ok_or_else(|| {
+                    crate::read::container_damage(
+                        span.generation,
+                        lfc,
+                        format!("record {seq} is not where its index says"),
+                    )
+                })?;
+                if let Some(piece) = piece(record, volume, range) {
+                    pieces.insert(seq, piece);
+                }
+            }
+            for row in scans {
+                for frame in self.frames_of(row.generation, row.lfc)? {
+                    for record in frame.records().iter().filter(|r| in_span(r.seq, span)) {
+                        if let Some(piece) = piece(record, volume, range) {
+                            pieces.insert(record.seq, piece);
+                        }
+                    }
+                }
+            }
+            out.extend(pieces.into_values());
+            // The floor may have passed the span meanwhile, and its index entries may be gone.
+            self.shared.read().lookups(span)?;
+        }
+        Ok(out)
+    }
+
+    fn redone_inner(
+        &self,
+        spans: &[RedoSpan],
+        from: Block,
+        limit: usize,
+    ) -> Result<Vec<Block>, JournalError> {
+        let mut blocks = BTreeSet::new();
+        let keep = |blocks: &mut BTreeSet<Block>, block: Block| {
+            if block >= from {
+                blocks.insert(block);
+                if blocks.len() > limit {
+                    blocks.pop_last();
+                }
+            }
+        };
+        for span in spans.iter().filter(|s| s.upto > s.after) {
+            let lookups = {
+                let shared = self.shared.read();
+                let lookups = shared.lookups(span)?;
+                let end = (VolumeIndex(u16::MAX), BlockNo(u64::MAX));
+                for (block, _, _) in shared.memory_hits(span, from, end) {
+                    keep(&mut blocks, block);
+                }
+                lookups
+            };
+            if lookups.iter().any(|l| matches!(l, Lookup::Indexed)) {
+                let first = keys::redo_index(from.0, from.1, GenNo(0), WriteSeq(0));
+                let mut found = BTreeSet::new();
+                self.scan_index(&first, &[0xff; 23], |(block, generation), seq, _| {
+                    if generation == span.generation && in_span(seq, span) {
+                        found.insert(block);
+                    }
+                    // In order of blocks: what comes after `limit` others cannot be among the first `limit`.
+                    found.len() <= limit
+                })?;
+                found.into_iter().for_each(|b| keep(&mut blocks, b));
+            }
+            for lookup in &lookups {
+                let Lookup::Scan(row) = lookup else { continue };
+                for frame in self.frames_of(row.generation, row.lfc)? {
+                    for record in frame.records().iter().filter(|r| in_span(r.seq, span)) {
+                        for block in record.changed().into_iter().flat_map(ByteRange::blocks) {
+                            keep(&mut blocks, (record.volume, block));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(blocks.into_iter().collect())
+    }
+
+    fn first_undo_inner(
+        &self,
+        volume: VolumeIndex,
+        first: BlockNo,
+        count: u64,
+        after: Ordinal,
+        upto: Ordinal,
+    ) -> Result<Vec<Option<Payload>>, JournalError> {
+        self.check_undo_held(after)?;
+        let upto = upto.min(self.published());
+        let blocks = || (first.0..first.0 + count).map(BlockNo);
+        if upto <= after {
+            return Ok(blocks().map(|_| None).collect());
+        }
+        let key = |block, ordinal| keys::undo_index(volume, block, ordinal);
+        let ranges: Vec<_> = blocks()
+            .map(|b| (key(b, after.next()), key(b, upto.next())))
+            .collect();
+        let found = self.store.first_of_each(Family::UndoIndex, &ranges)?;
+        let mut out = Vec::with_capacity(found.len());
+        for (block, entry) in blocks().zip(found) {
+            let Some((key, flag)) = entry else {
+                out.push(None);
+                continue;
+            };
+            let ordinal = keys::index_parts(&key).and_then(|(_, _, mut rest)| rest.u64());
+            let ordinal = Ordinal(ordinal.ok_or_else(|| bad_key("undo index", &key))?);
+            out.push(Some(if *flag == [ZERO] {
+                Payload::Zero
+            } else {
+                self.undo_value(ordinal, volume, block)?
+            }));
+        }
+        // The floor may have passed `after` meanwhile, and freed what was read.
+        self.check_undo_held(after)?;
+        Ok(out)
+    }
+
+    fn check_undo_held(&self, after: Ordinal) -> Result<(), JournalError> {
+        let floor = self.floors().undo;
+        if after < floor {
+            return Err(JournalError::Refused(format!(
+                "undo up to ordinal {floor} is freed, {after} was asked for"
+            )));
+        }
+        Ok(())
+    }
+
+    fn undo_value(
+        &self,
+        ordinal: Ordinal,
+        volume: VolumeIndex,
+        block: BlockNo,
+    ) -> Result<Payload, JournalError> {
+        let damage = |what| {
+            JournalError::Damaged(Damage::Undo {
+                ordinal: ordinal.0,
+                volume: volume.0,
+                block: block.0,
+                what,
+            })
+        };
+        let value = self
+            .store
+            .get(Family::Undo, &keys::undo(ordinal, volume, block))?;
+        let value = value.ok_or_else(|| damage("it is missing"))?;
+        decode_undo(&value).map_err(|Malformed(what)| damage(what))
+    }
+
+    fn undone_inner(
+        &self,
+        after: Ordinal,
+        upto: Ordinal,
+        from: Block,
+        limit: usize,
+    ) -> Result<Vec<Block>, JournalError> {
+        self.check_undo_held(after)?;
+        let upto = upto.min(self.published());
+        let mut out: Vec<Block> = Vec::new();
+        let mut fault = None;
+        let first = keys::undo_index(from.0, from.1, Ordinal(0));
+        self.store
+            .scan(Family::UndoIndex, &first, &[0xff; 19], &mut |key, _| {
+                let parsed =
+                    keys::index_parts(key).and_then(|(v, b, mut rest)| Some(((v, b), Ordinal(rest.u64()?))));
+                let Some((block, ordinal)) = parsed else {
+                    fault = Some(bad_key("undo index", key));
+                    return false;
+                };
+                if ordinal > after && ordinal <= upto && out.last() != Some(&block) {
+                    if out.len() == limit {
+                        return false;
+                    }
+                    out.push(block);
+                }
+                true
+            })?;
+        fault.map_or(Ok(out), Err)
+    }
+
+    fn commit_undo_inner(&self, container: &UndoContainer) -> Result<(), JournalError> {
+        // One container at a time; held before `meta`, as everywhere.
+        let _ingesting = self.ingesting.lock();
+        let published = self.published();
+        if container.ordinal <= published {
+            // Rule W4: undo that is durable is never rebuilt; applying is repeated from it.
+            let known = self
+                .shared
+                .read()
+                .ordinals
+                .get(&container.ordinal)
+                .map(|row| row.kind == container.kind);
+            return match known {
+                Some(true) => Ok(()),
+                _ => Err(JournalError::Refused(format!(
+                    "ordinal {} is published already, for something else",
+                    container.ordinal
+                ))),
+            };
+        }
+        if container.ordinal != published.next() {
+            return Err(JournalError::Refused(format!(
+                "ordinal {} does not follow {published}",
+                container.ordinal
+            )));
+        }
+        if container
+            .blocks
+            .windows(2)
+            .any(|w| (w[0].0, w[0].1) >= (w[1].0, w[1].1))
+        {
+            return Err(JournalError::Internal("undo blocks are not in order"));
+        }
+        if container
+            .blocks
+            .iter()
+            .any(|(_, _, p)| matches!(p, Payload::Data(d) if d.len() as u64 != BLOCK_SIZE))
+        {
+            return Err(JournalError::Internal("an undo block has not one block"));
+        }
+        let ordinal = container.ordinal;
+        let mut values = container
+            .blocks
+            .iter()
+            .map(|(v, b, p)| (keys::undo(ordinal, *v, *b), encode_undo(p)));
+        self.store.ingest(Family::Undo, &mut values)?;
+        let mut index = container.blocks.iter().map(|(v, b, p)| {
+            let flag: &'static [u8] = if matches!(p, Payload::Zero) {
+                &[ZERO]
+            } else {
+                &[DATA]
+            };
+            (keys::undo_index(*v, *b, ordinal), Bytes::from_static(flag))
+        });
+        self.store.ingest(Family::UndoIndex, &mut index)?;
+        let data = container
+            .blocks
+            .iter()
+            .filter(|(_, _, p)| matches!(p, Payload::Data(_)))
+            .count() as u64;
+        let row = OrdinalRow {
+            ordinal,
+            kind: container.kind.clone(),
+            blocks: container.blocks.len() as u64,
+            bytes: data * BLOCK_SIZE,
+        };
+        let mut batch = Batch::default();
+        batch.put(Family::Catalog, keys::ordinal(ordinal), row.encode());
+        self.commit(batch, true)?;
+        self.shared.write().ordinals.insert(ordinal, row);
+        self.move_cursors(|c| c.published = ordinal);
+        self.published.store(ordinal.0, Ordering::Release);
+        Ok(())
+    }
+
+    /// A record by its place, for tools and for times of points.
+    ///
+    /// # Errors
+    /// [`JournalError::NotHeld`] when its frame is not here, or a failure.
+    pub fn record_at(&self, at: Position) -> Result<Record, JournalError> {
+        let (lfc, frames) = {
+            let shared = self.shared.read();
+            let not_held = JournalError::NotHeld {
+                generation: at.generation,
+                lfc: LfcId(0),
+            };
+            let in_memory = shared
+                .open
+                .iter()
+                .chain(shared.sealed.as_ref().map(|s| &s.container));
+            let mut found = None;
+            for c in in_memory.filter(|c| c.generation == at.generation) {
+                if let Some(i) = c.frame_of(at.seq) {
+                    found = Some((c.header.start.lfc, i..i + 1));
+                }
+            }
+            match found {
+                Some(found) => found,
+                None => {
+                    let mut rows = shared.rows.values();
+                    let row = rows.find(|r| {
+                        r.generation == at.generation && r.first_seq <= at.seq && at.seq <= r.last_seq
+                    });
+                    let row = row.ok_or(not_held)?;
+                    (row.lfc, 0..row.frames)
+                }
+            }
+        };
+        // Binary search over the frames of the container.
+        let (mut low, mut high) = (frames.start, frames.end);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let frame = self.frame_at(at.generation, lfc, middle)?;
+            if frame.last_seq() < at.seq {
+                low = middle + 1;
+            } else if frame.first_seq() > at.seq {
+                high = middle;
+            } else {
+                let i = crate::codec::index(at.seq.0 - frame.first_seq().0);
+                return frame
+                    .records()
+                    .get(i)
+                    .cloned()
+                    .ok_or(JournalError::Internal("a record is missing"));
+            }
+        }
+        Err(crate::read::container_damage(
+            at.generation,
+            lfc,
+            format!("record {} is missing", at.seq),
+        ))
+    }
+}
+
+fn gone(e: JournalError) -> HistoryError {
+    match e {
+        JournalError::Refused(text) => HistoryError::Gone(text),
+        e => e.into(),
+    }
+}
+
+impl History for Journal {
+    fn published(&self) -> Ordinal {
+        Ordinal(self.published.load(Ordering::Acquire))
+    }
+
+    fn first_undo(
+        &self,
+        volume: VolumeIndex,
+        first: BlockNo,
+        count: u64,
+        after: Ordinal,
+        upto: Ordinal,
+    ) -> Result<Vec<Option<Payload>>, HistoryError> {
+        self.guarded(|| self.first_undo_inner(volume, first, count, after, upto))
+            .map_err(gone)
+    }
+
+    fn redo(
+        &self,
+        volume: VolumeIndex,
+        range: ByteRange,
+        spans: &[RedoSpan],
+    ) -> Result<Vec<RedoPiece>, HistoryError> {
+        self.guarded(|| self.redo_inner(volume, range, spans))
+            .map_err(gone)
+    }
+
+    fn commit_undo(&self, container: &UndoContainer) -> Result<(), HistoryError> {
+        self.guarded(|| self.commit_undo_inner(container))
+            .map_err(|e| match e {
+                JournalError::Refused(text) => HistoryError::Damaged(text),
+                e => e.into(),
+            })
+    }
+
+    fn undone_blocks(
+        &self,
+        after: Ordinal,
+        upto: Ordinal,
+        from: (VolumeIndex, BlockNo),
+        limit: usize,
+    ) -> Result<Vec<(VolumeIndex, BlockNo)>, HistoryError> {
+        self.guarded(|| self.undone_inner(after, upto, from, limit))
+            .map_err(gone)
+    }
+
+    fn redone_blocks(
+        &self,
+        spans: &[RedoSpan],
+        from: (VolumeIndex, BlockNo),
+        limit: usize,
+    ) -> Result<Vec<(VolumeIndex, BlockNo)>, HistoryError> {
+        self.guarded(|| self.redone_inner(spans, from, limit))
+            .map_err(gone)
+    }
+}

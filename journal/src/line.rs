@@ -1,0 +1,359 @@
+//! Generations, the line they form, and where new containers start.
+//!
+//! A *line* is a generation and, through its parents, all behind it, each up to the record at which the next one left it.
+//! Where a container does not simply follow the one before (a new generation, a gap), its start is committed to the store
+//! before its tail header is written, so that recovery knows it even if the header is torn.
+
+use crate::{
+    codec::{Malformed, Read, Reader, Writer},
+    container::Container,
+    cursors::Cursors,
+    error::{JournalError, Position},
+    frame::Digest,
+    journal::{Journal, Shared, WriterState},
+    keys,
+    rows::{Generation, Parent},
+    tail::{SealFlags, Start},
+};
+use model::{
+    GenId, GenNo, LfcId, RecordBody, WriteSeq,
+    ports::{Batch, Family},
+};
+use std::sync::atomic::Ordering;
+
+/// The part of a generation that is on a line: `after < seq <= upto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineSpan {
+    /// The generation.
+    pub generation: GenNo,
+    /// Exclusive lower end.
+    pub after: WriteSeq,
+    /// Inclusive upper end; the greatest number for the newest generation.
+    pub upto: WriteSeq,
+}
+
+/// A generation to open.
+#[derive(Clone, Copy, Debug)]
+pub struct NewGeneration {
+    /// Its identity, drawn at random by whoever opens it.
+    pub id: GenId,
+    /// What it continues.
+    pub parent: Option<Parent>,
+    /// Its first record; `None`: above everything this host has seen. A number at or below what is here starts another
+    /// line: all cursors go back to just before it.
+    pub first_seq: Option<WriteSeq>,
+    /// Its first container; `None`: above everything this host has seen.
+    pub first_lfc: Option<LfcId>,
+}
+
+impl NewGeneration {
+    /// A generation that this host opens itself.
+    #[must_use]
+    pub fn own(id: GenId, parent: Option<Parent>) -> Self {
+        Self {
+            id,
+            parent,
+            first_seq: None,
+            first_lfc: None,
+        }
+    }
+}
+
+impl Generation {
+    /// The generation's birth record, which production appends first.
+    #[must_use]
+    pub fn birth(&self) -> RecordBody {
+        RecordBody::Birth {
+            parent: self.parent.map(|p| (p.id, p.seq)),
+            parent_digest: self.parent.map_or([0; 32], |p| p.digest),
+        }
+    }
+}
+
+impl Shared {
+    /// The line that ends in `head`, oldest span first.
+    pub(crate) fn line(&self, head: GenNo) -> Vec<LineSpan> {
+        let mut spans = Vec::new();
+        let mut at = self.generations.get(&head);
+        let mut upto = WriteSeq(u64::MAX);
+        // A damaged catalog could make parents go round in a circle.
+        while let Some(g) = at.filter(|_| spans.len() < self.generations.len()) {
+            spans.push(LineSpan {
+                generation: g.no,
+                after: WriteSeq(g.first_seq.0 - 1),
+                upto,
+            });
+            let Some(parent) = g.parent else { break };
+            upto = parent.seq;
+            at = self.generation_by_id(parent.id);
+        }
+        spans.reverse();
+        spans
+    }
+}
+
+impl Journal {
+    /// All generations that this host has met, in that order.
+    #[must_use]
+    pub fn generations(&self) -> Vec<Generation> {
+        self.shared.read().generations.values().cloned().collect()
+    }
+
+    /// The generation that takes records now.
+    #[must_use]
+    pub fn current_generation(&self) -> Option<Generation> {
+        let shared = self.shared.read();
+        let no = shared.open.as_ref()?.generation;
+        shared.generations.get(&no).cloned()
+    }
+
+    /// A generation by its identity.
+    #[must_use]
+    pub fn generation_by_id(&self, id: GenId) -> Option<Generation> {
+        self.shared.read().generation_by_id(id).cloned()
+    }
+
+    /// The line that ends in generation `head`, or in the current one; oldest span first.
+    #[must_use]
+    pub fn line(&self, head: Option<GenNo>) -> Vec<LineSpan> {
+        let shared = self.shared.read();
+        let head = head.or(shared.open.as_ref().map(|o| o.generation));
+        head.map(|head| shared.line(head)).unwrap_or_default()
+    }
+
+    /// Where the journal ends: last record and chain digest there. `None` before the first generation.
+    #[must_use]
+    pub fn head(&self) -> Option<(Position, Digest)> {
+        let shared = self.shared.read();
+        shared.open.as_ref().map(|o| (o.end(), o.end_digest))
+    }
+
+    /// Chain digest of a generation at the end of the last frame that ends at or before `seq`, with that frame's last
+    /// record. What [`Parent`] of a new generation needs.
+    ///
+    /// # Errors
+    /// [`JournalError::NotHeld`] when the catalog does not reach there, or a failure.
+    pub fn digest_at(&self, generation: GenNo, seq: WriteSeq) -> Result<(WriteSeq, Digest), JournalError> {
+        let row = {
+            let shared = self.shared.read();
+            let g = shared.generations.get(&generation);
+            let g = g.ok_or(JournalError::NotHeld {
+                generation,
+                lfc: LfcId(0),
+            })?;
+            if seq < g.first_seq {
+                return Ok((WriteSeq(g.first_seq.0 - 1), g.root_digest()));
+            }
+            let rows = shared
+                .sealed_rows()
+                .filter(|r| r.generation == generation && r.first_seq <= seq);
+            let open = shared
+                .open
+                .as_ref()
+                .filter(|o| o.generation == generation && !o.is_empty() && o.header.start.first_seq <= seq);
+            match open {
+                Some(open) => open.row(SealFlags::default()),
+                None => {
+                    let row = rows.last().ok_or(JournalError::NotHeld {
+                        generation,
+                        lfc: LfcId(0),
+                    })?;
+                    (**row).clone()
+                }
+            }
+        };
+        if seq >= row.last_seq {
+            return Ok((row.last_seq, row.end_digest));
+        }
+        let mut best = (WriteSeq(row.first_seq.0 - 1), row.prev_digest);
+        for i in 0..row.frames {
+            let frame = self.frame_at(generation, row.lfc, i)?;
+            if frame.last_seq() > seq {
+                break;
+            }
+            best = (frame.last_seq(), frame.digest());
+        }
+        Ok(best)
+    }
+
+    /// Opens a generation: what is open is sealed and ingested, the generation and its start are durable, then its first
+    /// container takes records. Repeating it for the current generation is harmless.
+    ///
+    /// # Errors
+    /// [`JournalError::Refused`] when the generation is known and not the current one, or a failure.
+    pub fn create_generation(&self, new: NewGeneration) -> Result<Generation, JournalError> {
+        self.guarded(|| {
+            let mut writer = self.writer.lock();
+            if let Some(known) = self.generation_by_id(new.id) {
+                if self.current_generation().is_some_and(|c| c.id == known.id) {
+                    return Ok(known);
+                }
+                return Err(JournalError::Refused(format!(
+                    "generation g{} was left before",
+                    known.no
+                )));
+            }
+            self.close_open(&mut writer)?;
+            let (seen_seq, seen_lfc) = *self.seen.lock();
+            let no = self
+                .shared
+                .read()
+                .generations
+                .keys()
+                .next_back()
+                .map_or(GenNo(1), |n| GenNo(n.0 + 1));
+            let generation = Generation {
+                no,
+                id: new.id,
+                parent: new.parent,
+                first_seq: new.first_seq.unwrap_or(seen_seq.next()),
+                first_lfc: new.first_lfc.unwrap_or(seen_lfc.next()),
+            };
+            if generation.first_seq.0 == 0 || !generation.first_lfc.is_redo() {
+                return Err(JournalError::Refused(
+                    "a generation starts at record 0 or an odd container".into(),
+                ));
+            }
+            let start = Start {
+                generation: generation.id,
+                lfc: generation.first_lfc,
+                first_seq: generation.first_seq,
+                prev_digest: generation.root_digest(),
+                after_gap: false,
+            };
+            let mut batch = Batch::default();
+            batch.put(Family::Catalog, keys::generation(no), generation.encode());
+            self.start(&mut writer, start, &generation, batch)?;
+            Ok(generation)
+        })
+    }
+
+    /// Recovery: the sender dropped what comes next; the journal goes on at `first_seq` with another container of the same
+    /// generation. Points between are a gap.
+    ///
+    /// # Errors
+    /// [`JournalError::Refused`] when that is not ahead of the journal's end, or a failure.
+    pub fn skip_to(&self, lfc: LfcId, first_seq: WriteSeq, prev_digest: Digest) -> Result<(), JournalError> {
+        self.guarded(|| {
+            let mut writer = self.writer.lock();
+            let generation = self.current_generation().ok_or(JournalError::NoGeneration)?;
+            self.close_open(&mut writer)?;
+            let at = {
+                let shared = self.shared.read();
+                let open = shared.open.as_ref().ok_or(JournalError::NoGeneration)?;
+                (open.header.start.lfc, open.header.start.first_seq)
+            };
+            if !lfc.is_redo() || lfc < at.0 || first_seq < at.1 {
+                return Err(JournalError::Refused(format!(
+                    "container {lfc} from record {first_seq} is not ahead of container {} and record {}",
+                    at.0, at.1
+                )));
+            }
+            let start = Start {
+                generation: generation.id,
+                lfc,
+                first_seq,
+                prev_digest,
+                after_gap: true,
+            };
+            self.start(&mut writer, start, &generation, Batch::default())
+        })
+    }
+
+    /// Leaves the open container empty and no container waiting.
+    fn close_open(&self, writer: &mut WriterState) -> Result<(), JournalError> {
+        if !self.open_is_empty() {
+            self.seal_locked(writer, SealFlags::default())?;
+        }
+        self.ingest_inner().map(drop)
+    }
+
+    fn start(
+        &self,
+        writer: &mut WriterState,
+        start: Start,
+        generation: &Generation,
+        mut batch: Batch,
+    ) -> Result<(), JournalError> {
+        let cursors = at_start(self.cursors(), start.first_seq, generation.no);
+        batch.put(Family::Meta, keys::START, encode_start(generation.no, &start));
+        batch.put(Family::Meta, keys::CURSORS, cursors.encode());
+        self.commit(batch, true)?;
+        let (tail, clock) = {
+            let shared = self.shared.read();
+            (
+                shared.open.as_ref().map_or(0, |o| o.tail),
+                shared.open.as_ref().map(|o| o.clock),
+            )
+        };
+        let header = self.write_header(writer, tail, start, SealFlags::default())?;
+        {
+            let mut shared = self.shared.write();
+            let clock = clock.unwrap_or_else(|| shared.clock());
+            shared.generations.insert(generation.no, generation.clone());
+            shared.open = Some(Container::new(tail, header, generation.no, clock));
+            shared.ring.clear();
+            self.line_changes.fetch_add(1, Ordering::AcqRel);
+            self.move_cursors(|c| {
+                *c = Cursors {
+                    published: c.published,
+                    ..cursors
+                }
+            });
+        }
+        self.see(WriteSeq(start.first_seq.0 - 1), start.lfc);
+        self.raise()
+    }
+}
+
+/// The cursors at a start: those of a line that goes on stay, those of another line begin just before it.
+fn at_start(now: Cursors, first_seq: WriteSeq, generation: GenNo) -> Cursors {
+    let base = WriteSeq(first_seq.0 - 1);
+    if base >= now.appended {
+        return Cursors {
+            appended: base,
+            durable: base,
+            ..now
+        };
+    }
+    Cursors {
+        appended: base,
+        durable: base,
+        written_back: base,
+        checkpointed: base,
+        received_by_peer: WriteSeq(0),
+        applied_by_peer: WriteSeq(0),
+        peer_durable: WriteSeq(0),
+        applied: base,
+        applied_lfc: (generation, LfcId(0)),
+        applied_ordinal: now.applied_ordinal,
+        published: now.published,
+    }
+}
+
+pub(crate) fn encode_start(no: GenNo, start: &Start) -> Vec<u8> {
+    let mut w = Writer::default();
+    w.u8(1)
+        .u32(no.0)
+        .u64(start.generation.0)
+        .u64(start.lfc.0)
+        .u64(start.first_seq.0);
+    w.bytes(&start.prev_digest).u8(u8::from(start.after_gap)).done()
+}
+
+pub(crate) fn decode_start(bytes: &[u8]) -> Read<(GenNo, Start)> {
+    let mut r = Reader(bytes);
+    if r.u8()? != 1 {
+        return Err(Malformed("its version is not known"));
+    }
+    let no = GenNo(r.u32()?);
+    let start = Start {
+        generation: GenId(r.u64()?),
+        lfc: LfcId(r.u64()?),
+        first_seq: WriteSeq(r.u64()?),
+        prev_digest: r.array()?,
+        after_gap: r.u8()? == 1,
+    };
+    r.end()?;
+    Ok((no, start))
+}

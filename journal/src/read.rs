@@ -1,0 +1,342 @@
+//! Reading frames and rows back: from memory, else from the tails, else from the store.
+
+use crate::{
+    codec::len32,
+    error::{Damage, JournalError},
+    frame::{Frame, FrameHeader},
+    ingest::damaged,
+    journal::{Journal, Shared, tail_name},
+    keys,
+    line::LineSpan,
+    rows::{LfcRow, checked, decode_touched},
+    tail::{FrameLoc, read_frame},
+};
+use bytes::Bytes;
+use model::{ByteRange, EventMark, GenNo, LfcId, VolumeIndex, WriteSeq, ports::Family};
+use std::{ops::RangeBounds, sync::Arc};
+
+/// Where a container's frames stand.
+pub(crate) enum Place {
+    /// In a tail.
+    Tail(usize, FrameLoc),
+    /// In the store.
+    Store,
+}
+
+impl Shared {
+    pub(crate) fn is_held(&self, row: &LfcRow) -> bool {
+        !row.dropped && (row.generation, row.lfc) > self.floors.redo
+    }
+
+    /// All sealed containers, oldest first, the one that waits to be ingested included.
+    pub(crate) fn sealed_rows(&self) -> impl Iterator<Item = &Arc<LfcRow>> {
+        self.rows.values().chain(self.sealed.as_ref().map(|s| &s.row))
+    }
+
+    fn place(&self, generation: GenNo, lfc: LfcId, frame: u32) -> Option<Place> {
+        let in_memory = self.open.iter().chain(self.sealed.as_ref().map(|s| &s.container));
+        for c in in_memory {
+            if (c.generation, c.header.start.lfc) == (generation, lfc) {
+                return c.frames.get(frame as usize).map(|loc| Place::Tail(c.tail, *loc));
+            }
+        }
+        let row = self.rows.get(&(generation, lfc))?;
+        (self.is_held(row) && frame < row.frames).then_some(Place::Store)
+    }
+}
+
+impl Journal {
+    /// Rows of sealed containers in a range of (generation, container), oldest first.
+    #[must_use]
+    pub fn lfc_rows(&self, range: impl RangeBounds<(GenNo, LfcId)>) -> Vec<Arc<LfcRow>> {
+        let shared = self.shared.read();
+        shared
+            .sealed_rows()
+            .filter(|r| range.contains(&(r.generation, r.lfc)))
+            .cloned()
+            .collect()
+    }
+
+    /// The row of a sealed container.
+    #[must_use]
+    pub fn lfc_row(&self, generation: GenNo, lfc: LfcId) -> Option<Arc<LfcRow>> {
+        let shared = self.shared.read();
+        let sealed = shared.sealed.as_ref().map(|s| &s.row);
+        let row = shared
+            .rows
+            .get(&(generation, lfc))
+            .or(sealed.filter(|r| (r.generation, r.lfc) == (generation, lfc)));
+        row.cloned()
+    }
+
+    /// Whether the frames of a sealed container are held.
+    #[must_use]
+    pub fn is_held(&self, row: &LfcRow) -> bool {
+        self.shared.read().is_held(row)
+    }
+
+    /// Event marks of all generations, in order.
+    #[must_use]
+    pub fn marks(&self) -> Vec<EventMark> {
+        self.shared.read().marks.values().cloned().collect()
+    }
+
+    /// The ranges that a container changed, whole blocks; kept longer than its frames.
+    ///
+    /// # Errors
+    /// [`JournalError::NotHeld`] when the catalog does not know it, or a failure.
+    pub fn touched(
+        &self,
+        generation: GenNo,
+        lfc: LfcId,
+    ) -> Result<Vec<(VolumeIndex, ByteRange)>, JournalError> {
+        {
+            let shared = self.shared.read();
+            let in_memory = shared
+                .open
+                .iter()
+                .chain(shared.sealed.as_ref().map(|s| &s.container));
+            for c in in_memory {
+                if (c.generation, c.header.start.lfc) == (generation, lfc) {
+                    return Ok(c.touched());
+                }
+            }
+        }
+        let key = keys::touched(generation, lfc);
+        let value = self
+            .store
+            .get(Family::Catalog, &key)?
+            .ok_or(JournalError::NotHeld { generation, lfc })?;
+        checked("catalog", &key, decode_touched(&value))
+    }
+
+    /// One frame of a container, checked.
+    pub(crate) fn frame_at(
+        &self,
+        generation: GenNo,
+        lfc: LfcId,
+        frame: u32,
+    ) -> Result<Arc<Frame>, JournalError> {
+        let key = (generation, lfc, frame);
+        if let Some(found) = self.cache.get(key) {
+            return Ok(found);
+        }
+        // A tail can be taken for another container between the look-up and the read; then the place has changed.
+        for _ in 0..4 {
+            let place = {
+                let shared = self.shared.read();
+                let place = shared
+                    .place(generation, lfc, frame)
+                    .ok_or(JournalError::NotHeld { generation, lfc })?;
+                if let Place::Tail(_, loc) = place
+                    && let Some(found) = shared.ring.get(loc.first_seq)
+                    && found.lfc() == lfc
+                {
+                    return Ok(Arc::clone(found));
+                }
+                place
+            };
+            let bytes = match &place {
+                Place::Tail(tail, loc) => read_frame(&*self.tails[*tail], loc, &tail_name(*tail))?,
+                Place::Store => {
+                    let found = self
+                        .store
+                        .get(Family::Redo, &keys::redo(generation, lfc, frame))?;
+                    let held = self.shared.read().place(generation, lfc, frame).is_some();
+                    found.ok_or_else(|| match held {
+                        true => container_damage(generation, lfc, format!("frame {frame} is missing")),
+                        false => JournalError::NotHeld { generation, lfc },
+                    })?
+                }
+            };
+            match Frame::parse(bytes) {
+                Ok(found) if found.lfc() == lfc => {
+                    let found = Arc::new(found);
+                    self.cache.put(key, &found);
+                    return Ok(found);
+                }
+                _ if self.has_moved(&place, generation, lfc, frame) => {}
+                Ok(_) => {
+                    return Err(container_damage(
+                        generation,
+                        lfc,
+                        format!("frame {frame} is another container's"),
+                    ));
+                }
+                Err(e) => return Err(container_damage(generation, lfc, format!("frame {frame}: {e}"))),
+            }
+        }
+        Err(JournalError::Internal("a frame's place never stood still"))
+    }
+
+    fn has_moved(&self, place: &Place, generation: GenNo, lfc: LfcId, frame: u32) -> bool {
+        let now = self.shared.read().place(generation, lfc, frame);
+        matches!((place, now), (Place::Tail(..), None | Some(Place::Store)))
+    }
+
+    /// All frames of a sealed container, verified against its row: count, chain and end digest.
+    ///
+    /// # Errors
+    /// [`JournalError::NotHeld`], [`JournalError::Damaged`] when they do not match, or a failure.
+    pub fn frames_of(&self, generation: GenNo, lfc: LfcId) -> Result<Vec<Arc<Frame>>, JournalError> {
+        self.guarded(|| {
+            let row = self
+                .lfc_row(generation, lfc)
+                .ok_or(JournalError::NotHeld { generation, lfc })?;
+            if !self.is_held(&row) {
+                return Err(JournalError::NotHeld { generation, lfc });
+            }
+            let in_store = self.shared.read().rows.contains_key(&(generation, lfc));
+            let frames = if in_store {
+                self.stored_frames(&row, row.first_seq, u64::MAX)?
+            } else {
+                (0..row.frames)
+                    .map(|i| self.frame_at(generation, lfc, i))
+                    .collect::<Result<_, _>>()?
+            };
+            let mut digest = row.prev_digest;
+            for f in &frames {
+                if f.header().prev_digest != digest {
+                    return Err(damaged(
+                        &row,
+                        format!("the chain breaks at record {}", f.first_seq()),
+                    ));
+                }
+                digest = f.digest();
+            }
+            if digest != row.end_digest || frames.len() != row.frames as usize {
+                return Err(damaged(
+                    &row,
+                    format!("{} frames are there, its row has {}", frames.len(), row.frames),
+                ));
+            }
+            Ok(frames)
+        })
+    }
+
+    /// Frames of a container in the store from the one that holds `from` on.
+    fn stored_frames(
+        &self,
+        row: &LfcRow,
+        from: WriteSeq,
+        bytes_max: u64,
+    ) -> Result<Vec<Arc<Frame>>, JournalError> {
+        let first = keys::redo(row.generation, row.lfc, 0);
+        let last = keys::redo(row.generation, LfcId(row.lfc.0 + 1), 0);
+        let mut frames = Vec::new();
+        let mut bytes = 0;
+        let mut fault = None;
+        self.store.scan(Family::Redo, &first, &last, &mut |_, value| {
+            match FrameHeader::parse(value) {
+                Ok(h) if h.last_seq() < from => return true,
+                _ => {}
+            }
+            match Frame::parse(Bytes::copy_from_slice(value)) {
+                Ok(frame) => {
+                    bytes += frame.len() as u64;
+                    frames.push(Arc::new(frame));
+                    bytes < bytes_max
+                }
+                Err(e) => {
+                    fault = Some(damaged(row, format!("frame {}: {e}", frames.len())));
+                    false
+                }
+            }
+        })?;
+        match fault {
+            Some(e) => Err(e),
+            None if frames.is_empty() => Err(damaged(row, "its frames are missing".into())),
+            None => Ok(frames),
+        }
+    }
+
+    /// The frames of the current line with records past `seq`, oldest first, about `bytes_max` bytes of them (at least one,
+    /// if there is one). Durable or not: compare with [`crate::Cursors::durable`]. The first may begin at or before `seq`;
+    /// where a generation was cut, its last frame may hold records past the cut ([`Journal::line`] tells).
+    ///
+    /// # Errors
+    /// [`JournalError::NotHeld`] when they are freed, or a failure.
+    pub fn frames_after(&self, seq: WriteSeq, bytes_max: u64) -> Result<Vec<Arc<Frame>>, JournalError> {
+        self.guarded(|| {
+            let containers = {
+                let shared = self.shared.read();
+                let Some(open) = &shared.open else {
+                    return Ok(Vec::new());
+                };
+                if seq >= open.last_seq() {
+                    return Ok(Vec::new());
+                }
+                if let Some(recent) = shared.ring.after(seq) {
+                    let mut bytes = 0;
+                    let fits = recent.take_while(|f| {
+                        let first = bytes == 0;
+                        bytes += f.len() as u64;
+                        first || bytes <= bytes_max
+                    });
+                    return Ok(fits.cloned().collect());
+                }
+                containers_after(&shared, &shared.line(open.generation), seq)
+            };
+            let mut frames: Vec<Arc<Frame>> = Vec::new();
+            let mut bytes = 0;
+            for (row, first_frame) in containers {
+                if bytes >= bytes_max && bytes > 0 {
+                    break;
+                }
+                let more = match first_frame {
+                    None => self.stored_frames(&row, seq.next(), bytes_max - bytes)?,
+                    Some(first) => {
+                        let mut more = Vec::new();
+                        let mut taken = bytes;
+                        for i in first..row.frames {
+                            let frame = self.frame_at(row.generation, row.lfc, i)?;
+                            taken += frame.len() as u64;
+                            more.push(frame);
+                            if taken >= bytes_max {
+                                break;
+                            }
+                        }
+                        more
+                    }
+                };
+                bytes += more.iter().map(|f| f.len() as u64).sum::<u64>();
+                frames.extend(more);
+            }
+            Ok(frames)
+        })
+    }
+}
+
+/// The containers of a line with records past `seq`; `Some` names the first frame to read of one that stands in a tail.
+fn containers_after(shared: &Shared, line: &[LineSpan], seq: WriteSeq) -> Vec<(Arc<LfcRow>, Option<u32>)> {
+    let mut out = Vec::new();
+    for span in line {
+        let after = seq.max(span.after);
+        let key = |lfc| (span.generation, lfc);
+        for row in shared
+            .rows
+            .range(key(LfcId(0))..=key(LfcId(u64::MAX)))
+            .map(|(_, row)| row)
+        {
+            if row.last_seq > after && row.first_seq <= span.upto {
+                out.push((Arc::clone(row), None));
+            }
+        }
+        for c in shared.sealed.iter().map(|s| &s.container).chain(&shared.open) {
+            if c.generation == span.generation && !c.is_empty() && c.last_seq() > after {
+                let first = len32(c.frames.partition_point(|f| f.last_seq() <= seq));
+                out.push((Arc::new(c.row(crate::SealFlags::default())), Some(first)));
+            }
+        }
+    }
+    out
+}
+
+pub(crate) fn container_damage(generation: GenNo, lfc: LfcId, what: String) -> JournalError {
+    Damage::Container {
+        generation,
+        lfc,
+        what,
+    }
+    .into()
+}

@@ -1,0 +1,296 @@
+//! RocksDB as a [`Store`]: the only file that names it.
+//!
+//! # Overview
+//!
+//! Each family is a column family. Frames and undo enter as SST files that are built beside the database, synced and moved
+//! in; they are never compacted and leave as whole files ([`Store::drop_range`]). The indexes are levelled, and their
+//! compaction drops entries below the floors. The rest are small rows in synced batches.
+//!
+//! # Crash consistency
+//!
+//! Batches are synced through the write-ahead log. RocksDB may end that log silently at a damaged record; the caller's
+//! counter in every batch finds that out (`rules.md` T7). Half-built files are removed on open.
+
+use crate::parts::IndexFloors;
+use bytes::Bytes;
+use model::{
+    GenNo, Ordinal, WriteSeq,
+    ports::{Batch, Change, Family, Store, StoreError},
+};
+use rocksdb::{
+    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode,
+    DBWithThreadMode, Direction, IngestExternalFileOptions, IteratorMode, MultiThreaded, Options,
+    ReadOptions, SstFileWriter, WriteBatch, WriteOptions, compaction_filter::Decision,
+};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+type Db = DBWithThreadMode<MultiThreaded>;
+
+/// Bytes of the block cache of one context.
+const CACHE_BYTES: usize = 16 << 20;
+/// Bytes of a memtable; batches are small.
+const MEMTABLE_BYTES: usize = 2 << 20;
+
+/// A RocksDB database.
+pub struct RocksStore {
+    db: Db,
+    ingest_dir: PathBuf,
+    next_file: AtomicU64,
+}
+
+fn name(family: Family) -> &'static str {
+    match family {
+        Family::Redo => "redo",
+        Family::RedoIndex => "redo-index",
+        Family::Undo => "undo",
+        Family::UndoIndex => "undo-index",
+        Family::Catalog => "catalog",
+        Family::Meta => "meta",
+        Family::Map => "map",
+    }
+}
+
+fn library(op: &'static str) -> impl Fn(rocksdb::Error) -> StoreError {
+    move |e| StoreError::Library {
+        op,
+        text: e.to_string(),
+    }
+}
+
+fn io_error(op: &'static str) -> impl Fn(io::Error) -> StoreError {
+    move |source| StoreError::Io { op, source }
+}
+
+fn be<T, const N: usize>(key: &[u8], at: usize, of: impl Fn([u8; N]) -> T) -> Option<T> {
+    key.get(at..at + N)?.try_into().ok().map(of)
+}
+
+/// Options of a family. Files that are ingested must be built with the same ones.
+fn options(family: Family, cache: &Cache, floors: &Arc<IndexFloors>) -> Options {
+    let mut o = Options::default();
+    o.set_write_buffer_size(MEMTABLE_BYTES);
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_format_version(5);
+    match family {
+        // Frames are opaque and often compressed already; one value is larger than any block.
+        Family::Redo => {
+            o.set_compression_type(DBCompressionType::None);
+            o.set_disable_auto_compactions(true);
+        }
+        Family::Undo => {
+            o.set_compression_type(DBCompressionType::Zstd);
+            o.set_disable_auto_compactions(true);
+            table.set_block_size(16 << 10);
+        }
+        Family::RedoIndex => {
+            o.set_compression_type(DBCompressionType::Zstd);
+            let floors = Arc::clone(floors);
+            o.set_compaction_filter("redo floor", move |_, key, _| {
+                let floor = floors.redo();
+                let at = be(key, 10, u32::from_be_bytes).zip(be(key, 14, u64::from_be_bytes));
+                let below = at.is_some_and(|(g, s)| (GenNo(g), WriteSeq(s)) <= (floor.generation, floor.seq));
+                if below { Decision::Remove } else { Decision::Keep }
+            });
+        }
+        Family::UndoIndex => {
+            o.set_compression_type(DBCompressionType::Zstd);
+            let floors = Arc::clone(floors);
+            o.set_compaction_filter("undo floor", move |_, key, _| {
+                let below = be(key, 10, u64::from_be_bytes).is_some_and(|n| Ordinal(n) <= floors.undo());
+                if below { Decision::Remove } else { Decision::Keep }
+            });
+        }
+        Family::Catalog | Family::Meta | Family::Map => {}
+    }
+    o.set_block_based_table_factory(&table);
+    o
+}
+
+impl RocksStore {
+    /// Opens or creates the database in `dir`.
+    ///
+    /// # Errors
+    /// When the folder or the database cannot be opened.
+    pub fn open(dir: &Path, floors: Arc<IndexFloors>) -> Result<Self, StoreError> {
+        let ingest_dir = dir.join("ingest");
+        std::fs::create_dir_all(&ingest_dir).map_err(io_error("create the folder"))?;
+        for left in std::fs::read_dir(&ingest_dir).map_err(io_error("list half-built files"))? {
+            let left = left.map_err(io_error("list half-built files"))?;
+            std::fs::remove_file(left.path()).map_err(io_error("remove a half-built file"))?;
+        }
+        let mut o = Options::default();
+        o.create_if_missing(true);
+        o.create_missing_column_families(true);
+        o.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+        o.set_max_background_jobs(2);
+        o.set_max_open_files(512);
+        o.set_keep_log_file_num(2);
+        o.set_max_total_wal_size(16 << 20);
+        o.set_stats_dump_period_sec(0);
+        let cache = Cache::new_lru_cache(CACHE_BYTES);
+        let families = Family::ALL.map(|f| ColumnFamilyDescriptor::new(name(f), options(f, &cache, &floors)));
+        let db = Db::open_cf_descriptors(&o, dir, families).map_err(library("open"))?;
+        Ok(Self {
+            db,
+            ingest_dir,
+            next_file: AtomicU64::new(0),
+        })
+    }
+
+    fn family(&self, family: Family) -> Result<Arc<BoundColumnFamily<'_>>, StoreError> {
+        let missing = || StoreError::Library {
+            op: "find a family",
+            text: format!("{} is missing", name(family)),
+        };
+        self.db.cf_handle(name(family)).ok_or_else(missing)
+    }
+
+    fn build(
+        &self,
+        family: Family,
+        path: &Path,
+        pairs: &mut dyn Iterator<Item = (Vec<u8>, Bytes)>,
+    ) -> Result<bool, StoreError> {
+        let failed = library("build a file");
+        let o = options(family, &Cache::new_lru_cache(0), &Arc::default());
+        let mut writer = SstFileWriter::create(&o);
+        let mut any = false;
+        for (key, value) in pairs {
+            if !any {
+                writer.open(path).map_err(&failed)?;
+                any = true;
+            }
+            writer.put(&key, &value).map_err(&failed)?;
+        }
+        if any {
+            writer.finish().map_err(&failed)?;
+        }
+        Ok(any)
+    }
+}
+
+impl Store for RocksStore {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let value = self
+            .db
+            .get_pinned_cf(&self.family(family)?, key)
+            .map_err(library("get"))?;
+        Ok(value.map(|v| Bytes::copy_from_slice(&v)))
+    }
+
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let mut read = ReadOptions::default();
+        read.set_iterate_upper_bound(to);
+        let mut at = self.db.raw_iterator_cf_opt(&self.family(family)?, read);
+        at.seek(from);
+        while let Some((key, value)) = at.item() {
+            if !visit(key, value) {
+                return Ok(());
+            }
+            at.next();
+        }
+        at.status().map_err(library("scan"))
+    }
+
+    fn first_of_each(
+        &self,
+        family: Family,
+        ranges: &[(Vec<u8>, Vec<u8>)],
+    ) -> Result<Vec<Option<(Vec<u8>, Bytes)>>, StoreError> {
+        let Some((_, end)) = ranges.last() else {
+            return Ok(Vec::new());
+        };
+        let mut read = ReadOptions::default();
+        read.set_iterate_upper_bound(end.as_slice());
+        let mut at = self.db.raw_iterator_cf_opt(&self.family(family)?, read);
+        let mut out = Vec::with_capacity(ranges.len());
+        for (from, to) in ranges {
+            at.seek(from);
+            at.status().map_err(library("seek"))?;
+            let found = at.item().filter(|(key, _)| *key < to.as_slice());
+            out.push(found.map(|(key, value)| (key.to_vec(), Bytes::copy_from_slice(value))));
+        }
+        Ok(out)
+    }
+
+    fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>, StoreError> {
+        let mut read = ReadOptions::default();
+        read.set_iterate_lower_bound(from);
+        read.set_iterate_upper_bound(to);
+        let mode = IteratorMode::From(to, Direction::Reverse);
+        match self.db.iterator_cf_opt(&self.family(family)?, read, mode).next() {
+            None => Ok(None),
+            Some(Ok((key, value))) => Ok(Some((key.into_vec(), Bytes::from(value.into_vec())))),
+            Some(Err(e)) => Err(library("find the last")(e)),
+        }
+    }
+
+    fn ingest(
+        &self,
+        family: Family,
+        pairs: &mut dyn Iterator<Item = (Vec<u8>, Bytes)>,
+    ) -> Result<(), StoreError> {
+        let number = self.next_file.fetch_add(1, Ordering::Relaxed);
+        let path = self.ingest_dir.join(format!("{}-{number}.sst", name(family)));
+        if !self.build(family, &path, pairs)? {
+            return Ok(());
+        }
+        // The writer does not sync by itself, and the move keeps the file as it is.
+        let sync = || std::fs::File::open(&path)?.sync_all();
+        sync().map_err(io_error("sync a file"))?;
+        let mut o = IngestExternalFileOptions::default();
+        o.set_move_files(true);
+        let moved = self
+            .db
+            .ingest_external_file_cf_opts(&self.family(family)?, &o, vec![&path]);
+        moved.map_err(library("ingest"))
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        let mut b = WriteBatch::default();
+        for change in &batch.0 {
+            match change {
+                Change::Put(family, key, value) => b.put_cf(&self.family(*family)?, key, value),
+                Change::Delete(family, key) => b.delete_cf(&self.family(*family)?, key),
+            }
+        }
+        let mut o = WriteOptions::default();
+        o.set_sync(true);
+        self.db.write_opt(b, &o).map_err(library("commit"))
+    }
+
+    fn drop_range(&self, family: Family, from: &[u8], to: &[u8]) -> Result<(), StoreError> {
+        let cf = self.family(family)?;
+        self.db
+            .delete_file_in_range_cf(&cf, from, to)
+            .map_err(library("drop files"))?;
+        // Files end where containers end, so this is rarely needed; a range tombstone would stay for good.
+        let mut left = false;
+        self.scan(family, from, to, &mut |_, _| {
+            left = true;
+            false
+        })?;
+        if left {
+            let mut o = WriteOptions::default();
+            o.set_sync(true);
+            self.db
+                .delete_range_cf_opt(&cf, from, to, &o)
+                .map_err(library("drop a range"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,1 @@
+//! Targets, windows and gaps.
