@@ -60,6 +60,7 @@ impl Bench {
         self.vdev(Overlay::create(data, log, ID).unwrap())
     }
 
+    /// As after a restart.
     fn open(&self) -> Vdev {
         let (data, log) = self.media();
         self.vdev(Overlay::open(data, log, ID).unwrap())
@@ -160,13 +161,33 @@ fn crash(
     bench
         .power
         .set_tear([Tear::Whole, Tear::Sector, Tear::Byte][rng.random_range(0..3)]);
-    let cut = rng.random();
-    if cut {
-        bench.power.cut(rng);
-    } else {
-        bench.power.kill(rng);
+    let mut lose = || {
+        let cut: bool = rng.random();
+        if cut {
+            bench.power.cut(rng);
+        } else {
+            bench.power.kill(rng);
+        }
+        // Reopening is struck too, now and then.
+        (cut, (rng.random_range(0..3) == 0).then(|| rng.random_range(1..4)))
+    };
+    let (mut cut, mut again) = lose();
+    loop {
+        if let Some(step) = again {
+            bench.power.freeze_at(step);
+        }
+        let (data, log) = bench.media();
+        match Overlay::open(data, log, ID) {
+            Ok(overlay) => {
+                bench.power.never_freeze();
+                *vdev = bench.vdev(overlay);
+                break;
+            }
+            Err(e) => assert!(matches!(e, SnapshotError::OverlayIo { .. }), "{e}"),
+        }
+        let next = lose();
+        (cut, again) = (cut || next.0, next.1);
     }
-    *vdev = bench.open();
     for (volume, bytes) in model.iter_mut().enumerate() {
         let seen = read_all(vdev, volume, bytes.len());
         for (at, (seen, expected)) in seen.iter().zip(bytes.iter()).enumerate() {
