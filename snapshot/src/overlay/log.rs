@@ -381,6 +381,7 @@ fn u64_at(b: &[u8], at: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use model::ByteRange;
     use testkit::SimPower;
 
     const GOLDEN: &[u8] = include_bytes!("../../../testdata/overlay/index-log.bin");
@@ -447,6 +448,21 @@ mod tests {
         // Half 0 again: the second entry of its first generation is still there.
         let (log, read) = Log::open(medium, ID, SLOTS).unwrap();
         assert_eq!((log.half, read), (0, all[..1].to_vec()));
+    }
+
+    /// The header is the change: whatever it counts is durable before it can be.
+    #[test]
+    fn entries_are_durable_before_the_header_that_counts_them() {
+        let power = SimPower::new();
+        let medium = power.medium("log", 2 * Log::half_len(100));
+        let mut log = Log::create(Arc::new(medium.clone()), ID, SLOTS).unwrap();
+        power.freeze_at(2);
+        assert!(log.restart(&entries()).is_err());
+        let half = medium.len() / 2;
+        let durable = medium.durable(ByteRange::at(half + HEADER_LEN, 64));
+        assert_eq!(durable, medium.live(ByteRange::at(half + HEADER_LEN, 64)));
+        assert!(durable.iter().any(|b| *b != 0));
+        assert_eq!(medium.durable(ByteRange::at(half, 64)), [0; 64]);
     }
 
     #[test]
