@@ -1,6 +1,6 @@
 //! `rules.md`: restores, their undo, and crashes at every step of them.
 
-use crate::world::{State, World, bodies, write};
+use crate::world::{State, World, bodies, write, zero};
 use model::{
     BlockNo, Ordinal, Point, VolumeIndex,
     ports::{History, HistoryError, OrdinalKind},
@@ -291,4 +291,26 @@ fn r_refuses_what_is_not_settled() {
     let unreached = RestorePlan::new(&*world.history, &bad, world.applied);
     assert!(matches!(unreached, Err(SnapshotError::BadPoint { .. })));
     assert_eq!(world.history.published(), world.applied);
+}
+
+/// More blocks than history is asked for at once, in a plan and in one container that is repeated.
+#[test]
+fn r_lists_of_blocks_are_fetched_page_by_page() {
+    const BLOCKS: u64 = 8500;
+    let mut world = World::new(&[BLOCKS * 4096]);
+    world.receive_and_apply(vec![write(0, 0, b'a', 5000)]);
+    world.receive(vec![zero(0, 0, BLOCKS * 4096)]);
+    world.media[0].fail(Op::Sync, 1);
+    assert!(world.apply().is_err());
+    assert!(world.apply().unwrap().repeated);
+    let (point, state) = world.point(1);
+    let plan = world.plan(&point);
+    let mut all = plan.candidates(&*world.history, (VolumeIndex(0), BlockNo(0)));
+    for block in 0..BLOCKS {
+        assert_eq!(all.next().unwrap(), Some((VolumeIndex(0), BlockNo(block))));
+    }
+    assert_eq!(all.next().unwrap(), None);
+    let restored = world.execute(&plan, None, &mut ()).unwrap();
+    assert_eq!(restored.blocks_changed, 2);
+    world.check_volumes(&state);
 }
