@@ -47,6 +47,7 @@ mod rows;
 mod superblock;
 mod tables;
 mod tail;
+pub mod tap;
 #[cfg(test)]
 mod tests;
 pub mod window;

@@ -275,7 +275,7 @@ impl Journal {
                     });
                     return Ok(fits.cloned().collect());
                 }
-                containers_after(&shared, &shared.line(open.generation), seq)
+                containers_after(&shared, &shared.line(open.generation), seq)?
             };
             let mut frames: Vec<Arc<Frame>> = Vec::new();
             let mut bytes = 0;
@@ -308,7 +308,11 @@ impl Journal {
 }
 
 /// The containers of a line with records past `seq`; `Some` names the first frame to read of one that stands in a tail.
-fn containers_after(shared: &Shared, line: &[LineSpan], seq: WriteSeq) -> Vec<(Arc<LfcRow>, Option<u32>)> {
+fn containers_after(
+    shared: &Shared,
+    line: &[LineSpan],
+    seq: WriteSeq,
+) -> Result<Vec<(Arc<LfcRow>, Option<u32>)>, JournalError> {
     let mut out = Vec::new();
     for span in line {
         let after = seq.max(span.after);
@@ -319,6 +323,12 @@ fn containers_after(shared: &Shared, line: &[LineSpan], seq: WriteSeq) -> Vec<(A
             .map(|(_, row)| row)
         {
             if row.last_seq > after && row.first_seq <= span.upto {
+                if !shared.is_held(row) {
+                    return Err(JournalError::NotHeld {
+                        generation: row.generation,
+                        lfc: row.lfc,
+                    });
+                }
                 out.push((Arc::clone(row), None));
             }
         }
@@ -329,7 +339,7 @@ fn containers_after(shared: &Shared, line: &[LineSpan], seq: WriteSeq) -> Vec<(A
             }
         }
     }
-    out
+    Ok(out)
 }
 
 pub(crate) fn container_damage(generation: GenNo, lfc: LfcId, what: String) -> JournalError {

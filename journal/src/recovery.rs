@@ -17,13 +17,14 @@
 //! | bad entry, nothing that proves it was durable | a torn end: cut off |
 //! | end below the superblock, below `checkpointed`, below what the peer acknowledged | damage: end below (T5) |
 //! | frames past the superblock's bound | rewritten into the other tail, synced, then its header (T6) |
-//! | undo without its ordinal's row | ignored: nothing was overwritten for it (W4) |
+//! | undo without its ordinal's row | removed: nothing was overwritten for it (W4) |
 //! | floors | freeing is repeated (T9) |
 //!
 //! # Crash consistency
 //!
-//! Recovery itself may be cut anywhere: ingesting repeats, and a rewritten tail counts only from its header on, which is
-//! written when its frames are synced and whose counter is above the other tail's.
+//! Recovery itself may be cut anywhere, and a killed process may have left bytes that are read but not durable. So the
+//! header that is believed is made durable before the other tail is touched; ingesting repeats; and a rewritten tail
+//! counts only from its header on, which is written when its frames are synced and whose counter is above the other's.
 
 use crate::{
     cache::FrameCache,
@@ -32,6 +33,7 @@ use crate::{
     error::{Damage, JournalError, Position},
     frame::Frame,
     journal::{Journal, Opened, Options, Shared, WriterState, tail_name},
+    keys,
     load::Tables,
     map::StateMaps,
     meta::Meta,
@@ -40,9 +42,15 @@ use crate::{
     superblock::{Bounds, Found, Superblock},
     tail::{self, ENVELOPE_BYTES, FrameLoc, HEADER_BYTES, Scan, SealFlags, Start, TailHeader},
 };
-use model::{GenNo, LfcId, Ordinal, Timestamp, WriteSeq, ports::Medium};
+use model::{
+    BlockNo, GenNo, LfcId, Ordinal, Timestamp, VolumeIndex, WriteSeq,
+    ports::{Batch, Family, Medium},
+};
 use parking_lot::{Mutex, RwLock};
 use std::sync::{Arc, OnceLock, atomic::AtomicU64};
+
+/// Index entries that one batch removes.
+const UNDO_REMOVED_AT_ONCE: usize = 4096;
 
 type Frames = Vec<(FrameLoc, Arc<Frame>)>;
 
@@ -144,6 +152,7 @@ pub(crate) fn open(parts: Parts, options: Options) -> Result<(Journal, Opened), 
         journal.set_aside()?;
     }
     journal.free_below(Floors::default(), journal.floors())?;
+    journal.remove_uncommitted_undo()?;
     if !is_new && !damaged {
         journal.raise()?;
     }
@@ -450,8 +459,16 @@ impl Journal {
             } <= bounds.durable
         };
         let unknown = candidate.frames.iter().filter(|(loc, _)| !known(loc)).count() as u64;
+        // The header that was read may be in memory only (killed, or after a failed sync), and the other tail, which is
+        // overwritten next, may be all that a power cut would leave: so this one is made durable first.
+        let tail = candidate.tail;
+        let io = |e| JournalError::io(tail_name(tail), e);
+        self.tails[tail]
+            .write_at(0, &candidate.header.encode())
+            .map_err(io)?;
+        self.tails[tail].sync().map_err(io)?;
         if unknown > 0 || damaged {
-            self.rewrite(&mut candidate)?;
+            self.rewrite(&mut candidate, bounds)?;
         }
         let (mut container, frames) = candidate.container();
         self.see(container.last_seq(), container.header.start.lfc);
@@ -470,12 +487,19 @@ impl Journal {
     }
 
     /// Rule T6: frames into the other tail, sync, then the header, sync: only then does the other tail count.
-    fn rewrite(&self, candidate: &mut Candidate) -> Result<(), JournalError> {
+    fn rewrite(&self, candidate: &mut Candidate, bounds: &Bounds) -> Result<(), JournalError> {
         let to = 1 - candidate.tail;
         let medium: &dyn Medium = &*self.tails[to];
         let io = |e| JournalError::io(tail_name(to), e);
         let mut at = HEADER_BYTES;
-        let mut durable = WriteSeq(candidate.header.start.first_seq.0 - 1);
+        // Only what was durable before: until the header is there, these entries may be all that a cut leaves.
+        let before = WriteSeq(candidate.header.start.first_seq.0 - 1);
+        let known = bounds.durable.generation == candidate.generation;
+        let durable = if known {
+            bounds.durable.seq.max(before)
+        } else {
+            before
+        };
         for (loc, frame) in &mut candidate.frames {
             let mut entry = vec![0; ENVELOPE_BYTES];
             entry.extend_from_slice(frame.bytes());
@@ -483,7 +507,6 @@ impl Journal {
             medium.write_at(at, &entry).map_err(io)?;
             loc.at = at + ENVELOPE_BYTES as u64;
             at += entry.len() as u64;
-            durable = durable.max(WriteSeq(loc.first_seq.0 - 1));
         }
         medium.sync().map_err(io)?;
         let mut writer = self.writer.lock();
@@ -529,6 +552,32 @@ impl Journal {
         c.appended = end;
         c.durable = end;
         c.check();
+    }
+
+    /// Removes undo whose row a crash kept from being committed, so that the next container with that ordinal stands alone.
+    /// Undo comes before its index, so it names every entry; it goes last, so that a cut repeats all of this.
+    fn remove_uncommitted_undo(&self) -> Result<(), JournalError> {
+        let ordinal = self.cursors().published.next();
+        let key = |ordinal| keys::undo(ordinal, VolumeIndex(0), BlockNo(0));
+        let (first, end) = (key(ordinal), key(ordinal.next()));
+        let mut entries = Vec::new();
+        self.store.scan(Family::Undo, &first, &end, &mut |key, _| {
+            let mut parts = keys::Parts(&key[8..]);
+            if let (Some(volume), Some(block)) = (parts.u16(), parts.u64()) {
+                entries.push(keys::undo_index(VolumeIndex(volume), BlockNo(block), ordinal));
+            }
+            true
+        })?;
+        for some in entries.chunks(UNDO_REMOVED_AT_ONCE) {
+            let mut batch = Batch::default();
+            some.iter()
+                .for_each(|key| batch.delete(Family::UndoIndex, key.clone()));
+            self.commit(batch, false)?;
+        }
+        if !entries.is_empty() {
+            self.store.drop_range(Family::Undo, &first, &end)?;
+        }
+        Ok(())
     }
 
     /// Seals and ingests what is whole of a damaged container.

@@ -1,0 +1,197 @@
+//! The journal on real files and RocksDB.
+
+use super::*;
+use crate::{IndexFloors, RocksStore, SealFlags};
+use model::{
+    BlockNo, ByteRange, GenNo, LfcId, Ordinal, Payload, RedoSpan,
+    ports::{Batch, Family, History, OrdinalKind, Store, UndoContainer},
+};
+
+fn options() -> Options {
+    Options {
+        lfc_size: LFC,
+        lfc_max_age_ns: None,
+        ..Options::default()
+    }
+}
+
+#[test]
+fn a_journal_in_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || Journal::open(Parts::open_dir(dir.path(), LFC).unwrap(), options()).unwrap();
+    let (j, opened) = open();
+    assert_eq!(opened, Opened::Fresh);
+    j.create_generation(NewGeneration::own(GenId(1), None)).unwrap();
+    for round in 0..6u64 {
+        for i in 0..10u64 {
+            j.append(
+                vec![write(0, i * 4096, vec![round as u8; 4096])],
+                at(round * 10 + i),
+            )
+            .unwrap();
+        }
+        j.seal(SealFlags::default()).unwrap();
+        let kind = OrdinalKind::Apply {
+            generation: GenNo(1),
+            lfc: LfcId(2 + 2 * round),
+            last_seq: WriteSeq(round * 10 + 10),
+        };
+        let blocks = (0..10)
+            .map(|b| {
+                let before = if round == 0 {
+                    Payload::Zero
+                } else {
+                    Payload::Data(Bytes::from(vec![round as u8 - 1; 4096]))
+                };
+                (VolumeIndex(0), BlockNo(b), before)
+            })
+            .collect();
+        j.commit_undo(&UndoContainer {
+            ordinal: Ordinal(round + 1),
+            kind,
+            blocks,
+        })
+        .unwrap();
+        j.set_applied(
+            Ordinal(round + 1),
+            GenNo(1),
+            LfcId(2 + 2 * round),
+            WriteSeq(round * 10 + 10),
+        )
+        .unwrap();
+    }
+    fill(&j, 3, 100);
+    j.sync().unwrap();
+    drop(j);
+
+    let (j, opened) = open();
+    assert!(
+        matches!(
+            opened,
+            Opened::Recovered {
+                frames: 3,
+                cut_bytes: 0
+            }
+        ),
+        "{opened:?}"
+    );
+    assert_eq!(j.cursors().appended, WriteSeq(63));
+    assert_eq!(j.published(), Ordinal(6));
+    for after in 0..6u64 {
+        let got = j
+            .first_undo(VolumeIndex(0), BlockNo(0), 12, Ordinal(after), Ordinal(6))
+            .unwrap();
+        let value = if after == 0 {
+            Payload::Zero
+        } else {
+            Payload::Data(Bytes::from(vec![after as u8 - 1; 4096]))
+        };
+        assert!(got[..10].iter().all(|v| v.as_ref() == Some(&value)) && got[10..] == [None, None]);
+    }
+    let span = RedoSpan {
+        generation: GenNo(1),
+        after: WriteSeq(15),
+        upto: WriteSeq(38),
+    };
+    let pieces = j
+        .redo(VolumeIndex(0), ByteRange::at(5 * 4096, 4096), &[span])
+        .unwrap();
+    assert_eq!(pieces.iter().map(|p| p.seq.0).collect::<Vec<_>>(), [16, 26, 36]);
+    j.drop_redo_through(GenNo(1), LfcId(8)).unwrap();
+    j.drop_undo_through(Ordinal(4)).unwrap();
+    assert!(j.frames_of(GenNo(1), LfcId(8)).is_err());
+    assert_eq!(j.frames_of(GenNo(1), LfcId(10)).unwrap().len(), 10);
+    assert!(
+        j.first_undo(VolumeIndex(0), BlockNo(0), 1, Ordinal(3), Ordinal(6))
+            .is_err()
+    );
+    assert!(
+        j.first_undo(VolumeIndex(0), BlockNo(0), 1, Ordinal(4), Ordinal(6))
+            .unwrap()[0]
+            .is_some()
+    );
+    assert_eq!(
+        j.undone_blocks(Ordinal(4), Ordinal(6), (VolumeIndex(0), BlockNo(4)), 3)
+            .unwrap()
+            .len(),
+        3
+    );
+    j.raise_bound().unwrap();
+    drop(j);
+    let (j, opened) = open();
+    assert_eq!(opened, Opened::Clean);
+    assert_eq!(j.frames_after(WriteSeq(40), u64::MAX).unwrap().len(), 23);
+}
+
+#[test]
+fn a_larger_container_size_keeps_what_the_tails_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let (j, _) = Journal::open(Parts::open_dir(dir.path(), LFC).unwrap(), options()).unwrap();
+    j.create_generation(NewGeneration::own(GenId(1), None)).unwrap();
+    let last = fill(&j, 5, 1000);
+    j.sync().unwrap();
+    j.raise_bound().unwrap();
+    drop(j);
+    let larger = Options {
+        lfc_size: 4 * LFC,
+        ..options()
+    };
+    let (j, opened) = Journal::open(Parts::open_dir(dir.path(), 4 * LFC).unwrap(), larger).unwrap();
+    assert_eq!(opened, Opened::Clean);
+    assert_eq!(j.cursors().durable, last);
+}
+
+#[test]
+fn the_store_keeps_its_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    let floors = Arc::<IndexFloors>::default();
+    let open = || RocksStore::open(dir.path(), Arc::clone(&floors)).unwrap();
+    let store = open();
+    let key = |n: u32| n.to_be_bytes().to_vec();
+    let pairs = |from: u32, to: u32| (from..to).map(move |n| (key(n), Bytes::from(vec![n as u8; 100])));
+    for family in Family::ALL {
+        store.ingest(family, &mut pairs(10, 20)).unwrap();
+        store.ingest(family, &mut pairs(10, 20)).unwrap();
+        store.ingest(family, &mut std::iter::empty()).unwrap();
+        let mut batch = Batch::default();
+        batch.put(family, key(30), vec![1]);
+        batch.delete(family, key(15));
+        store.commit(batch).unwrap();
+    }
+    drop(store);
+    let store = open();
+    for family in Family::ALL {
+        assert_eq!(
+            store.get(family, &key(12)).unwrap(),
+            Some(Bytes::from(vec![12; 100]))
+        );
+        assert_eq!(store.get(family, &key(15)).unwrap(), None);
+        let mut seen = Vec::new();
+        store
+            .scan(family, &key(13), &key(31), &mut |k, _| {
+                seen.push(u32::from_be_bytes(k.try_into().unwrap()));
+                seen.len() < 5
+            })
+            .unwrap();
+        assert_eq!(seen, [13, 14, 16, 17, 18]);
+        let ranges = [
+            (key(0), key(11)),
+            (key(15), key(16)),
+            (key(18), key(40)),
+            (key(25), key(40)),
+        ];
+        let firsts = store.first_of_each(family, &ranges).unwrap();
+        let firsts: Vec<_> = firsts.into_iter().map(|f| f.map(|(k, _)| k)).collect();
+        assert_eq!(firsts, [Some(key(10)), None, Some(key(18)), Some(key(30))]);
+        assert_eq!(store.last(family, &key(0), &key(30)).unwrap().unwrap().0, key(19));
+        assert_eq!(store.last(family, &key(0), &key(5)).unwrap(), None);
+        store.drop_range(family, &key(0), &key(18)).unwrap();
+        assert_eq!(
+            store.first_of_each(family, &[(key(0), key(99))]).unwrap()[0]
+                .as_ref()
+                .unwrap()
+                .0,
+            key(18)
+        );
+    }
+}
