@@ -26,6 +26,9 @@ type Block = (VolumeIndex, BlockNo);
 /// Container, frame and record of a hit.
 type At = (LfcId, u32, u32);
 
+/// Records that an index names, and containers to read frame by frame.
+type Hits = (BTreeMap<WriteSeq, At>, Vec<Arc<LfcRow>>);
+
 const ZERO: u8 = 0;
 const DATA: u8 = 1;
 
@@ -158,12 +161,7 @@ fn piece(record: &Record, volume: VolumeIndex, range: ByteRange) -> Option<RedoP
 
 impl Journal {
     /// Every record of a span that touches a block of `range`, in order.
-    fn hits(
-        &self,
-        volume: VolumeIndex,
-        range: ByteRange,
-        span: &RedoSpan,
-    ) -> Result<(BTreeMap<WriteSeq, At>, Vec<Arc<LfcRow>>), JournalError> {
+    fn hits(&self, volume: VolumeIndex, range: ByteRange, span: &RedoSpan) -> Result<Hits, JournalError> {
         let aligned = range.block_aligned();
         let (first, end) = (BlockNo::of(aligned.start), BlockNo::of(aligned.end));
         let mut hits = BTreeMap::new();

@@ -307,12 +307,11 @@ impl Journal {
     }
 }
 
+/// A container to read; `Some` names the first frame of one that stands in a tail.
+type ToRead = (Arc<LfcRow>, Option<u32>);
+
 /// The containers of a line with records past `seq`; `Some` names the first frame to read of one that stands in a tail.
-fn containers_after(
-    shared: &Shared,
-    line: &[LineSpan],
-    seq: WriteSeq,
-) -> Result<Vec<(Arc<LfcRow>, Option<u32>)>, JournalError> {
+fn containers_after(shared: &Shared, line: &[LineSpan], seq: WriteSeq) -> Result<Vec<ToRead>, JournalError> {
     let mut out = Vec::new();
     for span in line {
         let after = seq.max(span.after);

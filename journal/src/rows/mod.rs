@@ -4,8 +4,6 @@
 
 mod catalog;
 mod state;
-#[cfg(test)]
-mod tests;
 
 pub use catalog::{Generation, LfcRow, OrdinalRow, Parent};
 pub(crate) use catalog::{

@@ -210,7 +210,10 @@ impl RestoreRow {
             RestorePhase::Running
         };
         let undo_from = option(&mut r)?.map(Ordinal);
-        let only = option(&mut r)?.map(|v| VolumeIndex(u16::try_from(v).unwrap_or(u16::MAX)));
+        let only = option(&mut r)?
+            .map(|v| u16::try_from(v).map(VolumeIndex))
+            .transpose()
+            .map_err(|_| Malformed("its volume is not one"))?;
         let from = Ordinal(r.u64()?);
         let cursor = (VolumeIndex(r.u16()?), BlockNo(r.u64()?));
         let text = r.text()?;

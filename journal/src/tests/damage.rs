@@ -72,7 +72,7 @@ fn t5_a_later_frame_proves_damage() {
 #[test]
 fn t5_a_torn_end_is_cut_off() {
     let mut torn = 0;
-    with_seeds("torn end", 100, |rng| {
+    let tried = with_seeds("torn end", 100, |rng| {
         let lab = Lab::new();
         lab.power.set_tear(testkit::sim::Tear::Byte);
         let j = lab.fresh();
@@ -86,7 +86,7 @@ fn t5_a_torn_end_is_cut_off() {
         assert!(head >= durable && head <= appended);
         torn += u32::from(matches!(opened, Opened::Recovered { cut_bytes: 1.., .. }));
     });
-    assert!(torn > 5, "{torn}");
+    assert!(tried < 100 || torn > 5, "{torn}");
 }
 
 #[test]

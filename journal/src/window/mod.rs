@@ -260,7 +260,12 @@ impl Journal {
         let time = match row {
             r if at.seq == r.last => r.last_time,
             r if at.seq == r.first => r.first_time,
-            _ => self.record_at(position)?.time,
+            // A restore or a cut can end inside a container whose frames are freed: then its end bounds the time.
+            r => match self.record_at(position) {
+                Ok(record) => record.time,
+                Err(JournalError::NotHeld { .. } | JournalError::Damaged(_)) => r.last_time,
+                Err(e) => return Err(e),
+            },
         };
         Ok(Reached {
             at: position,

@@ -121,14 +121,12 @@ pub(super) fn search(chart: &Chart, run: &Run, t: Timestamp) -> Search {
         return Search::At(run.last);
     }
     let clip = |seq: WriteSeq, span: usize| Along { span, seq };
-    let in_run = chart.rows.iter().filter(|r| {
-        let (first, last) = (clip(r.first, r.span), clip(r.last, r.span));
-        first <= run.last && run.first <= last
-    });
     // The newest container of the run that begins at or before the instant.
-    let row = in_run
-        .filter(|r| clip(r.first, r.span) < run.first || r.first_time <= t)
-        .last();
+    let row = chart.rows.iter().rev().find(|r| {
+        let (first, last) = (clip(r.first, r.span), clip(r.last, r.span));
+        let in_run = first <= run.last && run.first <= last;
+        in_run && (first < run.first || r.first_time <= t)
+    });
     let Some(row) = row else {
         return Search::At(run.first);
     };

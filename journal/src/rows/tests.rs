@@ -1,1 +1,0 @@
-//! Rows read back as they were written.
