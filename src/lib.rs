@@ -1,1 +1,42 @@
-//! Backstay daemon.
+//! Backstay: a journaled point-in-time replica appliance for Linux block volumes.
+//!
+//! This crate is the composition root: the daemon ([`node`]), its contexts ([`context`]), the agents on the link
+//! ([`agent`]), the exports ([`exports`]) and what it does for each command ([`ops`]). The journal, the snapshot engine,
+//! NBD, the peer protocol and the command line are crates of their own that do not know each other.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
+
+pub mod agent;
+pub mod attach;
+pub mod bell;
+pub mod config;
+pub mod context;
+pub mod daemon;
+pub mod exports;
+pub mod init;
+pub mod node;
+pub mod ops;
+pub mod peer;
+
+use cli::{Hooks, InitArgs, InitReport};
+use control::{Code, Failure};
+use std::path::Path;
+
+/// What the command line needs of the daemon's code.
+pub struct Program;
+
+impl Hooks for Program {
+    fn serve(&self, config: &Path) -> Result<(), Box<Failure>> {
+        daemon::serve(config).map_err(|e| Box::new(chain(Code::Refused, &e)))
+    }
+
+    fn init(&self, args: &InitArgs) -> Result<InitReport, Box<Failure>> {
+        init::init(args)
+    }
+}
+
+/// An error with its causes, as commands show it.
+fn chain(code: Code, error: &anyhow::Error) -> Failure {
+    let mut failure = Failure::new(code, error.to_string());
+    failure.caused_by = error.chain().skip(1).map(ToString::to_string).collect();
+    failure
+}

@@ -34,6 +34,8 @@ pub const TEXT_BYTES_MAX: usize = 1024;
 pub const COPY_ACKS_MAX: usize = 4096;
 
 const FLAG_ZSTD: u8 = 1;
+/// Bytes before a compressed body that say how long it was.
+const RAW_LEN_BYTES: usize = 4;
 /// Room for fixed fields beside a kind's variable part.
 const FIXED_BYTES_MAX: usize = 1024;
 
@@ -172,26 +174,21 @@ impl Encoded {
 
     /// The same message with its body compressed, when that makes it shorter.
     ///
-    /// # Errors
-    /// When zstd fails, which for a body in memory means that memory is short.
-    pub fn compress(&self, level: i32) -> std::io::Result<Option<Self>> {
-        let Ok(raw_len) = u32::try_from(self.body_len()) else {
-            return Ok(None);
-        };
-        let mut out = Vec::with_capacity(self.body_len() / 2 + 16);
-        out.put_u32_le(raw_len);
-        let mut zstd = zstd::stream::write::Encoder::new(out, level)?;
-        zstd.set_pledged_src_size(Some(u64::from(raw_len)))?;
-        for part in self.body() {
-            std::io::Write::write_all(&mut zstd, part)?;
-        }
-        let out = zstd.finish()?;
-        Ok((out.len() < self.body_len()).then(|| Self {
+    /// `None` also when zstd fails, which for a body in memory means that memory is short.
+    #[must_use]
+    pub fn compress(&self, level: i32) -> Option<Self> {
+        let raw_len = u32::try_from(self.body_len()).ok()?;
+        let raw = self.body().concat();
+        let mut out = vec![0; RAW_LEN_BYTES + zstd_safe::compress_bound(raw.len())];
+        out[..RAW_LEN_BYTES].copy_from_slice(&raw_len.to_le_bytes());
+        let packed = zstd_safe::compress(&mut out[RAW_LEN_BYTES..], &raw, level).ok()?;
+        out.truncate(RAW_LEN_BYTES + packed);
+        (out.len() < raw.len()).then(|| Self {
             kind: self.kind,
             flags: FLAG_ZSTD,
             fields: out.into(),
             payload: Bytes::new(),
-        }))
+        })
     }
 
     /// Header and fields, then the payload: what goes on the wire, in this order.
@@ -315,10 +312,10 @@ fn decompress(kind: Kind, body: Bytes) -> Result<Bytes, CodecError> {
         });
     }
     let fault = CodecError::Zstd { kind, len };
-    let raw = zstd::bulk::decompress(&t.rest(), len).map_err(|_| fault.clone())?;
-    if raw.len() == len {
-        Ok(raw.into())
-    } else {
-        Err(fault)
+    // `len` is bounded above; a body that would be longer is an error of zstd, not a larger buffer.
+    let mut raw = vec![0; len];
+    match zstd_safe::decompress(&mut raw[..], &t.rest()) {
+        Ok(got) if got == len => Ok(raw.into()),
+        _ => Err(fault),
     }
 }

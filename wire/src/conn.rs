@@ -444,7 +444,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Writer<S> {
         let plain = encoded.clone();
         let packed = tokio::task::spawn_blocking(move || encoded.compress(compress::LEVEL)).await;
         match packed {
-            Ok(Ok(Some(packed))) => {
+            Ok(Some(packed)) => {
                 let saved = plain.body_len() - packed.body_len();
                 self.adaptive.gained(saved * 5 > plain.body_len());
                 self.stats.saved.fetch_add(saved as u64, Ordering::Relaxed);

@@ -1,0 +1,91 @@
+//! Flushes that wait for a sync (rule T1).
+
+use super::Done;
+use crate::JournalError;
+use model::WriteSeq;
+use parking_lot::{Condvar, Mutex};
+use std::{sync::Arc, time::Duration};
+
+/// The waiters of a context and the bell of its sync thread.
+///
+/// A waiter carries the newest record appended before it asked. [`Flushes::synced`] is told what was appended *before* the
+/// sync call began, so a waiter is answered only by a sync that started after its frame was appended.
+#[derive(Default)]
+pub struct Flushes {
+    state: Mutex<State>,
+    bell: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<(WriteSeq, Done)>,
+    unsynced: bool,
+    stopping: bool,
+}
+
+impl Flushes {
+    /// Adds waiters for `upto`, or answers them at once when it is durable already.
+    pub(super) fn wait(&self, upto: WriteSeq, waiters: Vec<Done>, durable: WriteSeq) {
+        if waiters.is_empty() {
+            return;
+        }
+        if upto <= durable {
+            waiters.into_iter().for_each(|done| done(Ok(())));
+            return;
+        }
+        let mut state = self.state.lock();
+        state.waiting.extend(waiters.into_iter().map(|done| (upto, done)));
+        state.unsynced = true;
+        self.bell.notify_all();
+    }
+
+    /// Something was appended: unsynced data starts a sync even if nobody waits, so that lag does not wait for a flush.
+    pub(super) fn appended(&self) {
+        let mut state = self.state.lock();
+        if !state.unsynced {
+            state.unsynced = true;
+            self.bell.notify_all();
+        }
+    }
+
+    /// All up to `durable` is durable.
+    pub(super) fn synced(&self, durable: WriteSeq) {
+        let answered: Vec<Done> = {
+            let mut state = self.state.lock();
+            let (answered, waiting) = std::mem::take(&mut state.waiting)
+                .into_iter()
+                .partition(|(upto, _)| *upto <= durable);
+            state.waiting = waiting;
+            let answered: Vec<(WriteSeq, Done)> = answered;
+            answered.into_iter().map(|(_, done)| done).collect()
+        };
+        answered.into_iter().for_each(|done| done(Ok(())));
+    }
+
+    /// The context is poisoned: everyone is told.
+    pub(super) fn failed(&self, error: &Arc<JournalError>) {
+        let waiting = std::mem::take(&mut self.state.lock().waiting);
+        waiting
+            .into_iter()
+            .for_each(|(_, done)| done(Err(Arc::clone(error))));
+    }
+
+    /// Sleeps until something is unsynced (`true`), the time is over (`false`) or [`Flushes::stop`] was called (`None`).
+    #[must_use]
+    pub fn wait_for_work(&self, at_most: Duration) -> Option<bool> {
+        let mut state = self.state.lock();
+        if !state.unsynced && !state.stopping {
+            self.bell.wait_for(&mut state, at_most);
+        }
+        if state.stopping {
+            return None;
+        }
+        Some(std::mem::take(&mut state.unsynced))
+    }
+
+    /// Ends the sync thread.
+    pub fn stop(&self) {
+        self.state.lock().stopping = true;
+        self.bell.notify_all();
+    }
+}

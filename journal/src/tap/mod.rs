@@ -1,0 +1,602 @@
+//! The tap: where the writes of all volumes of a context become one ordered, journaled stream.
+//!
+//! # Overview
+//!
+//! Connections hand in batches of [`Request`]s. Whoever finds the owner free becomes the leader: it drains the queue,
+//! gives everything queued one frame (or a few), appends it to the journal's tail, puts the bytes into the overlay, and
+//! answers. A connection that finds the owner busy goes on at once; the leader answers for it. So a write costs no
+//! thread hand-off when the system is quiet, and group commit grows by itself when it is not.
+//!
+//! Reads look in the overlay first, then in the volume. A write-back agent takes frames that are *durable* (never bytes
+//! from the overlay), overwrites the volume, and tells [`Tap::written_back`], which releases only what those frames own.
+//!
+//! # Invariants
+//!
+//! - Invariant 1: an answer to a write follows its append; an answer to a flush or FUA follows a sync that started
+//!   after the append ([`Flushes`]).
+//! - Invariant 2, rule W1: [`Tap::take_durable`] hands out frames `<= durable` only, and a range leaves the overlay only
+//!   through the record that owns it.
+//! - Sequence and time are given in one place, [`Tap::lead`], under the owner's lock.
+//! - The bytes pinned by frames that wait for write-back are bounded; at the bound writers wait (the local disk that
+//!   cannot keep up is the one thing that may block an application).
+//!
+//! # Crash consistency
+//!
+//! The tap holds no durable state. After a crash the journal re-reads its tail and the owner of the volumes replays from
+//! `checkpointed`, before the first request is served.
+//!
+//! # What it does not do
+//!
+//! It does not write volumes, ship frames or ingest containers; threads of the daemon do, through the methods here.
+
+mod copy;
+mod flush;
+
+pub use copy::CopyTaken;
+pub use flush::Flushes;
+
+use crate::{Draft, Frame, Journal, JournalError, LfcRow, SealFlags};
+use bytes::Bytes;
+use copy::Watch;
+use model::{
+    ByteRange, Payload, RangeMap, Record, RecordBody, Timestamp, VolumeIndex, WriteSeq, ports::Medium,
+};
+use parking_lot::{Condvar, Mutex, RwLock};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+/// What a connection asks for. `done` is called exactly once, perhaps from another thread.
+pub struct Request {
+    /// The change; `None` is a flush.
+    pub change: Option<VolumeChange>,
+    /// Answer only when durable. A flush is durable by nature.
+    pub durable: bool,
+    /// Takes the answer.
+    pub done: Done,
+}
+
+/// Takes the answer to a [`Request`].
+pub type Done = Box<dyn FnOnce(Result<(), Arc<JournalError>>) + Send>;
+
+/// A change of one volume, any size down to one byte, inside the volume.
+#[derive(Clone, Debug)]
+pub enum VolumeChange {
+    /// Bytes at an offset.
+    Write {
+        /// The volume.
+        volume: VolumeIndex,
+        /// First byte.
+        offset: u64,
+        /// The bytes.
+        data: Bytes,
+    },
+    /// A range becomes zero.
+    Zero {
+        /// The volume.
+        volume: VolumeIndex,
+        /// The range.
+        range: ByteRange,
+        /// Whether the client asked for a discard.
+        discard: bool,
+    },
+}
+
+impl VolumeChange {
+    /// Splits the change into records that respect the limits of [`Record`].
+    fn drafts(self, out: &mut Vec<Draft>) {
+        match self {
+            Self::Write { volume, offset, data } => {
+                let step = usize::try_from(Record::WRITE_BYTES_MAX).unwrap_or(usize::MAX);
+                for (i, part) in (0..data.len()).step_by(step).enumerate() {
+                    let data = data.slice(part..data.len().min(part + step));
+                    let offset = offset + i as u64 * Record::WRITE_BYTES_MAX;
+                    out.push(Draft {
+                        volume,
+                        body: RecordBody::Write { offset, data },
+                    });
+                }
+            }
+            Self::Zero {
+                volume,
+                range,
+                discard,
+            } => {
+                let mut start = range.start;
+                while start < range.end {
+                    let end = range.end.min(start + Record::ZERO_BYTES_MAX);
+                    let range = ByteRange { start, end };
+                    out.push(Draft {
+                        volume,
+                        body: RecordBody::Zero { range, discard },
+                    });
+                    start = end;
+                }
+            }
+        }
+    }
+}
+
+/// Limits of a tap.
+#[derive(Clone, Copy, Debug)]
+pub struct TapLimits {
+    /// Bytes of frames that may wait for write-back before writers wait.
+    pub pinned_bytes_max: u64,
+    /// Bytes of records that go into one frame.
+    pub frame_bytes_max: u64,
+}
+
+impl Default for TapLimits {
+    fn default() -> Self {
+        Self {
+            pinned_bytes_max: 256 << 20,
+            frame_bytes_max: 2 << 20,
+        }
+    }
+}
+
+struct TapVolume {
+    medium: Arc<dyn Medium>,
+    overlay: RwLock<RangeMap>,
+}
+
+#[derive(Default)]
+struct Pending {
+    frames: VecDeque<Arc<Frame>>,
+    bytes: u64,
+}
+
+#[derive(Default)]
+struct Owner {
+    watch: Option<Watch>,
+}
+
+/// The production owner of one context.
+pub struct Tap {
+    journal: Arc<Journal>,
+    volumes: BTreeMap<VolumeIndex, TapVolume>,
+    limits: TapLimits,
+    queue: Mutex<VecDeque<Request>>,
+    owner: Mutex<Owner>,
+    pending: Mutex<Pending>,
+    room: Condvar,
+    flushes: Flushes,
+}
+
+impl Tap {
+    /// A tap over volumes that already stand at the journal's head.
+    #[must_use]
+    pub fn new(
+        journal: Arc<Journal>,
+        volumes: impl IntoIterator<Item = (VolumeIndex, Arc<dyn Medium>)>,
+        limits: TapLimits,
+    ) -> Self {
+        let volumes = volumes
+            .into_iter()
+            .map(|(index, medium)| {
+                (
+                    index,
+                    TapVolume {
+                        medium,
+                        overlay: RwLock::default(),
+                    },
+                )
+            })
+            .collect();
+        Self {
+            journal,
+            volumes,
+            limits,
+            queue: Mutex::default(),
+            owner: Mutex::default(),
+            pending: Mutex::default(),
+            room: Condvar::new(),
+            flushes: Flushes::default(),
+        }
+    }
+
+    /// The journal below.
+    #[must_use]
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
+    /// The flushes that wait for a sync.
+    #[must_use]
+    pub fn flushes(&self) -> &Flushes {
+        &self.flushes
+    }
+
+    fn volume(&self, volume: VolumeIndex) -> Result<&TapVolume, JournalError> {
+        self.volumes
+            .get(&volume)
+            .ok_or(JournalError::UnknownVolume(volume))
+    }
+
+    /// Hands in requests, which are ordered as given. Returns when they are queued and, if nobody else leads, committed;
+    /// waits first while too many bytes wait for write-back.
+    pub fn submit(&self, batch: Vec<Request>) {
+        self.wait_for_room();
+        self.queue.lock().extend(batch);
+        self.drain();
+    }
+
+    /// Leads until the queue is empty, unless another thread does.
+    ///
+    /// Between a leader's last look at the queue and its unlock a request may arrive whose thread finds the lock taken and
+    /// goes away; so **whoever unlocks the owner calls this**.
+    fn drain(&self) {
+        while !self.queue.lock().is_empty() {
+            let Some(mut owner) = self.owner.try_lock() else {
+                return;
+            };
+            self.lead(&mut owner);
+        }
+    }
+
+    /// Runs `act` as the owner, behind everything that is queued now.
+    fn as_owner<T>(&self, act: impl FnOnce(&mut Owner) -> T) -> T {
+        let result = {
+            let mut owner = self.owner.lock();
+            self.lead(&mut owner);
+            act(&mut owner)
+        };
+        self.drain();
+        result
+    }
+
+    fn wait_for_room(&self) {
+        let mut pending = self.pending.lock();
+        while pending.bytes > self.limits.pinned_bytes_max && self.journal.poisoned().is_none() {
+            self.room
+                .wait_for(&mut pending, std::time::Duration::from_millis(100));
+        }
+    }
+
+    /// Commits everything that is queued: the one place where writes get their order.
+    fn lead(&self, owner: &mut Owner) {
+        loop {
+            let batch: Vec<Request> = self.queue.lock().drain(..).collect();
+            if batch.is_empty() {
+                return;
+            }
+            let mut drafts = Vec::new();
+            let mut bytes = 0;
+            let mut answers: Vec<(bool, Done)> = Vec::new();
+            for request in batch {
+                if let Some(change) = request.change {
+                    let first = drafts.len();
+                    change.drafts(&mut drafts);
+                    for draft in &drafts[first..] {
+                        bytes += draft.len();
+                    }
+                }
+                answers.push((request.durable, request.done));
+                if bytes >= self.limits.frame_bytes_max {
+                    let result = self.commit(owner, std::mem::take(&mut drafts));
+                    self.answer(std::mem::take(&mut answers), result);
+                    bytes = 0;
+                }
+            }
+            let result = self.commit(owner, drafts);
+            self.answer(answers, result);
+        }
+    }
+
+    fn answer(&self, answers: Vec<(bool, Done)>, result: Result<WriteSeq, JournalError>) {
+        match result {
+            Ok(upto) => {
+                let mut waiting = Vec::new();
+                for (durable, done) in answers {
+                    if durable {
+                        waiting.push(done);
+                    } else {
+                        done(Ok(()));
+                    }
+                }
+                self.flushes.wait(upto, waiting, self.journal.cursors().durable);
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                for (_, done) in answers {
+                    done(Err(Arc::clone(&error)));
+                }
+            }
+        }
+    }
+
+    /// Appends drafts as one or more frames, sealing where they do not fit; answers the last record appended so far.
+    fn commit(&self, owner: &mut Owner, mut drafts: Vec<Draft>) -> Result<WriteSeq, JournalError> {
+        while !drafts.is_empty() {
+            let mut bytes = 0;
+            let fits = drafts.iter().take_while(|d| {
+                let first = bytes == 0;
+                bytes += d.len();
+                first || bytes <= 2 * self.limits.frame_bytes_max
+            });
+            let rest = drafts.split_off(fits.count());
+            let now = Timestamp::now();
+            if self.journal.wants_seal(bytes, now) {
+                self.seal_locked(SealFlags::default())?;
+            }
+            let frame = self.journal.append(std::mem::replace(&mut drafts, rest), now)?;
+            self.absorb(owner, &frame)?;
+        }
+        if let Some(error) = self.journal.poisoned() {
+            return Err(error);
+        }
+        Ok(self.journal.cursors().appended)
+    }
+
+    /// Makes an appended frame visible to reads and to the agents.
+    fn absorb(&self, owner: &mut Owner, frame: &Arc<Frame>) -> Result<(), JournalError> {
+        for record in frame.records() {
+            if let (Some(range), Some(payload)) = (record.changed(), record.payload()) {
+                if let Some(watch) = &mut owner.watch {
+                    watch.see(record.volume, range);
+                }
+                self.volume(record.volume)?
+                    .overlay
+                    .write()
+                    .insert(range, record.seq, payload);
+            }
+        }
+        let mut pending = self.pending.lock();
+        pending.bytes += frame.len() as u64;
+        pending.frames.push_back(Arc::clone(frame));
+        drop(pending);
+        self.flushes.appended();
+        Ok(())
+    }
+
+    fn seal_locked(&self, flags: SealFlags) -> Result<Arc<LfcRow>, JournalError> {
+        let row = self.journal.seal(flags)?;
+        self.flushes.synced(self.journal.cursors().durable);
+        Ok(row)
+    }
+
+    /// Seals the open container if it has records and is old or full enough; for the timer.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn seal_if_due(&self, now: Timestamp) -> Result<Option<Arc<LfcRow>>, JournalError> {
+        if !self.journal.wants_seal(0, now) {
+            return Ok(None);
+        }
+        self.as_owner(|_| {
+            if self.journal.wants_seal(0, now) {
+                self.seal_locked(SealFlags::default()).map(Some)
+            } else {
+                Ok(None)
+            }
+        })
+    }
+
+    /// Seals the open container now, if it has records.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn seal_now(&self) -> Result<Option<Arc<LfcRow>>, JournalError> {
+        self.as_owner(|_| {
+            if self.journal.open_is_empty() {
+                return Ok(None);
+            }
+            self.seal_locked(SealFlags::default()).map(Some)
+        })
+    }
+
+    /// Sets an event mark: everything answered before the call is in it, and durable when it returns. The mark ends its
+    /// container.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn mark(&self, name: String, description: String) -> Result<(Record, Arc<LfcRow>), JournalError> {
+        self.as_owner(|owner| {
+            let body = RecordBody::Mark { name, description };
+            let frame = self.append_one(
+                owner,
+                Draft {
+                    volume: VolumeIndex(0),
+                    body,
+                },
+            )?;
+            let row = self.seal_locked(SealFlags {
+                mark: true,
+                ..SealFlags::default()
+            })?;
+            let record = frame.records().last().cloned();
+            Ok((
+                record.ok_or(JournalError::Internal("a frame without a record"))?,
+                row,
+            ))
+        })
+    }
+
+    /// Appends one record of the context's own in a frame of its own.
+    fn append_one(&self, owner: &mut Owner, draft: Draft) -> Result<Arc<Frame>, JournalError> {
+        let now = Timestamp::now();
+        if self.journal.wants_seal(draft.len(), now) {
+            self.seal_locked(SealFlags::default())?;
+        }
+        let frame = self.journal.append(vec![draft], now)?;
+        self.absorb(owner, &frame)?;
+        Ok(frame)
+    }
+
+    /// Fills `buf` from the head of the volume: the overlay, then the volume below.
+    ///
+    /// # Errors
+    /// When the volume is unknown or fails.
+    pub fn read(&self, volume: VolumeIndex, offset: u64, buf: &mut [u8]) -> Result<(), JournalError> {
+        let range = ByteRange::at(offset, buf.len() as u64);
+        let v = self.volume(volume)?;
+        let pieces = v.overlay.read().lookup(range);
+        let covered: u64 = pieces.iter().map(|p| p.range.len()).sum();
+        if covered < range.len() {
+            v.medium
+                .read_at(offset, buf)
+                .map_err(|e| JournalError::io("volume", e))?;
+        }
+        for piece in pieces {
+            let index = |at: u64| usize::try_from(at - offset).expect("inside the buffer");
+            piece
+                .payload
+                .copy_to(0, &mut buf[index(piece.range.start)..index(piece.range.end)]);
+        }
+        Ok(())
+    }
+
+    /// The ranges at or after `range.start` that read as zero without being looked at: `(range, is_zero)` pieces that
+    /// cover `range`.
+    ///
+    /// # Errors
+    /// When the volume is unknown or fails.
+    pub fn extents(
+        &self,
+        volume: VolumeIndex,
+        range: ByteRange,
+    ) -> Result<Vec<(ByteRange, bool)>, JournalError> {
+        let v = self.volume(volume)?;
+        let pieces = v.overlay.read().lookup(range);
+        let mut out = Vec::new();
+        let mut at = range.start;
+        for piece in pieces {
+            below(
+                &*v.medium,
+                ByteRange {
+                    start: at,
+                    end: piece.range.start,
+                },
+                &mut out,
+            )?;
+            out.push((piece.range, matches!(piece.payload, Payload::Zero)));
+            at = piece.range.end;
+        }
+        below(
+            &*v.medium,
+            ByteRange {
+                start: at,
+                end: range.end,
+            },
+            &mut out,
+        )?;
+        Ok(out)
+    }
+
+    /// Frames that are durable and not yet written back, oldest first, about `bytes_max` bytes of them (rule W1). They
+    /// stay pinned until [`Tap::written_back`].
+    #[must_use]
+    pub fn take_durable(&self, bytes_max: u64) -> Vec<Arc<Frame>> {
+        let durable = self.journal.cursors().durable;
+        let pending = self.pending.lock();
+        let mut bytes = 0;
+        pending
+            .frames
+            .iter()
+            .take_while(|f| {
+                bytes += f.len() as u64;
+                f.last_seq() <= durable && (bytes <= bytes_max || bytes == f.len() as u64)
+            })
+            .cloned()
+            .collect()
+    }
+
+    /// The volumes now hold every record of `frames`, which came from [`Tap::take_durable`]: releases what those records
+    /// own, and moves the cursor.
+    ///
+    /// # Errors
+    /// When a volume is unknown.
+    ///
+    /// # Panics
+    /// When a frame is past `durable` (invariant 2).
+    pub fn written_back(&self, frames: &[Arc<Frame>]) -> Result<(), JournalError> {
+        let Some(last) = frames.last() else { return Ok(()) };
+        let durable = self.journal.cursors().durable;
+        assert!(
+            last.last_seq() <= durable,
+            "invariant 2: written back {} > durable {durable}",
+            last.last_seq()
+        );
+        for frame in frames {
+            for record in frame.records() {
+                if let Some(range) = record.changed() {
+                    self.volume(record.volume)?
+                        .overlay
+                        .write()
+                        .release(range, last.last_seq());
+                }
+            }
+        }
+        let mut pending = self.pending.lock();
+        while pending
+            .frames
+            .front()
+            .is_some_and(|f| f.last_seq() <= last.last_seq())
+        {
+            if let Some(frame) = pending.frames.pop_front() {
+                pending.bytes -= frame.len() as u64;
+            }
+        }
+        drop(pending);
+        self.room.notify_all();
+        self.journal.set_written_back(last.last_seq());
+        Ok(())
+    }
+
+    /// Bytes of frames that wait for write-back.
+    #[must_use]
+    pub fn pinned_bytes(&self) -> u64 {
+        self.pending.lock().bytes
+    }
+
+    /// Syncs the journal once, if anything waits for it, and answers the flushes it covers. Called in a loop by the sync
+    /// thread, which sleeps in [`Flushes::wait_for_work`].
+    ///
+    /// # Errors
+    /// When the sync fails; the context is then poisoned and every waiting flush has been told.
+    pub fn sync_once(&self) -> Result<WriteSeq, JournalError> {
+        match self.journal.sync() {
+            Ok(durable) => {
+                self.flushes.synced(durable);
+                Ok(durable)
+            }
+            Err(error) => {
+                self.flushes.failed(&Arc::new(
+                    self.journal
+                        .poisoned()
+                        .unwrap_or(JournalError::Internal("a sync failed without poisoning")),
+                ));
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Adds the pieces of `range` as the volume itself knows them.
+fn below(
+    medium: &dyn Medium,
+    range: ByteRange,
+    out: &mut Vec<(ByteRange, bool)>,
+) -> Result<(), JournalError> {
+    let mut at = range.start;
+    while at < range.end {
+        let data = medium.next_data(at).map_err(|e| JournalError::io("volume", e))?;
+        let start = data.map_or(range.end, |d| d.start.clamp(at, range.end));
+        if start > at {
+            out.push((
+                ByteRange {
+                    start: at,
+                    end: start,
+                },
+                true,
+            ));
+        }
+        let end = data.map_or(range.end, |d| d.end.clamp(start, range.end));
+        if end > start {
+            out.push((ByteRange { start, end }, false));
+        }
+        at = end.max(start);
+    }
+    Ok(())
+}

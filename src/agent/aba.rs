@@ -1,0 +1,309 @@
+//! ABA: receives frames, seals and copies on recovery, journals them, and acknowledges what is durable.
+//!
+//! # Overview
+//!
+//! A connection is read by a task; its messages, and the rings of the journal's bells, go to one thread that drives
+//! [`wire::Receiver`] and does what it says, in order. So a frame is in the journal's tail before the next message is looked
+//! at, and a copy is on the volume before any later container can be sealed, let alone applied (rule C3).
+//!
+//! # Invariants
+//!
+//! - Everything received before is made durable before the welcome: the stream goes on behind it.
+//! - A copy is acknowledged only after the volumes were synced, and only if its stub is durable here.
+//! - One connection a context: a newer one from the same pinned peer ends the older, which may be half-open.
+
+use super::{LinkError, config_digest, end_of, flags_of};
+use crate::context::{Context, Recovery, Running};
+use bytes::Bytes;
+use journal::{Journal, JournalError, NewGeneration, Position};
+use model::{ContextState, GenNo, Role, WriteSeq};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use wire::{
+    Incoming, Message, Outgoing, Receiver, ReceiverAction, ReceiverLocal, RefuseCode, Version, Welcome,
+};
+
+/// Request kind: the replica is rolled back (body 1) or applies again (body 0).
+pub const ROLLED_BACK: u16 = 2;
+
+/// What the receiving thread is told.
+enum Event {
+    Message(Message),
+    /// More is durable, or applied, or the state changed.
+    Moved,
+    /// The connection ended.
+    Over(String),
+}
+
+/// Serves a connection whose first message named this context; returns when it is over.
+pub async fn serve(
+    context: Arc<Context>,
+    hello: Message,
+    mut incoming: Incoming<tokio::net::TcpStream>,
+    outgoing: Outgoing,
+    mut stop: tokio::sync::watch::Receiver<bool>,
+) {
+    let (events, inbox) = mpsc::channel::<Event>(32);
+    let runtime = tokio::runtime::Handle::current();
+    let thread = {
+        let (context, outgoing) = (Arc::clone(&context), outgoing.clone());
+        let name = format!("c{}-receive", context.id());
+        let work = move || receive(&context, hello, inbox, &outgoing, &runtime);
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(work)
+            .expect("a thread can be started")
+    };
+    let (mut durable, mut applied) = (context.bells.durable.ear(), context.bells.applied.ear());
+    let over = loop {
+        let event = tokio::select! {
+            message = incoming.next() => match message {
+                Ok(Some(message)) => Event::Message(message),
+                Ok(None) => break "the peer ended the connection".to_owned(),
+                Err(e) => break e.to_string(),
+            },
+            () = durable.listen() => Event::Moved,
+            () = applied.listen() => Event::Moved,
+            () = super::stopped(&mut stop) => break "the link was replaced or stopped".to_owned(),
+        };
+        if events.send(event).await.is_err() {
+            break "the receiver ended".to_owned();
+        }
+    };
+    let _ = events.send(Event::Over(over)).await;
+    drop(events);
+    let _ = super::blocking(move || thread.join()).await;
+    outgoing.shutdown("the link ends").await;
+}
+
+fn receive(
+    context: &Arc<Context>,
+    hello: Message,
+    mut inbox: mpsc::Receiver<Event>,
+    outgoing: &Outgoing,
+    runtime: &tokio::runtime::Handle,
+) {
+    let row = context.row();
+    let local = ReceiverLocal {
+        context: context.id(),
+        role: row.role,
+        term: row.term,
+        config: config_digest(&context.config),
+    };
+    let mut end = End {
+        context: Arc::clone(context),
+        journal: Arc::clone(&context.journal),
+        receiver: Receiver::new(local),
+        outgoing,
+        runtime,
+        copies: Vec::new(),
+        may_apply: WriteSeq(0),
+        told_rolled_back: false,
+        requests: 0,
+    };
+    let mut event = Event::Message(hello);
+    let why = loop {
+        let step = match event {
+            Event::Message(message) => end.message(message),
+            Event::Moved => end.moved(),
+            Event::Over(why) => break why,
+        };
+        if let Err(e) = step {
+            break e.to_string();
+        }
+        event = match inbox.blocking_recv() {
+            Some(next) => next,
+            None => break "the connection is over".to_owned(),
+        };
+    };
+    tracing::info!(context = context.id().0, "receiving ended: {why}");
+    context.set_peer(false, None);
+}
+
+struct End<'a> {
+    context: Arc<Context>,
+    journal: Arc<Journal>,
+    receiver: Receiver,
+    outgoing: &'a Outgoing,
+    runtime: &'a tokio::runtime::Handle,
+    /// Copies on the volumes that are not synced yet.
+    copies: Vec<WriteSeq>,
+    may_apply: WriteSeq,
+    told_rolled_back: bool,
+    requests: u64,
+}
+
+impl End<'_> {
+    fn send(&self, message: Message) -> Result<(), LinkError> {
+        Ok(self.runtime.block_on(self.outgoing.send(message))?)
+    }
+
+    fn running(&self) -> Result<Arc<Running>, LinkError> {
+        self.context
+            .running()
+            .ok_or_else(|| LinkError::Refused("the context is stopped".into()))
+    }
+
+    fn message(&mut self, message: Message) -> Result<(), LinkError> {
+        let actions = self.receiver.receive(message)?;
+        self.act(actions)?;
+        self.acknowledge()
+    }
+
+    fn act(&mut self, actions: Vec<ReceiverAction>) -> Result<(), LinkError> {
+        for action in actions {
+            match action {
+                ReceiverAction::Send(message) => self.send(message)?,
+                ReceiverAction::HigherTerm { term } => {
+                    self.context.change_row(|row| row.term = term)?;
+                }
+                ReceiverAction::Greeted(_) => self.greeted()?,
+                ReceiverAction::AppendFrame(frame) => {
+                    if self.journal.current_generation().is_none() {
+                        // The first frame of all: its generation is the one that this replica follows.
+                        self.journal.create_generation(NewGeneration {
+                            id: frame.generation,
+                            parent: None,
+                            first_seq: Some(frame.first),
+                            first_lfc: Some(frame.lfc),
+                        })?;
+                    }
+                    self.journal.append_received(frame.bytes)?;
+                    self.ring_received()?;
+                }
+                ReceiverAction::Seal(seal) => {
+                    self.journal
+                        .seal_received(seal.lfc, seal.last, &seal.digest, flags_of(&seal))?;
+                    self.context.bells.sealed.ring();
+                    self.context.bells.durable.ring();
+                }
+                ReceiverAction::WriteCopy(copy) => {
+                    let running = self.running()?;
+                    recovery(&running)?.write_copy(copy.volume, copy.range, &copy.payload)?;
+                    self.copies.push(copy.seq);
+                    self.ring_received()?;
+                }
+                ReceiverAction::CopiesComplete { seq } => {
+                    let generation = self.journal.current_generation().map_or(GenNo(0), |g| g.no);
+                    self.journal.set_consistent_from(Position { generation, seq })?;
+                    tracing::info!(context = self.context.id().0, seq = seq.0, "first sync complete");
+                    self.context.bells.sealed.ring();
+                }
+                ReceiverAction::MayApply { seq } => {
+                    self.may_apply = seq;
+                    self.journal.set_peer_durable(seq);
+                    self.context.bells.sealed.ring();
+                }
+                ReceiverAction::Conflict { term } => {
+                    return Err(LinkError::Refused(format!(
+                        "both hosts are production at term {term}"
+                    )));
+                }
+                ReceiverAction::Refused { text, .. } => {
+                    self.context.set_peer(false, Some(text.clone()));
+                    return Err(LinkError::Refused(text));
+                }
+                ReceiverAction::Jump(_) => {
+                    return Err(LinkError::Refused(
+                        "a gap in the stream is not part of this version".into(),
+                    ));
+                }
+                ReceiverAction::Deliver(_) => {}
+                ReceiverAction::Close => return Err(LinkError::Ended),
+                other => tracing::warn!("an action that ABA does not know: {other:?}"),
+            }
+        }
+        Ok(())
+    }
+
+    fn ring_received(&self) -> Result<(), LinkError> {
+        let running = self.running()?;
+        recovery(&running)?.received.ring();
+        Ok(())
+    }
+
+    fn greeted(&mut self) -> Result<(), LinkError> {
+        let row = self.context.row();
+        if row.state == ContextState::Stopped || !self.context.is_running() {
+            let actions = self
+                .receiver
+                .refuse(RefuseCode::Stopped, "the context is stopped here");
+            return self.act(actions);
+        }
+        self.journal.sync()?;
+        let cursors = self.journal.cursors();
+        let welcome = Welcome {
+            version: Version::NEWEST,
+            node: self.context.node_name().to_owned(),
+            role: Role::Recovery,
+            term: row.term,
+            received: end_of(&self.journal)?,
+            open_lfc: self.journal.open_row().map_or(model::LfcId(0), |r| r.lfc),
+            applied: cursors.applied,
+            copying: self.context.consistent_from().is_none(),
+            config: config_digest(&self.context.config),
+            instance: self.context.instance(),
+        };
+        self.may_apply = cursors.applied;
+        let actions = self.receiver.welcome(welcome);
+        self.context.set_peer(true, None);
+        self.act(actions)
+    }
+
+    /// Tells the machine how far journal and volumes are, and sends what that makes sayable.
+    fn moved(&mut self) -> Result<(), LinkError> {
+        if let Some(error) = self.journal.poisoned() {
+            return Err(error.into());
+        }
+        if !self.receiver.is_receiving() {
+            return Ok(());
+        }
+        let cursors = self.journal.cursors();
+        self.receiver.durable(cursors.durable);
+        let applied = cursors.applied.min(self.may_apply).min(cursors.durable);
+        if applied > self.receiver.ack().applied {
+            self.receiver.applied(applied);
+        }
+        if !self.copies.is_empty() {
+            let running = self.running()?;
+            recovery(&running)?.sync_volumes()?;
+            self.receiver.copies_durable(self.copies.drain(..));
+        }
+        let rolled_back = matches!(
+            self.context.state(),
+            ContextState::RolledBack | ContextState::Restoring
+        );
+        if rolled_back != self.told_rolled_back {
+            self.told_rolled_back = rolled_back;
+            self.requests += 1;
+            let body = Bytes::copy_from_slice(&[u8::from(rolled_back)]);
+            self.send(Message::Request(wire::Request {
+                id: self.requests,
+                kind: ROLLED_BACK,
+                body,
+            }))?;
+        }
+        self.acknowledge()
+    }
+
+    fn acknowledge(&mut self) -> Result<(), LinkError> {
+        let mut any = false;
+        while let Some(message) = self.receiver.next_message() {
+            self.send(message)?;
+            any = true;
+        }
+        if any {
+            self.context.peer_acknowledged();
+        }
+        Ok(())
+    }
+}
+
+fn recovery(running: &Running) -> Result<&Recovery, LinkError> {
+    match running {
+        Running::Recovery(r) => Ok(r),
+        Running::Production(_) => {
+            Err(JournalError::Internal("production runs where recovery was checked").into())
+        }
+    }
+}

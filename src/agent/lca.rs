@@ -1,0 +1,429 @@
+//! LCA: ships redo from production to recovery.
+//!
+//! # Overview
+//!
+//! One task a context. It dials the recovery host until it is reached, greets, lets the journal judge the peer's position,
+//! and then sends frames as they become durable, each container's seal right behind its last frame, each copy right behind
+//! the frame with its stub. [`wire::Sender`] is the machine; this file moves messages, journal bytes and bells to and from it.
+//!
+//! # Invariants
+//!
+//! - Only durable frames are sent (`sent ≤ durable`, asserted by the machine).
+//! - A seal is sent before any frame of the next container, and a completion of the copies only right behind a seal, so that
+//!   the first consistent point is a boundary.
+//!
+//! # What it does not do
+//!
+//! Modes `mwc` and `sync`, and a journal that overflows while the peer is away, are not part of this version: redo is kept
+//! until the peer has applied it.
+
+use super::{
+    LinkError, LinkHandle, blocking, config_digest, copier, copier::Table, end_of, seal_of, stopped,
+};
+use crate::context::Context;
+use journal::{Journal, JournalError, tap::Tap};
+use model::{LfcId, RecordBody, Role, Timestamp, WriteSeq};
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use wire::{
+    Connection, ConnectionOptions, Dialer, Expect, Hello, Message, Outgoing, Position, RefuseCode, Resume,
+    Sender, SenderAction, SenderOptions, Version,
+};
+
+/// Starts the link of a context.
+pub fn start(context: &Arc<Context>, tap: &Arc<Tap>) -> LinkHandle {
+    let (context, tap) = (Arc::clone(context), Arc::clone(tap));
+    let runtime = context.node().peers().runtime().clone();
+    LinkHandle::spawn(&runtime, |stop| run(context, tap, stop))
+}
+
+async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<bool>) {
+    let node = context.node();
+    let Some(host) = node.config().host(context.peer_name()).cloned() else {
+        context.set_peer(
+            false,
+            Some(format!(
+                "{} is not among the hosts of this node",
+                context.peer_name()
+            )),
+        );
+        return;
+    };
+    let key = match host.identity.parse() {
+        Ok(key) => key,
+        Err(e) => return context.set_peer(false, Some(format!("identity of {}: {e}", host.name))),
+    };
+    let mut dialer = Dialer::new(host.endpoints.clone());
+    context.set_peer(false, None);
+    loop {
+        let tls = node.peers().tls();
+        let dialed = tokio::select! {
+            dialed = dialer.until_reached(tls, Expect::Key(key), |e| tracing::debug!("{}: {e}", host.name)) => dialed,
+            () = stopped(&mut stop) => break,
+        };
+        let connection = Connection::new(dialed.stream, dialed.peer, ConnectionOptions::default());
+        let ended = Link::new(&context, &tap)
+            .run(connection, &mut dialer, &mut stop)
+            .await;
+        let refused = match ended {
+            Ok(()) => None,
+            Err(LinkError::Refused(text)) => Some(text),
+            Err(e) => {
+                tracing::info!(context = context.id().0, peer = host.name, "link ended: {e}");
+                None
+            }
+        };
+        context.set_peer(false, refused);
+        if *stop.borrow() || context.journal.poisoned().is_some() {
+            break;
+        }
+        tokio::select! {
+            () = dialer.pause() => {}
+            () = stopped(&mut stop) => break,
+        }
+    }
+}
+
+/// One connection.
+struct Link {
+    context: Arc<Context>,
+    tap: Arc<Tap>,
+    journal: Arc<Journal>,
+    table: Arc<Table>,
+    /// The container whose frames were sent last and whose seal was not.
+    unsealed: Option<LfcId>,
+    completing: bool,
+}
+
+impl Link {
+    fn new(context: &Arc<Context>, tap: &Arc<Tap>) -> Self {
+        Self {
+            context: Arc::clone(context),
+            tap: Arc::clone(tap),
+            journal: Arc::clone(&context.journal),
+            table: Arc::default(),
+            unsealed: None,
+            completing: false,
+        }
+    }
+
+    async fn run(
+        mut self,
+        connection: Connection<tokio::net::TcpStream>,
+        dialer: &mut Dialer,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(), LinkError> {
+        let (mut incoming, outgoing) = connection.split();
+        // Acknowledgements are read by a task of their own, so that a full outgoing queue cannot keep us from hearing them.
+        let (heard, mut messages) = mpsc::channel(1024);
+        let reader = tokio::spawn(async move {
+            loop {
+                let next = incoming.next().await;
+                let last = !matches!(next, Ok(Some(_)));
+                if heard.send(next).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        let result = self.converse(&mut messages, &outgoing, dialer, stop).await;
+        self.table.end();
+        outgoing.shutdown("the link ends").await;
+        reader.abort();
+        result
+    }
+
+    fn hello(&self) -> Result<Hello, JournalError> {
+        let row = self.context.row();
+        Ok(Hello {
+            oldest: Version::OLDEST as u16,
+            newest: Version::NEWEST as u16,
+            context: self.context.id(),
+            node: self.context.node_name().to_owned(),
+            role: Role::Production,
+            term: row.term,
+            durable: end_of(&self.journal)?,
+            config: config_digest(&self.context.config),
+            instance: self.context.instance(),
+        })
+    }
+
+    async fn converse(
+        &mut self,
+        messages: &mut mpsc::Receiver<Result<Option<Message>, wire::ConnError>>,
+        outgoing: &Outgoing,
+        dialer: &mut Dialer,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(), LinkError> {
+        let (mut durable, mut sealed) = (self.context.bells.durable.ear(), self.context.bells.sealed.ear());
+        let (mut sender, greeting) = Sender::new(SenderOptions::default(), self.hello()?);
+        self.act(&mut sender, vec![greeting], outgoing, dialer).await?;
+        loop {
+            self.pump(&mut sender, outgoing).await?;
+            tokio::select! {
+                message = messages.recv() => {
+                    let message = message.ok_or(LinkError::Ended)??.ok_or(LinkError::Ended)?;
+                    let actions = sender.receive(Timestamp::now(), message)?;
+                    self.act(&mut sender, actions, outgoing, dialer).await?;
+                }
+                () = durable.listen() => {
+                    if let Some(error) = self.journal.poisoned() {
+                        return Err(error.into());
+                    }
+                }
+                () = sealed.listen() => {}
+                () = stopped(stop) => return Ok(()),
+            }
+            let cursors = self.journal.cursors();
+            let actions = sender.journal(cursors.appended, cursors.durable);
+            self.act(&mut sender, actions, outgoing, dialer).await?;
+        }
+    }
+
+    async fn act(
+        &mut self,
+        sender: &mut Sender,
+        actions: Vec<SenderAction>,
+        outgoing: &Outgoing,
+        dialer: &mut Dialer,
+    ) -> Result<(), LinkError> {
+        for action in actions {
+            match action {
+                SenderAction::Send(message) => outgoing.send(message).await?,
+                SenderAction::CheckPosition { peer, welcome } => {
+                    let journal = Arc::clone(&self.journal);
+                    let resume = blocking(move || judge(&journal, peer)).await?;
+                    let here = matches!(resume, Resume::Here);
+                    for action in sender.resume(resume) {
+                        if let SenderAction::Send(message) = action {
+                            outgoing.send(message).await?;
+                        }
+                    }
+                    if !here {
+                        return Err(LinkError::Refused(format!(
+                            "{} has another history (its record {}): it needs a full sync",
+                            self.context.peer_name(),
+                            peer.seq
+                        )));
+                    }
+                    dialer.welcomed();
+                    self.unsealed = Some(welcome.open_lfc).filter(|l| *l >= LfcId::FIRST && peer.seq.0 > 0);
+                    self.context.set_peer(true, None);
+                    self.context.set_peer_rolled_back(welcome.copying, false);
+                    self.journal.set_peer(peer.seq, welcome.applied, true)?;
+                    self.start_copier(welcome.copying);
+                }
+                SenderAction::Acked(ack) => {
+                    self.journal.set_peer(ack.received_durable, ack.applied, false)?;
+                    self.context.peer_acknowledged();
+                }
+                SenderAction::Copied(seqs) => {
+                    let (table, tap) = (Arc::clone(&self.table), Arc::clone(&self.tap));
+                    blocking(move || table.acknowledged(&tap, &seqs)).await?;
+                }
+                SenderAction::Refused { code, text } => {
+                    let text = format!("{} refused: {text}", self.context.peer_name());
+                    if code == RefuseCode::Stopped {
+                        return Err(LinkError::Refused(format!(
+                            "context is stopped on {}",
+                            self.context.peer_name()
+                        )));
+                    }
+                    return Err(LinkError::Refused(text));
+                }
+                SenderAction::Diverged { .. } => {}
+                SenderAction::Fenced { term } | SenderAction::Conflict { term } => {
+                    // Invariant 8: the lower term stops before its next acknowledgement.
+                    self.journal
+                        .set_poisoned(&format!("fenced by {} at term {term}", self.context.peer_name()));
+                }
+                SenderAction::Deliver(Message::Request(request)) => self.deliver(request),
+                SenderAction::Deliver(_) => {}
+                SenderAction::Close => return Err(LinkError::Ended),
+                other => tracing::warn!("an action that LCA does not know: {other:?}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// The recovery host tells us when it is rolled back or goes on: nothing is applied meanwhile.
+    fn deliver(&self, request: wire::Request) {
+        if request.kind == super::aba::ROLLED_BACK {
+            self.context
+                .set_peer_rolled_back(false, request.body.first() == Some(&1));
+        }
+    }
+
+    /// Starts copying, if anything is stale or the peer still waits for the word that all is there.
+    fn start_copier(&self, peer_waits: bool) {
+        if !peer_waits && self.context.stale_bytes() == 0 {
+            return;
+        }
+        let (table, tap, context) = (
+            Arc::clone(&self.table),
+            Arc::clone(&self.tap),
+            Arc::clone(&self.context),
+        );
+        let name = format!("c{}-copy", self.context.id());
+        let work = move || {
+            let appended = || context.bells.durable.ring();
+            let complete = || context.bells.sealed.ring();
+            let volumes: Vec<_> = context.config.indexed().map(|(index, _)| index).collect();
+            if let Err(e) = copier::run(&table, &tap, &volumes, &appended, &complete) {
+                tracing::error!(context = context.id().0, "copies stopped: {e}");
+            }
+        };
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(work)
+            .expect("a thread can be started");
+    }
+
+    /// Sends what may be sent now.
+    async fn pump(&mut self, sender: &mut Sender, outgoing: &Outgoing) -> Result<(), LinkError> {
+        if !sender.is_streaming() {
+            return Ok(());
+        }
+        self.completing |= self.table.take_complete();
+        loop {
+            self.seal(sender, outgoing).await?;
+            self.complete(sender, outgoing).await?;
+            let Some(want) = sender.want() else { return Ok(()) };
+            let journal = Arc::clone(&self.journal);
+            let bytes = want.bytes_max as u64;
+            let frames = blocking(move || journal.frames_after(want.after, bytes)).await?;
+            if frames.is_empty() {
+                return Ok(());
+            }
+            let durable = self.journal.cursors().durable;
+            for frame in frames {
+                let Some(want) = sender.want() else { break };
+                if frame.last_seq() > durable || !(want.alone || frame.len() <= want.bytes_max) {
+                    return Ok(());
+                }
+                if self.unsealed.is_some_and(|l| l != frame.lfc()) {
+                    self.seal(sender, outgoing).await?;
+                    self.complete(sender, outgoing).await?;
+                }
+                self.unsealed = Some(frame.lfc());
+                let sent = sender.frame(Timestamp::now(), on_wire(&frame, want.after));
+                if let SenderAction::Send(message) = sent {
+                    outgoing.send(message).await?;
+                }
+                self.copies_of(sender, &frame, outgoing).await?;
+            }
+        }
+    }
+
+    /// Sends the copies whose stubs stand in a frame that was just sent.
+    async fn copies_of(
+        &self,
+        sender: &mut Sender,
+        frame: &journal::Frame,
+        outgoing: &Outgoing,
+    ) -> Result<(), LinkError> {
+        for record in frame.records() {
+            if !matches!(record.body, RecordBody::Copy { .. }) {
+                continue;
+            }
+            let (table, seq) = (Arc::clone(&self.table), record.seq);
+            let Some((volume, copy)) = blocking(move || table.take(seq)).await else {
+                continue;
+            };
+            let copy = wire::Copy {
+                seq: copy.seq,
+                volume,
+                range: copy.range,
+                payload: copy.payload,
+            };
+            if let SenderAction::Send(message) = sender.copy(copy) {
+                outgoing.send(message).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the seal of the container whose last frame was sent, if it is sealed and all of it is sent.
+    async fn seal(&mut self, sender: &mut Sender, outgoing: &Outgoing) -> Result<(), LinkError> {
+        let Some(lfc) = self.unsealed else { return Ok(()) };
+        let generation = self.journal.current_generation().map(|g| g.no);
+        let Some(row) = generation.and_then(|g| self.journal.lfc_row(g, lfc)) else {
+            return Ok(());
+        };
+        if row.last_seq != sender.cursors().sent {
+            return Ok(());
+        }
+        self.unsealed = None;
+        if let SenderAction::Send(message) = sender.seal(seal_of(&row)) {
+            outgoing.send(message).await?;
+        }
+        Ok(())
+    }
+
+    /// Says that all copies are there, right behind a seal.
+    async fn complete(&mut self, sender: &mut Sender, outgoing: &Outgoing) -> Result<(), LinkError> {
+        if !self.completing || sender.copies_in_flight() > 0 {
+            return Ok(());
+        }
+        if self.unsealed.is_some() {
+            // The container may be open still; sealing it now makes the boundary.
+            let tap = Arc::clone(&self.tap);
+            blocking(move || tap.seal_now()).await?;
+            self.context.bells.durable.ring();
+            self.context.bells.sealed.ring();
+            self.seal(sender, outgoing).await?;
+            if self.unsealed.is_some() {
+                return Ok(());
+            }
+        }
+        self.completing = false;
+        if let SenderAction::Send(message) = sender.copies_complete() {
+            outgoing.send(message).await?;
+        }
+        self.context.set_peer_synced(sender.cursors().sent);
+        tracing::info!(
+            context = self.context.id().0,
+            seq = sender.cursors().sent.0,
+            "first sync complete"
+        );
+        Ok(())
+    }
+}
+
+/// Whether the peer's position lies on our line.
+fn judge(journal: &Journal, peer: Position) -> Result<Resume, JournalError> {
+    if peer.seq == WriteSeq(0) {
+        // It has nothing: it can start at our beginning, if that is still here.
+        if journal.floors().redo_seq.seq == WriteSeq(0) {
+            return Ok(Resume::Here);
+        }
+        return Ok(Resume::Diverged {
+            ours: end_of(journal)?,
+        });
+    }
+    let ours = match journal.generation_by_id(peer.generation) {
+        Some(generation) if peer.seq <= journal.cursors().durable => {
+            Some(journal.digest_at(generation.no, peer.seq)?)
+        }
+        _ => None,
+    };
+    if ours == Some((peer.seq, peer.digest)) {
+        return Ok(Resume::Here);
+    }
+    Ok(Resume::Diverged {
+        ours: end_of(journal)?,
+    })
+}
+
+/// A frame as the wire carries it.
+fn on_wire(frame: &journal::Frame, after: WriteSeq) -> wire::Frame {
+    wire::Frame {
+        generation: frame.generation(),
+        lfc: frame.lfc(),
+        after,
+        first: frame.first_seq(),
+        last: frame.last_seq(),
+        durable: WriteSeq(0),
+        digest: frame.digest(),
+        bytes: frame.bytes().clone(),
+    }
+}

@@ -1,0 +1,117 @@
+//! The agents at the ends of the link: LCA ships from production, ABA receives on recovery.
+
+pub mod aba;
+mod copier;
+pub mod lca;
+
+use journal::{Journal, JournalError, LfcRow, SealFlags};
+use std::{future::Future, sync::Arc};
+use tokio::{sync::watch, task::JoinHandle};
+use wire::Position;
+
+/// A link that runs until it is stopped.
+pub struct LinkHandle {
+    stop: watch::Sender<bool>,
+    task: parking_lot::Mutex<Option<JoinHandle<()>>>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl LinkHandle {
+    /// Starts a task that ends when the given receiver says so.
+    pub(crate) fn spawn<F>(
+        runtime: &tokio::runtime::Handle,
+        run: impl FnOnce(watch::Receiver<bool>) -> F,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (stop, stopped) = watch::channel(false);
+        let task = runtime.spawn(run(stopped));
+        Self {
+            stop,
+            task: parking_lot::Mutex::new(Some(task)),
+            runtime: runtime.clone(),
+        }
+    }
+
+    /// Ends the task and waits for its end. Not to be called on a worker of the runtime.
+    pub fn stop(&self) {
+        self.ask_to_stop();
+        if let Some(task) = self.task.lock().take() {
+            let _ = self.runtime.block_on(task);
+        }
+    }
+
+    /// Ends the task soon.
+    pub fn ask_to_stop(&self) {
+        let _ = self.stop.send(true);
+    }
+}
+
+/// Waits until the link is to end.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the handle is gone: the same.
+    let _ = stop.wait_for(|s| *s).await;
+}
+
+/// Where the journal ends durably, as the wire says it.
+fn end_of(journal: &Journal) -> Result<Position, JournalError> {
+    let durable = journal.cursors().durable;
+    let Some(generation) = journal.current_generation().filter(|_| durable.0 > 0) else {
+        return Ok(Position::default());
+    };
+    let (seq, digest) = journal.digest_at(generation.no, durable)?;
+    Ok(Position {
+        generation: generation.id,
+        seq,
+        digest,
+    })
+}
+
+/// Digest of a context's configuration: both hosts must have the same.
+fn config_digest(config: &crate::config::ContextConfig) -> [u8; 32] {
+    blake3::hash(config.to_text().as_bytes()).into()
+}
+
+/// A sealed container's end, as the wire says it.
+fn seal_of(row: &LfcRow) -> wire::Seal {
+    wire::Seal {
+        lfc: row.lfc,
+        last: row.last_seq,
+        digest: row.end_digest,
+        flags: u8::from(row.sealed.mark),
+    }
+}
+
+/// The same, back.
+fn flags_of(seal: &wire::Seal) -> SealFlags {
+    SealFlags {
+        mark: seal.flags & 1 != 0,
+        ..SealFlags::default()
+    }
+}
+
+/// Runs blocking work of the journal away from the runtime's workers.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(e) => std::panic::resume_unwind(e.into_panic()),
+    }
+}
+
+/// What a link ends with.
+#[derive(Debug, thiserror::Error)]
+enum LinkError {
+    #[error(transparent)]
+    Connection(#[from] wire::ConnError),
+    #[error(transparent)]
+    Protocol(#[from] wire::ProtocolError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Context(#[from] crate::context::ContextError),
+    #[error("{0}")]
+    Refused(String),
+    #[error("the peer ended the connection")]
+    Ended,
+}

@@ -1,0 +1,263 @@
+//! A context's file, `<state_dir>/contexts/<ID>.toml`, the same on both hosts.
+
+use super::{Age, ConfigError, Size, node::name_is_plain, parse, read, write};
+use model::{ContextId, VolumeIndex};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// One replication group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContextConfig {
+    /// Its id (`-C`).
+    pub id: u32,
+    /// Id of the failover context derived from it.
+    pub failover_id: u32,
+    /// Node that produces.
+    pub production: String,
+    /// Nodes that keep replicas, nearest first. This version ships to the first.
+    pub recovery: Vec<String>,
+    /// Bytes of a container; 2 MiB to 1 GiB.
+    #[serde(default = "default_lfc_size")]
+    pub lfc_size: Size,
+    /// A container with records is sealed at this age.
+    #[serde(default = "default_lfc_max_age")]
+    pub lfc_max_age: Age,
+    /// Bytes of frames that may wait for write-back before writers wait.
+    #[serde(default = "default_overlay_bytes")]
+    pub write_back_limit: Size,
+    /// Bytes of one vdev's overlay.
+    #[serde(default = "default_vdev_limit")]
+    pub overlay_limit: Size,
+    /// Region of the state map; a power of two from 4 KiB to 1 MiB.
+    #[serde(default = "default_region_size")]
+    pub region_size: Size,
+    /// The protected volumes.
+    #[serde(rename = "volume")]
+    pub volumes: Vec<VolumeConfig>,
+}
+
+/// One protected volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeConfig {
+    /// Its name, unique in the context.
+    pub name: String,
+    /// Its size.
+    pub size: Size,
+    /// Its file system; none: a raw volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filesystem: Option<Filesystem>,
+    /// Where it is mounted, under `mount_root`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<PathBuf>,
+    /// File or block device on each host; default `<state_dir>/c<ID>/volumes/<name>`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub backing: BTreeMap<String, PathBuf>,
+}
+
+/// File systems that can be checked and mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Filesystem {
+    /// ext4.
+    Ext4,
+}
+
+fn default_lfc_size() -> Size {
+    Size(64 << 20)
+}
+
+fn default_lfc_max_age() -> Age {
+    Age(Duration::from_secs(30))
+}
+
+fn default_overlay_bytes() -> Size {
+    Size(256 << 20)
+}
+
+fn default_vdev_limit() -> Size {
+    Size(4 << 30)
+}
+
+fn default_region_size() -> Size {
+    Size(32 << 10)
+}
+
+impl ContextConfig {
+    /// A context with defaults for all but its names and volumes.
+    #[must_use]
+    pub fn new(
+        id: u32,
+        failover_id: u32,
+        production: String,
+        recovery: String,
+        volumes: Vec<VolumeConfig>,
+    ) -> Self {
+        Self {
+            id,
+            failover_id,
+            production,
+            recovery: vec![recovery],
+            lfc_size: default_lfc_size(),
+            lfc_max_age: default_lfc_max_age(),
+            write_back_limit: default_overlay_bytes(),
+            overlay_limit: default_vdev_limit(),
+            region_size: default_region_size(),
+            volumes,
+        }
+    }
+
+    /// Reads and checks a context's file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = read(path)?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// Parses and checks text that came from `origin`.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn from_text(origin: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = parse(origin, text)?;
+        config.check(origin)?;
+        Ok(config)
+    }
+
+    /// The file's text.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let text = toml::to_string(self).expect("a context's configuration is plain TOML");
+        format!(
+            "# A Backstay context, the same on both hosts; every key is in docs/CONFIGURATION.md.\n{text}"
+        )
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn save(&self, path: &Path) -> Result<(), ConfigError> {
+        self.check(path)?;
+        write(path, &self.to_text())
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let fault = |key, value: String, why: &str| {
+            Err(ConfigError::Value {
+                path: path.to_owned(),
+                key,
+                value,
+                why: why.to_owned(),
+            })
+        };
+        if self.id == 0 || self.id == self.failover_id || self.failover_id == 0 {
+            return fault(
+                "failover_id",
+                self.failover_id.to_string(),
+                "two different ids above 0 are needed",
+            );
+        }
+        if !(2 << 20..=1 << 30).contains(&self.lfc_size.0) {
+            return fault("lfc_size", self.lfc_size.to_string(), "2M to 1G");
+        }
+        let region = self.region_size.0;
+        if !region.is_power_of_two() || !(4 << 10..=1 << 20).contains(&region) {
+            return fault(
+                "region_size",
+                self.region_size.to_string(),
+                "a power of two from 4K to 1M",
+            );
+        }
+        if self.lfc_max_age.0 < Duration::from_secs(1) {
+            return fault("lfc_max_age", self.lfc_max_age.to_string(), "1s or more");
+        }
+        if self.recovery.len() != 1 || self.recovery[0] == self.production {
+            return fault(
+                "recovery",
+                format!("{:?}", self.recovery),
+                "one other node, in this version",
+            );
+        }
+        if self.volumes.is_empty() {
+            return fault("volume", "none".into(), "a context needs at least one");
+        }
+        for (i, volume) in self.volumes.iter().enumerate() {
+            if !name_is_plain(&volume.name) {
+                return fault(
+                    "volume.name",
+                    volume.name.clone(),
+                    "letters, digits, '-', '_' and '.' only",
+                );
+            }
+            if self.volumes[..i].iter().any(|v| v.name == volume.name) {
+                return fault("volume.name", volume.name.clone(), "two volumes have this name");
+            }
+            if volume.size.0 == 0 {
+                return fault(
+                    "volume.size",
+                    volume.size.to_string(),
+                    "a volume has at least one byte",
+                );
+            }
+            if volume.mount.is_some() && volume.filesystem.is_none() {
+                return fault(
+                    "volume.mount",
+                    volume.name.clone(),
+                    "a raw volume is not mounted: give filesystem",
+                );
+            }
+            if volume.mount.as_ref().is_some_and(|m| !m.is_absolute()) {
+                return fault("volume.mount", volume.name.clone(), "an absolute path");
+            }
+        }
+        Ok(())
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn context(&self) -> ContextId {
+        ContextId(self.id)
+    }
+
+    /// The node that keeps the replica.
+    #[must_use]
+    pub fn recovery_node(&self) -> &str {
+        &self.recovery[0]
+    }
+
+    /// Volumes with their indexes.
+    pub fn indexed(&self) -> impl Iterator<Item = (VolumeIndex, &VolumeConfig)> {
+        self.volumes
+            .iter()
+            .enumerate()
+            .map(|(i, v)| (VolumeIndex(u16::try_from(i).unwrap_or(u16::MAX)), v))
+    }
+
+    /// A volume by name.
+    #[must_use]
+    pub fn volume(&self, name: &str) -> Option<(VolumeIndex, &VolumeConfig)> {
+        self.indexed().find(|(_, v)| v.name == name)
+    }
+}
+
+impl VolumeConfig {
+    /// Its file or device on a node with this state folder.
+    #[must_use]
+    pub fn backing_on(&self, node: &str, state_dir: &Path, context: u32) -> PathBuf {
+        self.backing.get(node).cloned().unwrap_or_else(|| {
+            state_dir
+                .join(format!("c{context}"))
+                .join("volumes")
+                .join(&self.name)
+        })
+    }
+}

@@ -1,0 +1,517 @@
+//! One context on this host: its journal, and what runs on it in its role.
+//!
+//! The journal is open as long as the context is known, so that even a stopped one answers about its term and cursors. The
+//! volumes are open only while it runs: [`Running`] holds them and the threads that work on them, and is dropped by a stop.
+
+mod command_lock;
+mod production;
+mod recovery;
+mod views;
+
+pub use command_lock::{CommandGuard, CommandLock};
+pub use production::Production;
+pub use recovery::Recovery;
+pub use views::{Reader, Snapshot, SnapshotError, Views};
+
+use crate::{agent::LinkHandle, bell::Bell, config::ConfigError, config::ContextConfig, node::Node};
+use journal::{
+    Cell, ContextRow, Draft, Journal, JournalError, MapShape, NewGeneration, Opened, Options, Parts,
+    RestoreRow,
+};
+use media::{Create, FileMedium};
+use model::{ContextId, ContextState, Role, Term, Timestamp, VolumeIndex, WriteSeq, ports::Medium};
+use parking_lot::{Mutex, RwLock};
+use snapshot::Volumes;
+use std::{
+    path::PathBuf,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+/// Why a context cannot be opened, started or worked with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ContextError {
+    /// Its configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Its journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The snapshot engine.
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::SnapshotError),
+    /// A file.
+    #[error("{what}: {source}")]
+    Io {
+        /// The file.
+        what: String,
+        /// The failure.
+        source: std::io::Error,
+    },
+    /// This node is neither its production nor its recovery.
+    #[error("context {id} names {production} and {recovery}, not this node {node}")]
+    NotOurs {
+        /// The context.
+        id: u32,
+        /// Its production.
+        production: String,
+        /// Its recovery.
+        recovery: String,
+        /// This node.
+        node: String,
+    },
+}
+
+/// The peer as seen from here.
+#[derive(Clone, Debug, Default)]
+pub struct PeerView {
+    /// Whether the link is up.
+    pub connected: bool,
+    /// Since when it is so.
+    pub since: Option<Timestamp>,
+    /// When it last acknowledged anything.
+    pub last_ack: Option<Timestamp>,
+    /// Whether its replica still waits for its first sync.
+    pub copying: bool,
+    /// Where its first sync ended, once it did on this connection.
+    pub synced_at: Option<WriteSeq>,
+    /// Whether its replica is rolled back: it receives and applies nothing.
+    pub rolled_back: bool,
+    /// Why it refused to work with us, if it did.
+    pub refused: Option<String>,
+}
+
+/// What rings when something moved.
+#[derive(Clone, Default)]
+pub struct Bells {
+    /// More is durable in the journal.
+    pub durable: Bell,
+    /// A container was sealed.
+    pub sealed: Bell,
+    /// The peer acknowledged, or the link changed.
+    pub acknowledged: Bell,
+    /// More is applied, or the state changed.
+    pub applied: Bell,
+}
+
+/// What runs while a context is started.
+pub enum Running {
+    /// Captures and ships.
+    Production(Production),
+    /// Receives and applies.
+    Recovery(Recovery),
+}
+
+/// What a context needs once: its row, and on production its first generation and a state map that knows nothing of the
+/// peer. The row comes last: without it all is done again.
+fn first_start(journal: &Journal, role: Role, config: &ContextConfig) -> Result<ContextRow, JournalError> {
+    if role == Role::Production {
+        for (index, volume) in config.indexed() {
+            let shape = MapShape {
+                size: volume.size.0,
+                region_size: config.region_size.0,
+                default: Cell::Stale(WriteSeq(0)),
+            };
+            journal.set_map(index, shape)?;
+        }
+        if journal.current_generation().is_none() {
+            journal.create_generation(NewGeneration::own(model::GenId(rand::random()), None))?;
+        }
+        if let Some(generation) = journal.current_generation().filter(|_| journal.open_is_empty()) {
+            journal.append(
+                vec![Draft {
+                    volume: VolumeIndex(0),
+                    body: generation.birth(),
+                }],
+                Timestamp::now(),
+            )?;
+        }
+    }
+    let notes = [("instance".to_owned(), format!("{:016x}", rand::random::<u64>()))].into();
+    let row = ContextRow {
+        role,
+        state: ContextState::Enabled,
+        term: Term(1),
+        since: Timestamp::now(),
+        notes,
+    };
+    journal.put_context(&row)?;
+    Ok(row)
+}
+
+/// One context on this host.
+pub struct Context {
+    /// Its file.
+    pub config: ContextConfig,
+    /// Its journal.
+    pub journal: Arc<Journal>,
+    /// What rings.
+    pub bells: Bells,
+    node: Weak<Node>,
+    node_name: String,
+    role: Role,
+    folder: PathBuf,
+    peer: Mutex<PeerView>,
+    commands: CommandLock,
+    link: Mutex<Option<LinkHandle>>,
+    row: Mutex<ContextRow>,
+    restore: Mutex<Option<RestoreRow>>,
+    running: RwLock<Option<Arc<Running>>>,
+}
+
+impl Context {
+    /// Opens a context and starts it, unless an operator stopped it.
+    pub(crate) fn open(config: ContextConfig, node: &Arc<Node>) -> Result<Arc<Self>, ContextError> {
+        let node_config = node.config();
+        let role = if config.production == node_config.name {
+            Role::Production
+        } else if config.recovery_node() == node_config.name {
+            Role::Recovery
+        } else {
+            return Err(ContextError::NotOurs {
+                id: config.id,
+                production: config.production.clone(),
+                recovery: config.recovery_node().to_owned(),
+                node: node_config.name,
+            });
+        };
+        let folder = node_config.state_dir.join(format!("c{}", config.id));
+        let journal_dir = folder.join("journal");
+        std::fs::create_dir_all(&journal_dir).map_err(|source| ContextError::Io {
+            what: journal_dir.display().to_string(),
+            source,
+        })?;
+        let parts = Parts::open_dir(&journal_dir, config.lfc_size.0)?;
+        let options = Options {
+            lfc_size: config.lfc_size.0,
+            lfc_max_age_ns: u64::try_from(config.lfc_max_age.0.as_nanos()).ok(),
+            indexed: role == Role::Recovery,
+            ..Options::default()
+        };
+        let (journal, opened) = Journal::open(parts, options)?;
+        match opened {
+            Opened::Recovered { frames, cut_bytes } => {
+                tracing::info!(
+                    context = config.id,
+                    frames,
+                    cut_bytes,
+                    "journal recovered after an unclean end"
+                );
+            }
+            opened => tracing::info!(context = config.id, ?opened, "journal opened"),
+        }
+        let row = match journal.context()? {
+            Some(row) => row,
+            None => first_start(&journal, role, &config)?,
+        };
+        let restore = journal.restore()?;
+        let context = Arc::new(Self {
+            node: Arc::downgrade(node),
+            node_name: node_config.name,
+            journal: Arc::new(journal),
+            bells: Bells::default(),
+            role,
+            folder,
+            peer: Mutex::default(),
+            commands: CommandLock::default(),
+            link: Mutex::default(),
+            row: Mutex::new(row),
+            restore: Mutex::new(restore),
+            running: RwLock::default(),
+            config,
+        });
+        if context.state() != ContextState::Stopped {
+            context.start()?;
+        }
+        Ok(context)
+    }
+
+    /// Opens the volumes and starts what the role does; already so: nothing.
+    ///
+    /// # Errors
+    /// When a volume cannot be opened or the journal fails.
+    pub fn start(self: &Arc<Self>) -> Result<(), ContextError> {
+        let mut running = self.running.write();
+        if running.is_some() {
+            return Ok(());
+        }
+        let volumes = self.open_volumes()?;
+        let started = match self.role {
+            Role::Production => Running::Production(Production::start(self, volumes)?),
+            Role::Recovery => Running::Recovery(Recovery::start(self, volumes)?),
+        };
+        *running = Some(Arc::new(started));
+        drop(running);
+        self.bells.applied.ring();
+        Ok(())
+    }
+
+    fn open_volumes(&self) -> Result<Volumes, ContextError> {
+        let state_dir = self.node().config().state_dir;
+        let mut volumes = Volumes::new();
+        for (index, volume) in self.config.indexed() {
+            let path = volume.backing_on(&self.node_name, &state_dir, self.config.id);
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent).map_err(|source| ContextError::Io {
+                    what: parent.display().to_string(),
+                    source,
+                })?;
+            }
+            let create = if volume.backing.contains_key(&self.node_name) {
+                Create::Never
+            } else {
+                Create::Sparse(volume.size.0)
+            };
+            let medium = FileMedium::open(&path, create).map_err(|source| ContextError::Io {
+                what: format!("volume {}", volume.name),
+                source,
+            })?;
+            if medium.len() < volume.size.0 {
+                return Err(ContextError::Io {
+                    what: format!("volume {}", volume.name),
+                    source: std::io::Error::new(
+                        std::io::ErrorKind::InvalidInput,
+                        format!(
+                            "{} has {} bytes, {} are configured",
+                            path.display(),
+                            medium.len(),
+                            volume.size.0
+                        ),
+                    ),
+                });
+            }
+            volumes.insert(index, volume.name.clone(), Arc::new(medium), volume.size.0)?;
+        }
+        Ok(volumes)
+    }
+
+    /// Ends what runs and closes the volumes; the journal stays open.
+    pub fn halt(&self) {
+        if let Some(link) = self.link.lock().take() {
+            link.stop();
+        }
+        let running = self.running.write().take();
+        if let Some(running) = running {
+            match &*running {
+                Running::Production(p) => p.stop(),
+                Running::Recovery(r) => r.stop(),
+            }
+        }
+    }
+
+    /// Ends everything, as the daemon does.
+    pub fn shut_down(&self) {
+        self.halt();
+        let _ = self.journal.raise_bound();
+    }
+
+    /// What runs now.
+    #[must_use]
+    pub fn running(&self) -> Option<Arc<Running>> {
+        self.running.read().clone()
+    }
+
+    /// Whether it is started.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.running.read().is_some()
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> ContextId {
+        self.config.context()
+    }
+
+    /// What this host is for it.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Its durable state.
+    #[must_use]
+    pub fn state(&self) -> ContextState {
+        self.row.lock().state
+    }
+
+    /// Its term.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.row.lock().term
+    }
+
+    /// Its durable row.
+    #[must_use]
+    pub fn row(&self) -> ContextRow {
+        self.row.lock().clone()
+    }
+
+    /// Changes the durable row; the change is durable when this returns.
+    ///
+    /// # Errors
+    /// When it could not be made durable; nothing has changed then.
+    pub fn change_row(&self, change: impl FnOnce(&mut ContextRow)) -> Result<(), JournalError> {
+        let mut row = self.row.lock();
+        let mut changed = row.clone();
+        change(&mut changed);
+        self.journal.put_context(&changed)?;
+        *row = changed;
+        Ok(())
+    }
+
+    /// The failover restore that the replica stands at, or that is under way.
+    #[must_use]
+    pub fn restore(&self) -> Option<RestoreRow> {
+        self.restore.lock().clone()
+    }
+
+    /// Makes a restore's row and the context's state durable together.
+    ///
+    /// # Errors
+    /// When they could not be made durable; nothing has changed then.
+    pub fn set_restore(&self, restore: Option<RestoreRow>, state: ContextState) -> Result<(), JournalError> {
+        let mut row = self.row.lock();
+        let changed = ContextRow {
+            state,
+            since: Timestamp::now(),
+            ..row.clone()
+        };
+        self.journal.put_restore(restore.as_ref(), Some(&changed))?;
+        *row = changed;
+        *self.restore.lock() = restore;
+        Ok(())
+    }
+
+    /// Keeps how far a restore has come.
+    ///
+    /// # Errors
+    /// When it could not be made durable.
+    pub fn keep_restore(&self, restore: RestoreRow) -> Result<(), JournalError> {
+        self.journal.put_restore(Some(&restore), None)?;
+        *self.restore.lock() = Some(restore);
+        Ok(())
+    }
+
+    /// Random id of this host's store of the context.
+    #[must_use]
+    pub fn instance(&self) -> u64 {
+        let row = self.row.lock();
+        row.notes
+            .get("instance")
+            .and_then(|i| u64::from_str_radix(i, 16).ok())
+            .unwrap_or(0)
+    }
+
+    /// The first consistent position of the replica, once production has said so.
+    #[must_use]
+    pub fn consistent_from(&self) -> Option<WriteSeq> {
+        self.journal
+            .consistent()
+            .last()
+            .filter(|c| c.until.is_none())
+            .map(|c| c.from.seq)
+    }
+
+    /// Bytes that the peer does not have and no journal covers.
+    #[must_use]
+    pub fn stale_bytes(&self) -> u64 {
+        self.config
+            .indexed()
+            .map(|(index, _)| self.journal.stale_bytes(index))
+            .sum()
+    }
+
+    /// The node it lives on.
+    pub(crate) fn node(&self) -> Arc<Node> {
+        self.node.upgrade().expect("contexts do not outlive their node")
+    }
+
+    /// The node's name.
+    #[must_use]
+    pub fn node_name(&self) -> &str {
+        &self.node_name
+    }
+
+    /// The other host's name.
+    #[must_use]
+    pub fn peer_name(&self) -> &str {
+        match self.role {
+            Role::Production => self.config.recovery_node(),
+            Role::Recovery => &self.config.production,
+        }
+    }
+
+    /// The folder of its overlays.
+    #[must_use]
+    pub fn overlay_dir(&self) -> PathBuf {
+        self.folder.join("overlay")
+    }
+
+    /// The peer as seen from here.
+    #[must_use]
+    pub fn peer(&self) -> PeerView {
+        self.peer.lock().clone()
+    }
+
+    /// The link went up or down, or the peer refused us.
+    pub fn set_peer(&self, connected: bool, refused: Option<String>) {
+        let mut peer = self.peer.lock();
+        if peer.connected != connected || peer.since.is_none() {
+            peer.since = Some(Timestamp::now());
+        }
+        peer.connected = connected;
+        peer.refused = refused;
+        drop(peer);
+        self.bells.acknowledged.ring();
+    }
+
+    /// What the peer says of its replica.
+    pub fn set_peer_rolled_back(&self, copying: bool, rolled_back: bool) {
+        let mut peer = self.peer.lock();
+        peer.copying = copying;
+        peer.rolled_back = rolled_back;
+        drop(peer);
+        self.bells.acknowledged.ring();
+    }
+
+    /// The first sync ended here; the peer is consistent when it has applied that.
+    pub fn set_peer_synced(&self, at: WriteSeq) {
+        let mut peer = self.peer.lock();
+        peer.copying = false;
+        peer.synced_at = Some(at);
+        drop(peer);
+        self.bells.acknowledged.ring();
+    }
+
+    /// The peer acknowledged something.
+    pub fn peer_acknowledged(&self) {
+        self.peer.lock().last_ack = Some(Timestamp::now());
+        self.bells.acknowledged.ring();
+    }
+
+    /// A peer has connected: its link takes the place of an older one, which may be half-open.
+    pub(crate) fn set_link(&self, link: LinkHandle) {
+        if let Some(old) = self.link.lock().replace(link) {
+            old.ask_to_stop();
+        }
+    }
+
+    /// Takes the context's command lock; else answers who holds it.
+    ///
+    /// # Errors
+    /// With the holder, when it is still held after `wait`.
+    pub fn lock_commands(&self, who: String, wait: Duration) -> Result<CommandGuard<'_>, String> {
+        self.commands.lock(who, wait)
+    }
+
+    /// A volume's size.
+    #[must_use]
+    pub fn volume_size(&self, index: VolumeIndex) -> u64 {
+        self.config
+            .volumes
+            .get(usize::from(index.0))
+            .map_or(0, |v| v.size.0)
+    }
+}

@@ -1,0 +1,287 @@
+//! Production: capture, write-back, seal, copies. The link to the peer is in [`crate::agent::lca`].
+//!
+//! | thread | sleeps on | does |
+//! | --- | --- | --- |
+//! | sync | unsynced records | one journal sync, answers flushes, rings `durable` |
+//! | write-back | `durable` | overwrites the volumes from durable frames; a checkpoint now and then |
+//! | seal | a timer | seals by age, ingests sealed containers, raises the bound when idle, drops what the peer has applied |
+
+use super::{Context, ContextError};
+use crate::agent;
+use journal::tap::{Tap, TapLimits};
+use model::VolumeIndex;
+use parking_lot::Mutex;
+use snapshot::{ChangeSet, Volumes, write_back};
+use std::{
+    ops::Bound,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+/// Bytes of frames that one pass of write-back coalesces.
+const WRITE_BACK_BYTES: u64 = 32 << 20;
+/// Bytes written back after which the volumes are synced, so that replay after a crash stays short.
+const CHECKPOINT_BYTES: u64 = 256 << 20;
+/// Rest after which everything is checkpointed and the bound is raised.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// A started production.
+pub struct Production {
+    /// The write path.
+    pub tap: Arc<Tap>,
+    /// The volumes below it.
+    pub volumes: Arc<Volumes>,
+    stopping: Arc<AtomicBool>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    link: agent::LinkHandle,
+}
+
+impl Production {
+    pub(super) fn start(context: &Arc<Context>, volumes: Volumes) -> Result<Self, ContextError> {
+        let journal = &context.journal;
+        replay(context, &volumes)?;
+        let media = volumes
+            .iter()
+            .map(|(index, v)| (index, Arc::clone(v.medium())))
+            .collect::<Vec<_>>();
+        let limits = TapLimits {
+            pinned_bytes_max: context.config.write_back_limit.0,
+            ..TapLimits::default()
+        };
+        let tap = Arc::new(Tap::new(Arc::clone(journal), media, limits));
+        let volumes = Arc::new(volumes);
+        let stopping = Arc::new(AtomicBool::new(false));
+        let threads = vec![
+            spawn("sync", context, &tap, &volumes, &stopping, sync_loop),
+            spawn("write-back", context, &tap, &volumes, &stopping, write_back_loop),
+            spawn("seal", context, &tap, &volumes, &stopping, seal_loop),
+        ];
+        let link = agent::lca::start(context, &tap);
+        Ok(Self {
+            tap,
+            volumes,
+            stopping,
+            threads: Mutex::new(threads),
+            link,
+        })
+    }
+
+    /// Ends the threads after everything acknowledged is on the volumes; a poisoned journal ends them as it is.
+    pub fn stop(&self) {
+        self.link.stop();
+        let _ = self.tap.sync_once();
+        self.stopping.store(true, Ordering::Release);
+        self.tap.flushes().stop();
+        for thread in self.threads.lock().drain(..) {
+            let _ = thread.join();
+        }
+    }
+
+    /// A volume's index by name is in the context's file; this is its size.
+    #[must_use]
+    pub fn size(&self, index: VolumeIndex) -> u64 {
+        self.volumes.get(index).map_or(0, snapshot::Volume::size)
+    }
+}
+
+/// Brings the volumes to the journal's head: everything after `checkpointed` is written again, in order.
+fn replay(context: &Context, volumes: &Volumes) -> Result<(), ContextError> {
+    let journal = &context.journal;
+    let cursors = journal.cursors();
+    let mut from = cursors.checkpointed;
+    while from < cursors.durable {
+        let frames = journal.frames_after(from, WRITE_BACK_BYTES)?;
+        let Some(last) = frames.last() else { break };
+        let mut changes = ChangeSet::new();
+        frames
+            .iter()
+            .flat_map(|f| f.records().iter())
+            .for_each(|r| changes.add(r));
+        write_back(volumes, &changes, &mut |_| {})?;
+        from = last.last_seq();
+    }
+    if from > cursors.checkpointed {
+        sync_volumes(volumes)?;
+        journal.set_written_back(from);
+        journal.set_checkpointed(from)?;
+        tracing::info!(
+            context = context.id().0,
+            from = cursors.checkpointed.0,
+            to = from.0,
+            "volumes replayed"
+        );
+    }
+    Ok(())
+}
+
+fn sync_volumes(volumes: &Volumes) -> Result<(), ContextError> {
+    for (_, volume) in volumes.iter() {
+        volume.medium().sync().map_err(|source| ContextError::Io {
+            what: format!("volume {}", volume.name()),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+struct Agent {
+    context: Arc<Context>,
+    tap: Arc<Tap>,
+    volumes: Arc<Volumes>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Agent {
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// A failure below poisons this context and no other.
+    fn poison(&self, what: &str, error: &dyn std::fmt::Display) {
+        self.context.journal.set_poisoned(&format!("{what}: {error}"));
+        tracing::error!(
+            context = self.context.id().0,
+            "{what}: {error}: the context stops acknowledging"
+        );
+    }
+}
+
+fn spawn(
+    name: &str,
+    context: &Arc<Context>,
+    tap: &Arc<Tap>,
+    volumes: &Arc<Volumes>,
+    stopping: &Arc<AtomicBool>,
+    run: fn(&Agent),
+) -> JoinHandle<()> {
+    let agent = Agent {
+        context: Arc::clone(context),
+        tap: Arc::clone(tap),
+        volumes: Arc::clone(volumes),
+        stopping: Arc::clone(stopping),
+    };
+    std::thread::Builder::new()
+        .name(format!("c{}-{name}", context.id()))
+        .spawn(move || run(&agent))
+        .expect("a thread can be started")
+}
+
+fn sync_loop(agent: &Agent) {
+    while let Some(work) = agent.tap.flushes().wait_for_work(Duration::from_secs(3600)) {
+        if !work {
+            continue;
+        }
+        match agent.tap.sync_once() {
+            Ok(_) => agent.context.bells.durable.ring(),
+            Err(e) => {
+                tracing::error!(
+                    context = agent.context.id().0,
+                    "journal: {e}: the context stops acknowledging"
+                );
+                return;
+            }
+        }
+    }
+    agent.context.bells.durable.ring();
+}
+
+fn write_back_loop(agent: &Agent) {
+    let mut ear = agent.context.bells.durable.ear();
+    let mut unsynced = 0;
+    loop {
+        let stopping = agent.stopping();
+        let frames = agent.tap.take_durable(WRITE_BACK_BYTES);
+        if frames.is_empty() {
+            let rang = !stopping
+                && ear.wait(if unsynced > 0 {
+                    IDLE
+                } else {
+                    Duration::from_secs(3600)
+                });
+            if !rang && unsynced > 0 {
+                match checkpoint(agent) {
+                    Ok(()) => unsynced = 0,
+                    Err(e) => return agent.poison("checkpoint", &e),
+                }
+            }
+            if stopping {
+                return;
+            }
+            continue;
+        }
+        let mut changes = ChangeSet::new();
+        frames
+            .iter()
+            .flat_map(|f| f.records().iter())
+            .for_each(|r| changes.add(r));
+        if let Err(e) = write_back(&agent.volumes, &changes, &mut |_| {}) {
+            return agent.poison("write-back", &e);
+        }
+        if let Err(e) = agent.tap.written_back(&frames) {
+            return agent.poison("write-back", &e);
+        }
+        unsynced += changes.bytes().max(1);
+        if unsynced >= CHECKPOINT_BYTES {
+            match checkpoint(agent) {
+                Ok(()) => unsynced = 0,
+                Err(e) => return agent.poison("checkpoint", &e),
+            }
+        }
+    }
+}
+
+/// Syncs the volumes and moves `checkpointed` to what was written back before.
+fn checkpoint(agent: &Agent) -> Result<(), ContextError> {
+    let upto = agent.context.journal.cursors().written_back;
+    sync_volumes(&agent.volumes)?;
+    agent.context.journal.set_checkpointed(upto)?;
+    Ok(())
+}
+
+fn seal_loop(agent: &Agent) {
+    let journal = &agent.context.journal;
+    let mut ear = agent.context.bells.durable.ear();
+    while !agent.stopping() {
+        // An open container with records wakes the thread at its age; an empty one lets it sleep until something happens.
+        let nap = if journal.open_is_empty() {
+            Duration::from_secs(3600)
+        } else {
+            IDLE
+        };
+        let rang = ear.wait(nap);
+        let step = || -> Result<(), journal::JournalError> {
+            if agent.tap.seal_if_due(model::Timestamp::now())?.is_some() {
+                agent.context.bells.sealed.ring();
+            }
+            while journal.ingest_sealed()?.is_some() {
+                agent.context.bells.sealed.ring();
+            }
+            if !rang {
+                journal.raise_bound()?;
+            }
+            drop_applied(agent)
+        };
+        if let Err(e) = step() {
+            return agent.poison("journal", &e);
+        }
+    }
+}
+
+/// Frees redo that the volumes hold durably and the peer has applied (rule T8; pins and archives are not kept here yet).
+fn drop_applied(agent: &Agent) -> Result<(), journal::JournalError> {
+    let journal = &agent.context.journal;
+    let cursors = journal.cursors();
+    let upto = cursors.applied_by_peer.min(cursors.checkpointed);
+    let floor = journal.floors().redo;
+    let rows = journal.lfc_rows((Bound::Excluded(floor), Bound::Unbounded));
+    let Some(last) = rows.iter().take_while(|r| r.last_seq <= upto).last() else {
+        return Ok(());
+    };
+    // What makes the drop right is durable before it: a lower cursor after a crash would ask for what is gone.
+    journal.set_peer(cursors.received_by_peer, cursors.applied_by_peer, true)?;
+    journal.drop_redo_through(last.generation, last.lfc)
+}

@@ -1,0 +1,369 @@
+//! Snapshots, vdevs and named readers of a recovery host.
+//!
+//! A snapshot is a pinned [`View`] with a level, and for each volume a [`Vdev`] over it whose writes go to a private overlay.
+//! Its pin is durable before its level is known to anyone (rule V3), so after a restart [`Views::open`] finds it again,
+//! overlays included. A named reader (`c1/data@mark:good`) is the same without a level; it lives as long as its connection.
+
+use super::{Context, ContextError};
+use journal::{Journal, JournalError, PinKind, PinRow, ResolveError};
+use media::{Create, FileMedium};
+use model::{BLOCK_SIZE, Level, Point, Target, Timestamp, ports::History};
+use parking_lot::Mutex;
+use snapshot::{Overlay, Vdev, View, Volumes};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Why there is no snapshot.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// The target is not reachable.
+    #[error(transparent)]
+    Target(#[from] ResolveError),
+    /// Something below failed.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// The name is taken.
+    #[error("snapshot name '{name}' is taken by level {level}")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Who has it.
+        level: Level,
+    },
+    /// The replica cannot be used yet.
+    #[error("the replica is not consistent: the first sync is not complete")]
+    NotConsistent,
+}
+
+impl From<JournalError> for SnapshotError {
+    fn from(e: JournalError) -> Self {
+        Self::Context(e.into())
+    }
+}
+
+impl From<snapshot::SnapshotError> for SnapshotError {
+    fn from(e: snapshot::SnapshotError) -> Self {
+        Self::Context(e.into())
+    }
+}
+
+/// One operator snapshot.
+pub struct Snapshot {
+    /// Its level.
+    pub level: Level,
+    /// Its name, if the operator gave one.
+    pub name: Option<String>,
+    /// What was asked for.
+    pub target: String,
+    /// When it was taken.
+    pub created: Timestamp,
+    /// Its pin.
+    pub pin: u64,
+    /// What it shows.
+    pub view: Arc<View>,
+    /// Its read-write devices, one for each volume, over one overlay.
+    pub vdev: Arc<Vdev>,
+}
+
+impl Snapshot {
+    /// Its point.
+    #[must_use]
+    pub fn point(&self) -> &Point {
+        self.view.point()
+    }
+}
+
+/// A named reader as `pins` shows it.
+#[derive(Clone, Debug)]
+pub struct ReaderInfo {
+    /// What it reads.
+    pub point: Point,
+    /// What it asked for.
+    pub target: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A named reader: its view, and its overlay when it was asked for with `+rw`.
+pub struct Reader {
+    /// What it shows.
+    pub view: Arc<View>,
+    /// Its private writes; gone with the reader.
+    pub vdev: Option<Vdev>,
+    scratch: Option<PathBuf>,
+    number: u64,
+    open: Arc<Mutex<BTreeMap<u64, ReaderInfo>>>,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.open.lock().remove(&self.number);
+        if let Some(folder) = &self.scratch {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+}
+
+/// The snapshots of a context.
+pub struct Views {
+    journal: Arc<Journal>,
+    volumes: Arc<Volumes>,
+    overlays: PathBuf,
+    overlay_bytes: u64,
+    state: Mutex<State>,
+    readers: Arc<Mutex<BTreeMap<u64, ReaderInfo>>>,
+}
+
+#[derive(Default)]
+struct State {
+    snapshots: BTreeMap<Level, Arc<Snapshot>>,
+    readers: u64,
+}
+
+impl Views {
+    /// Opens every snapshot that is pinned, and removes overlays that belong to none.
+    pub(super) fn open(context: &Context, volumes: &Arc<Volumes>) -> Result<Self, ContextError> {
+        let views = Self {
+            journal: Arc::clone(&context.journal),
+            volumes: Arc::clone(volumes),
+            overlays: context.overlay_dir(),
+            overlay_bytes: context.config.overlay_limit.0,
+            state: Mutex::default(),
+            readers: Arc::default(),
+        };
+        let mut snapshots = BTreeMap::new();
+        for pin in context.journal.pins()? {
+            if let PinKind::Snapshot { level, .. } = &pin.kind {
+                let level = *level;
+                snapshots.insert(level, Arc::new(views.reopen(pin)?));
+            }
+        }
+        if let Ok(folder) = std::fs::read_dir(&views.overlays) {
+            let kept: Vec<PathBuf> = snapshots.keys().map(|l| views.overlay_dir(*l)).collect();
+            for entry in folder.flatten().map(|e| e.path()).filter(|p| !kept.contains(p)) {
+                let _ = std::fs::remove_dir_all(entry);
+            }
+        }
+        views.state.lock().snapshots = snapshots;
+        Ok(views)
+    }
+
+    fn overlay_dir(&self, level: Level) -> PathBuf {
+        self.overlays.join(format!("sn{level}"))
+    }
+
+    fn view(&self, point: Point) -> Result<Arc<View>, ContextError> {
+        let history: Arc<dyn History> = Arc::clone(&self.journal) as Arc<dyn History>;
+        let volumes = Volumes::clone(&self.volumes);
+        Ok(Arc::new(View::new(
+            point,
+            self.volumes.sizes(),
+            volumes,
+            history,
+        )?))
+    }
+
+    /// Data and log file of an overlay; made when they are missing.
+    fn overlay_media(&self, folder: &Path) -> Result<(Arc<FileMedium>, Arc<FileMedium>), ContextError> {
+        std::fs::create_dir_all(folder).map_err(|source| ContextError::Io {
+            what: folder.display().to_string(),
+            source,
+        })?;
+        let open = |name: &str, bytes| {
+            FileMedium::open(&folder.join(name), Create::Sparse(bytes))
+                .map(Arc::new)
+                .map_err(|source| ContextError::Io {
+                    what: "overlay".into(),
+                    source,
+                })
+        };
+        let bytes = self.overlay_bytes / BLOCK_SIZE * BLOCK_SIZE;
+        Ok((open("data", bytes)?, open("log", Overlay::log_len(bytes))?))
+    }
+
+    /// A new overlay in `folder`; whatever was there is void.
+    fn create_overlay(&self, folder: &Path, id: u64) -> Result<Overlay, ContextError> {
+        let _ = std::fs::remove_dir_all(folder);
+        let (data, log) = self.overlay_media(folder)?;
+        Ok(Overlay::create(data, log, id)?)
+    }
+
+    /// The snapshot that a pin keeps, after a restart.
+    fn reopen(&self, pin: PinRow) -> Result<Snapshot, ContextError> {
+        let PinKind::Snapshot { level, .. } = &pin.kind else {
+            return Err(JournalError::Internal("a snapshot of a pin that is none").into());
+        };
+        let (data, log) = self.overlay_media(&self.overlay_dir(*level))?;
+        let overlay = Overlay::open(data, log, pin.created.0)?;
+        self.assemble(pin, overlay)
+    }
+
+    fn assemble(&self, pin: PinRow, overlay: Overlay) -> Result<Snapshot, ContextError> {
+        let PinKind::Snapshot { level, name } = pin.kind else {
+            return Err(JournalError::Internal("a snapshot of a pin that is none").into());
+        };
+        let view = self.view(pin.point)?;
+        let vdev = Arc::new(Vdev::new(Arc::clone(&view), overlay));
+        Ok(Snapshot {
+            level,
+            name,
+            target: pin.target,
+            created: pin.created,
+            pin: pin.id,
+            view,
+            vdev,
+        })
+    }
+
+    /// Takes a snapshot, or answers the unnamed one that stands at the very same point (`true`: already so).
+    ///
+    /// # Errors
+    /// When the target is not reachable, the name is taken or something below fails.
+    pub fn create(
+        &self,
+        target: &Target,
+        name: Option<&str>,
+    ) -> Result<(Arc<Snapshot>, bool), SnapshotError> {
+        // Resolve and pin are one action of the owner: nothing can be dropped in between.
+        let mut state = self.state.lock();
+        let point = self.resolve(target)?;
+        if let Some(name) = name
+            && let Some(taken) = state.snapshots.values().find(|s| s.name.as_deref() == Some(name))
+        {
+            return Err(SnapshotError::NameTaken {
+                name: name.to_owned(),
+                level: taken.level,
+            });
+        }
+        let same = |s: &&Arc<Snapshot>| {
+            let p = s.point();
+            s.name.is_none() && (p.generation, p.seq, p.base) == (point.generation, point.seq, point.base)
+        };
+        if name.is_none()
+            && let Some(there) = state.snapshots.values().find(same)
+        {
+            return Ok((Arc::clone(there), true));
+        }
+        let level = state
+            .snapshots
+            .keys()
+            .next_back()
+            .map_or(Level::FIRST, |l| Level(l.0 + 1));
+        let created = Timestamp::now();
+        // The overlay comes before the pin: a snapshot that is found after a crash is whole.
+        let overlay = self.create_overlay(&self.overlay_dir(level), created.0)?;
+        let pin = PinRow {
+            id: created.0,
+            kind: PinKind::Snapshot {
+                level,
+                name: name.map(str::to_owned),
+            },
+            point,
+            target: target.to_string(),
+            created,
+            expires: None,
+        };
+        self.journal.put_pin(&pin)?;
+        let id = pin.id;
+        match self.assemble(pin, overlay) {
+            Ok(snapshot) => {
+                let snapshot = Arc::new(snapshot);
+                state.snapshots.insert(level, Arc::clone(&snapshot));
+                Ok((snapshot, false))
+            }
+            Err(e) => {
+                self.journal.delete_pin(id, None)?;
+                Err(e.into())
+            }
+        }
+    }
+
+    /// Resolves a target now; nothing keeps the point.
+    ///
+    /// # Errors
+    /// When the target is not reachable or the replica is not consistent.
+    pub fn resolve(&self, target: &Target) -> Result<Point, SnapshotError> {
+        let from = self
+            .journal
+            .consistent()
+            .last()
+            .filter(|c| c.until.is_none())
+            .map(|c| c.from.seq);
+        if from.is_none_or(|from| self.journal.cursors().applied < from) {
+            return Err(SnapshotError::NotConsistent);
+        }
+        Ok(self.journal.resolve(target, Timestamp::now())?.point)
+    }
+
+    /// A view at a target for one connection.
+    ///
+    /// # Errors
+    /// As [`Views::create`].
+    pub fn reader(&self, target: &Target, writable: bool) -> Result<Reader, SnapshotError> {
+        let mut state = self.state.lock();
+        let point = self.resolve(target)?;
+        let view = self.view(point.clone())?;
+        state.readers += 1;
+        let number = state.readers;
+        let info = ReaderInfo {
+            point,
+            target: target.to_string(),
+            since: Timestamp::now(),
+        };
+        self.readers.lock().insert(number, info);
+        let open = Arc::clone(&self.readers);
+        let mut reader = Reader {
+            view,
+            vdev: None,
+            scratch: None,
+            number,
+            open,
+        };
+        if writable {
+            let scratch = self.overlays.join(format!("reader{number}"));
+            let overlay = self.create_overlay(&scratch, number)?;
+            reader.vdev = Some(Vdev::new(Arc::clone(&reader.view), overlay));
+            reader.scratch = Some(scratch);
+        }
+        Ok(reader)
+    }
+
+    /// Named readers that are open now.
+    #[must_use]
+    pub fn readers(&self) -> Vec<ReaderInfo> {
+        self.readers.lock().values().cloned().collect()
+    }
+
+    /// All snapshots, by level.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Snapshot>> {
+        self.state.lock().snapshots.values().cloned().collect()
+    }
+
+    /// One snapshot.
+    #[must_use]
+    pub fn get(&self, level: Level) -> Option<Arc<Snapshot>> {
+        self.state.lock().snapshots.get(&level).cloned()
+    }
+
+    /// Releases snapshots: pins first, then their overlays. The caller has seen that nobody has them open.
+    ///
+    /// # Errors
+    /// When the journal fails; those that are left are still there.
+    pub fn release(&self, levels: &[Level]) -> Result<(), ContextError> {
+        let mut state = self.state.lock();
+        for level in levels {
+            let Some(snapshot) = state.snapshots.get(level) else {
+                continue;
+            };
+            self.journal.delete_pin(snapshot.pin, None)?;
+            state.snapshots.remove(level);
+            let _ = std::fs::remove_dir_all(self.overlay_dir(*level));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+//! The daemon: a node with its sockets, until a signal ends it.
+
+use crate::{node::Node, ops};
+use anyhow::Context as _;
+use control::server::{self, Session};
+use control::{Code, Failure, Outcome};
+use std::{os::unix::net::UnixListener, path::Path, sync::Arc};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Most control connections at once.
+const CONTROL_CONNECTIONS_MAX: usize = 64;
+
+/// Serves a node in the foreground.
+///
+/// # Errors
+/// When it cannot start.
+pub fn serve(config: &Path) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BACKSTAY_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .try_init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let signals = runtime
+        .block_on(async { anyhow::Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)) });
+    let (mut term, mut int) = signals.context("listen for signals")?;
+    let node = {
+        let _inside = runtime.enter();
+        Node::open(config)?
+    };
+    node.peers().listen(&node)?;
+    node.serve_nbd()?;
+    // The control socket comes last: who can ask, can be answered.
+    let listener = server::bind(&node.config().control_socket())
+        .with_context(|| format!("listen at {}", node.config().control_socket().display()))?;
+    control(&node, listener);
+    tracing::info!(node = node.name(), "serving");
+    runtime.block_on(async {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    });
+    tracing::info!(node = node.name(), "stopping");
+    let _ = std::fs::remove_file(node.config().control_socket());
+    node.shut_down();
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    Ok(())
+}
+
+/// Answers commands, a thread each.
+fn control(node: &Arc<Node>, listener: UnixListener) {
+    let node = Arc::clone(node);
+    let serving = Arc::new(());
+    std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if Arc::strong_count(&serving) > CONTROL_CONNECTIONS_MAX {
+                    continue;
+                }
+                let (node, token) = (Arc::clone(&node), Arc::clone(&serving));
+                let spawned = std::thread::Builder::new().name("command".into()).spawn(move || {
+                    let _token = token;
+                    match Session::accept(stream) {
+                        Ok(Some((mut session, request))) => {
+                            let outcome = ops::run(&node, &request, &mut session);
+                            let _ = session.done(outcome);
+                        }
+                        Ok(None) => {}
+                        Err((session, e)) => {
+                            let failure = Failure::from_error(Code::Usage, &e);
+                            let _ = session.done(Outcome::failed(failure));
+                        }
+                    }
+                });
+                if let Err(e) = spawned {
+                    tracing::error!("a command could not be answered: {e}");
+                }
+            }
+        })
+        .expect("a thread can be started");
+}

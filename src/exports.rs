@@ -1,0 +1,473 @@
+//! The exports of a node: protected volumes, snapshots, vdevs, and any point by name (N16).
+//!
+//! | name | what |
+//! | --- | --- |
+//! | `c1/data` | the protected volume, on production |
+//! | `c1/rsn10/data`, `c1/sn10/data` | snapshot and vdev of level 10 |
+//! | `c1/data@TARGET`, `c1/data@TARGET+rw` | the volume at a point, on recovery, for as long as the connection lasts |
+
+use crate::{
+    context::{Context, Running, Snapshot, SnapshotError, Views},
+    node::Node,
+};
+use journal::tap::{Request, Tap, VolumeChange};
+use model::{ByteRange, Level, Role, Target, VolumeIndex};
+use nbd::{Errno, Export, ExportEntry, ExportInfo, Exports, Extent, Mutation, Op, OpenError};
+use snapshot::{Vdev, View};
+use std::sync::{Arc, Weak};
+
+/// Resolves export names on a node.
+pub struct NodeExports {
+    node: Weak<Node>,
+}
+
+impl NodeExports {
+    /// The exports of `node`.
+    #[must_use]
+    pub fn new(node: Weak<Node>) -> Self {
+        Self { node }
+    }
+}
+
+/// A name taken apart.
+#[derive(Debug, PartialEq, Eq)]
+enum Name<'a> {
+    Head {
+        context: u32,
+        volume: &'a str,
+    },
+    Level {
+        context: u32,
+        level: Level,
+        writable: bool,
+        volume: &'a str,
+    },
+    At {
+        context: u32,
+        volume: &'a str,
+        target: &'a str,
+        writable: bool,
+    },
+}
+
+fn parse(name: &str) -> Option<Name<'_>> {
+    let (context, rest) = name.strip_prefix('c')?.split_once('/')?;
+    let context = context.parse().ok()?;
+    if let Some((volume, target)) = rest.split_once('@') {
+        let (target, writable) = target.strip_suffix("+rw").map_or((target, false), |t| (t, true));
+        return Some(Name::At {
+            context,
+            volume,
+            target,
+            writable,
+        });
+    }
+    let Some((level, volume)) = rest.split_once('/') else {
+        return Some(Name::Head {
+            context,
+            volume: rest,
+        });
+    };
+    let (digits, writable) = match level.strip_prefix("rsn") {
+        Some(digits) => (digits, false),
+        None => (level.strip_prefix("sn")?, true),
+    };
+    Some(Name::Level {
+        context,
+        level: Level(digits.parse().ok()?),
+        writable,
+        volume,
+    })
+}
+
+impl NodeExports {
+    fn find(&self, context: u32) -> Result<(Arc<Context>, Arc<Running>), OpenError> {
+        let context = self
+            .node
+            .upgrade()
+            .and_then(|n| n.context(context))
+            .ok_or_else(|| OpenError::Unknown(format!("context {context} is not on this node")))?;
+        let running = context.running().ok_or_else(|| {
+            OpenError::Refused(format!(
+                "context {} is stopped: rtstart -C {}",
+                context.id(),
+                context.id()
+            ))
+        })?;
+        Ok((context, running))
+    }
+}
+
+fn volume_of(context: &Context, name: &str) -> Result<VolumeIndex, OpenError> {
+    context
+        .config
+        .volume(name)
+        .map(|(index, _)| index)
+        .ok_or_else(|| {
+            let known: Vec<&str> = context.config.volumes.iter().map(|v| v.name.as_str()).collect();
+            OpenError::Unknown(format!(
+                "context {} has no volume '{name}', it has {}",
+                context.id(),
+                known.join(", ")
+            ))
+        })
+}
+
+fn views(running: &Running) -> Option<&Views> {
+    match running {
+        Running::Recovery(r) => Some(&r.views),
+        Running::Production(_) => None,
+    }
+}
+
+impl Exports for NodeExports {
+    fn list(&self) -> Vec<ExportEntry> {
+        let Some(node) = self.node.upgrade() else {
+            return Vec::new();
+        };
+        let mut out = Vec::new();
+        for context in node.contexts() {
+            let Some(running) = context.running() else {
+                continue;
+            };
+            let id = context.id();
+            match &*running {
+                Running::Production(_) => {
+                    out.extend(context.config.volumes.iter().map(|v| ExportEntry {
+                        name: format!("c{id}/{}", v.name),
+                        description: format!("protected volume of context {id}"),
+                    }));
+                }
+                Running::Recovery(r) => {
+                    for snapshot in r.views.all() {
+                        for volume in &context.config.volumes {
+                            for (kind, word) in [("rsn", "snapshot"), ("sn", "vdev")] {
+                                out.push(ExportEntry {
+                                    name: format!("c{id}/{kind}{}/{}", snapshot.level, volume.name),
+                                    description: describe(word, snapshot.point()),
+                                });
+                            }
+                        }
+                    }
+                    for mark in context.journal.marks() {
+                        out.extend(context.config.volumes.iter().map(|v| ExportEntry {
+                            name: format!("c{id}/{}@mark:{}", v.name, mark.name),
+                            description: format!("event mark of {}: {}", mark.time, mark.description),
+                        }));
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
+        let parsed = parse(name).ok_or_else(|| {
+            OpenError::Unknown(format!(
+                "'{name}' is no export name: c1/volume, c1/sn10/volume or c1/volume@TARGET"
+            ))
+        })?;
+        match parsed {
+            Name::Head { context, volume } => {
+                let (context, running) = self.find(context)?;
+                let index = volume_of(&context, volume)?;
+                match &*running {
+                    Running::Production(p) => Ok(Arc::new(HeadExport {
+                        tap: Arc::clone(&p.tap),
+                        index,
+                        size: p.size(index),
+                        description: format!("protected volume {volume} of context {}", context.id()),
+                        _running: running.clone(),
+                    })),
+                    Running::Recovery(_) => Err(OpenError::Refused(format!(
+                        "context {} is a replica on this node; ask for a point: c{}/{volume}@latest",
+                        context.id(),
+                        context.id()
+                    ))),
+                }
+            }
+            Name::Level {
+                context,
+                level,
+                writable,
+                volume,
+            } => {
+                let (context, running) = self.find(context)?;
+                let index = volume_of(&context, volume)?;
+                let snapshot = views(&running).and_then(|v| v.get(level)).ok_or_else(|| {
+                    OpenError::Unknown(format!("context {} has no snapshot {level}", context.id()))
+                })?;
+                open_snapshot(&snapshot, index, writable)
+            }
+            Name::At {
+                context,
+                volume,
+                target,
+                writable,
+            } => {
+                let (context, running) = self.find(context)?;
+                let index = volume_of(&context, volume)?;
+                if context.role() == Role::Production {
+                    return Err(OpenError::Refused(format!(
+                        "the past of context {} is shown on {}",
+                        context.id(),
+                        context.peer_name()
+                    )));
+                }
+                let target: Target = target
+                    .parse()
+                    .map_err(|e: model::target::TargetError| OpenError::Unknown(e.to_string()))?;
+                let reader = views(&running)
+                    .ok_or_else(|| OpenError::Failed("no views here".into()))?
+                    .reader(&target, writable)
+                    .map_err(|e| match e {
+                        SnapshotError::Target(e) => OpenError::Unknown(e.to_string()),
+                        e @ SnapshotError::NotConsistent => OpenError::Refused(e.to_string()),
+                        e => OpenError::Failed(e.to_string()),
+                    })?;
+                let description = describe(if writable { "vdev" } else { "snapshot" }, reader.view.point());
+                Ok(Arc::new(PastExport {
+                    view: Arc::clone(&reader.view),
+                    vdev: None,
+                    reader: Some(reader),
+                    index,
+                    description,
+                }))
+            }
+        }
+    }
+}
+
+fn describe(word: &str, point: &model::Point) -> String {
+    format!(
+        "{word} at {} (LFC {}, record {})",
+        point.time, point.lfc, point.seq
+    )
+}
+
+fn open_snapshot(
+    snapshot: &Snapshot,
+    index: VolumeIndex,
+    writable: bool,
+) -> Result<Arc<dyn Export>, OpenError> {
+    Ok(Arc::new(PastExport {
+        view: Arc::clone(&snapshot.view),
+        vdev: writable.then(|| Arc::clone(&snapshot.vdev)),
+        reader: None,
+        index,
+        description: describe(if writable { "vdev" } else { "snapshot" }, snapshot.point()),
+    }))
+}
+
+/// The protected volume.
+struct HeadExport {
+    tap: Arc<Tap>,
+    index: VolumeIndex,
+    size: u64,
+    description: String,
+    _running: Arc<Running>,
+}
+
+impl Export for HeadExport {
+    fn info(&self) -> ExportInfo {
+        ExportInfo {
+            description: self.description.clone(),
+            ..ExportInfo::writable(self.size)
+        }
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
+        self.tap.read(self.index, offset, buf).map_err(|e| {
+            tracing::error!("read of {} bytes at {offset}: {e}", buf.len());
+            Errno::Io
+        })
+    }
+
+    fn submit(&self, batch: Vec<Mutation>) {
+        let volume = self.index;
+        let requests = batch.into_iter().map(|m| {
+            let change = match m.op {
+                Op::Write { offset, data } => Some(VolumeChange::Write { volume, offset, data }),
+                Op::Zero {
+                    offset,
+                    len,
+                    may_trim,
+                } => Some(VolumeChange::Zero {
+                    volume,
+                    range: ByteRange::at(offset, len),
+                    discard: may_trim,
+                }),
+                Op::Trim { offset, len } => Some(VolumeChange::Zero {
+                    volume,
+                    range: ByteRange::at(offset, len),
+                    discard: true,
+                }),
+                Op::Flush => None,
+            };
+            let reply = m.reply;
+            Request {
+                durable: m.fua || change.is_none(),
+                change,
+                done: Box::new(move |result| reply.done(result.map_err(|_| Errno::Io))),
+            }
+        });
+        self.tap.submit(requests.collect());
+    }
+
+    fn extents(&self, range: std::ops::Range<u64>, max: usize) -> Result<Vec<Extent>, Errno> {
+        let range = ByteRange {
+            start: range.start,
+            end: range.end,
+        };
+        let extents = self.tap.extents(self.index, range).map_err(|_| Errno::Io)?;
+        Ok(extents
+            .into_iter()
+            .take(max)
+            .map(|(r, zero)| Extent {
+                len: r.len(),
+                hole: zero,
+                zero,
+            })
+            .collect())
+    }
+}
+
+/// A snapshot or vdev.
+struct PastExport {
+    view: Arc<View>,
+    vdev: Option<Arc<Vdev>>,
+    reader: Option<crate::context::Reader>,
+    index: VolumeIndex,
+    description: String,
+}
+
+impl PastExport {
+    fn vdev(&self) -> Option<&Vdev> {
+        self.vdev
+            .as_deref()
+            .or_else(|| self.reader.as_ref().and_then(|r| r.vdev.as_ref()))
+    }
+
+    fn change(&self, op: Op) -> Result<(), Errno> {
+        let Some(vdev) = self.vdev() else {
+            return Err(Errno::Perm);
+        };
+        let done = match op {
+            Op::Write { offset, data } => vdev.write(self.index, offset, &data),
+            Op::Zero { offset, len, .. } | Op::Trim { offset, len } => vdev.zero(self.index, offset, len),
+            Op::Flush => vdev.flush(),
+        };
+        done.map_err(|e| {
+            if e.is_full() {
+                return Errno::NoSpc;
+            }
+            tracing::error!("vdev: {e}");
+            Errno::Io
+        })
+    }
+}
+
+impl Export for PastExport {
+    fn info(&self) -> ExportInfo {
+        let size = self.view.size(self.index).unwrap_or(0);
+        let info = if self.vdev().is_some() {
+            ExportInfo::writable(size)
+        } else {
+            ExportInfo::read_only(size)
+        };
+        ExportInfo {
+            description: self.description.clone(),
+            ..info
+        }
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
+        let done = match self.vdev() {
+            Some(vdev) => vdev.read(self.index, offset, buf),
+            None => self.view.read(self.index, offset, buf),
+        };
+        done.map_err(|e| {
+            tracing::error!("view: read of {} bytes at {offset}: {e}", buf.len());
+            Errno::Io
+        })
+    }
+
+    fn submit(&self, batch: Vec<Mutation>) {
+        for m in batch {
+            let mut done = self.change(m.op);
+            if m.fua && done.is_ok() {
+                done = self.change(Op::Flush);
+            }
+            m.reply.done(done);
+        }
+    }
+
+    fn extents(&self, range: std::ops::Range<u64>, max: usize) -> Result<Vec<Extent>, Errno> {
+        let range = ByteRange {
+            start: range.start,
+            end: range.end,
+        };
+        let found = match self.vdev() {
+            Some(vdev) => vdev.extents(self.index, range),
+            None => self.view.extents(self.index, range),
+        };
+        let found = found.map_err(|_| Errno::Io)?;
+        Ok(found
+            .into_iter()
+            .take(max)
+            .map(|e| Extent {
+                len: e.range.len(),
+                hole: e.zero,
+                zero: e.zero,
+            })
+            .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_apart() {
+        assert_eq!(
+            parse("c1/data"),
+            Some(Name::Head {
+                context: 1,
+                volume: "data"
+            })
+        );
+        let level = Name::Level {
+            context: 12,
+            level: Level(10),
+            writable: true,
+            volume: "data",
+        };
+        assert_eq!(parse("c12/sn10/data"), Some(level));
+        let at = Name::At {
+            context: 1,
+            volume: "data",
+            target: "mark:end-of-day",
+            writable: true,
+        };
+        assert_eq!(parse("c1/data@mark:end-of-day+rw"), Some(at));
+        let at = Name::At {
+            context: 1,
+            volume: "d",
+            target: "2026-11-20T10:00:00+01:00",
+            writable: false,
+        };
+        assert_eq!(parse("c1/d@2026-11-20T10:00:00+01:00"), Some(at));
+        for bad in [
+            "",
+            "data",
+            "1/data",
+            "cx/data",
+            "c1",
+            "c1/xn10/data",
+            "c1/snx/data",
+        ] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! A node: the daemon with its contexts, its sockets and its identity.
+
+use crate::{
+    attach::Attacher,
+    config::{ConfigError, ContextConfig, HostConfig, NodeConfig},
+    context::{Context, ContextError},
+    exports::NodeExports,
+    peer::Peers,
+};
+use anyhow::Context as _;
+use model::Timestamp;
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::FlockOperation;
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Everything a node holds.
+pub struct Node {
+    config_path: PathBuf,
+    config: RwLock<NodeConfig>,
+    contexts: RwLock<BTreeMap<u32, Arc<Context>>>,
+    attacher: Attacher,
+    peers: Peers,
+    since: Timestamp,
+    nbd: Mutex<Option<nbd::Server>>,
+    _lock: File,
+}
+
+impl Node {
+    /// Opens the node's state and starts its contexts; serves nothing yet.
+    ///
+    /// # Errors
+    /// When the state cannot be used; a context that cannot be opened does not keep the others from starting.
+    pub fn open(config_path: &Path) -> anyhow::Result<Arc<Self>> {
+        let config = NodeConfig::load(config_path)?;
+        let state = &config.state_dir;
+        std::fs::create_dir_all(config.contexts_dir())
+            .with_context(|| format!("create {}", state.display()))?;
+        std::fs::set_permissions(state, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .with_context(|| format!("set the mode of {}", state.display()))?;
+        let lock =
+            File::create(state.join("lock")).with_context(|| format!("create {}/lock", state.display()))?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .with_context(|| format!("another daemon runs on {}", state.display()))?;
+        let pid = std::process::id().to_string();
+        std::fs::write(state.join("pid"), pid).with_context(|| format!("write {}/pid", state.display()))?;
+        let attacher = Attacher::new(&config.attach, state, config.nbd_socket());
+        attacher.clean_leftovers();
+        let peers = Peers::open(&config)?;
+        let node = Arc::new(Self {
+            config_path: config_path.to_owned(),
+            config: RwLock::new(config),
+            contexts: RwLock::default(),
+            attacher,
+            peers,
+            since: Timestamp::now(),
+            nbd: Mutex::default(),
+            _lock: lock,
+        });
+        node.open_contexts()?;
+        Ok(node)
+    }
+
+    fn open_contexts(self: &Arc<Self>) -> anyhow::Result<()> {
+        let folder = self.config().contexts_dir();
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
+            .with_context(|| format!("read {}", folder.display()))?
+            .filter_map(|e| Some(e.ok()?.path()).filter(|p| p.extension().is_some_and(|e| e == "toml")))
+            .collect();
+        paths.sort();
+        for path in paths {
+            let opened = ContextConfig::load(&path)
+                .map_err(ContextError::from)
+                .and_then(|config| self.add_context(config));
+            if let Err(e) = opened {
+                tracing::error!("{}: not started: {e}", path.display());
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a context whose file is in place and starts it unless the operator stopped it.
+    ///
+    /// # Errors
+    /// When its journal or volumes cannot be opened.
+    pub fn add_context(self: &Arc<Self>, config: ContextConfig) -> Result<Arc<Context>, ContextError> {
+        let id = config.id;
+        let context = Context::open(config, self)?;
+        self.contexts.write().insert(id, Arc::clone(&context));
+        Ok(context)
+    }
+
+    /// Takes a context out of service, for a `protect` that failed half-way.
+    pub fn remove_context(&self, id: u32) {
+        if let Some(context) = self.contexts.write().remove(&id) {
+            context.shut_down();
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.config.read().name.clone()
+    }
+
+    /// Its configuration as of now.
+    #[must_use]
+    pub fn config(&self) -> NodeConfig {
+        self.config.read().clone()
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn config_path(&self) -> &Path {
+        &self.config_path
+    }
+
+    /// Changes the configuration, file first.
+    ///
+    /// # Errors
+    /// When the file cannot be written; nothing changed then.
+    pub fn change_config(&self, change: impl FnOnce(&mut NodeConfig)) -> Result<(), ConfigError> {
+        let mut config = self.config.write();
+        let mut changed = config.clone();
+        change(&mut changed);
+        changed.save(&self.config_path)?;
+        self.peers.set_pins(&changed);
+        *config = changed;
+        Ok(())
+    }
+
+    /// A context by its primary or failover id.
+    #[must_use]
+    pub fn context(&self, id: u32) -> Option<Arc<Context>> {
+        let contexts = self.contexts.read();
+        contexts
+            .get(&id)
+            .or_else(|| contexts.values().find(|c| c.config.failover_id == id))
+            .cloned()
+    }
+
+    /// All contexts, by id.
+    #[must_use]
+    pub fn contexts(&self) -> Vec<Arc<Context>> {
+        self.contexts.read().values().cloned().collect()
+    }
+
+    /// Primary ids.
+    #[must_use]
+    pub fn context_ids(&self) -> Vec<u32> {
+        self.contexts.read().keys().copied().collect()
+    }
+
+    /// Makes and undoes block devices.
+    #[must_use]
+    pub fn attacher(&self) -> &Attacher {
+        &self.attacher
+    }
+
+    /// The other nodes.
+    #[must_use]
+    pub fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// When the daemon started.
+    #[must_use]
+    pub fn since(&self) -> Timestamp {
+        self.since
+    }
+
+    /// What this node says of itself when it pairs.
+    #[must_use]
+    pub fn card(&self) -> wire::NodeCard {
+        wire::NodeCard {
+            name: self.name(),
+            endpoints: self.endpoint().into_iter().collect(),
+        }
+    }
+
+    /// Where peers reach this node: its listen address, with the host's name where that is "any address".
+    #[must_use]
+    pub fn endpoint(&self) -> Option<String> {
+        let address = self.config().listen.peer?;
+        let (host, port) = address.rsplit_once(':')?;
+        if host == "0.0.0.0" || host == "[::]" {
+            return Some(format!("{}:{port}", host_name()));
+        }
+        Some(address)
+    }
+
+    /// Adds or renews a host that has proven itself.
+    ///
+    /// # Errors
+    /// When the name is ours or the file cannot be written.
+    pub(crate) fn learn_host(&self, host: HostConfig) -> Result<(), String> {
+        if host.name == self.name() {
+            return Err(format!(
+                "both nodes are called {}: name one otherwise (backstay init --name)",
+                host.name
+            ));
+        }
+        self.change_config(|config| {
+            config.hosts.retain(|h| h.name != host.name);
+            config.hosts.push(host);
+        })
+        .map_err(|e| e.to_string())
+    }
+
+    /// Takes the configuration of a context from its production and becomes its recovery.
+    pub(crate) fn take_context(self: &Arc<Self>, text: &[u8]) -> Result<String, String> {
+        let text = std::str::from_utf8(text).map_err(|e| e.to_string())?;
+        let config =
+            ContextConfig::from_text(Path::new("(from the peer)"), text).map_err(|e| e.to_string())?;
+        let name = self.name();
+        if config.recovery_node() != name {
+            return Err(format!(
+                "context {} names {} as its recovery, not {name}",
+                config.id,
+                config.recovery_node()
+            ));
+        }
+        if let Some(there) = self
+            .context(config.id)
+            .or_else(|| self.context(config.failover_id))
+        {
+            if there.config == config {
+                return Ok("already so".into());
+            }
+            return Err(format!("{name} has another context {}", there.id()));
+        }
+        for (_, volume) in config.indexed() {
+            let backing = volume.backing_on(&name, &self.config().state_dir, config.id);
+            if backing.exists() && holds_data(&backing).map_err(|e| format!("{}: {e}", backing.display()))? {
+                return Err(format!(
+                    "{} exists and holds data; a replica would overwrite it: remove it, or name another file or device",
+                    backing.display()
+                ));
+            }
+        }
+        let path = self.config().contexts_dir().join(format!("{}.toml", config.id));
+        config.save(&path).map_err(|e| e.to_string())?;
+        if let Err(e) = self.add_context(config) {
+            let _ = std::fs::remove_file(&path);
+            return Err(e.to_string());
+        }
+        Ok("done".into())
+    }
+
+    /// Starts serving exports.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn serve_nbd(self: &Arc<Self>) -> anyhow::Result<()> {
+        let path = self.config().nbd_socket();
+        let exports = Arc::new(NodeExports::new(Arc::downgrade(self)));
+        let server = nbd::Server::new(exports, nbd::Limits::default());
+        server
+            .listen_unix(&path, 0o600)
+            .with_context(|| format!("listen at {}", path.display()))?;
+        *self.nbd.lock() = Some(server);
+        Ok(())
+    }
+
+    /// Connections that have an export open whose name `matches`.
+    pub fn readers(&self, matches: impl Fn(&str) -> bool) -> usize {
+        let nbd = self.nbd.lock();
+        nbd.as_ref().map_or(0, |n| {
+            n.open_connections()
+                .into_iter()
+                .filter(|(name, _)| matches(name))
+                .map(|(_, n)| n)
+                .sum()
+        })
+    }
+
+    /// Stops everything in order: no new request, then the contexts.
+    pub fn shut_down(&self) {
+        self.peers.shut_down();
+        if let Some(server) = self.nbd.lock().take() {
+            server.stop();
+        }
+        for context in self.contexts() {
+            context.shut_down();
+        }
+    }
+}
+
+/// The host's own name.
+#[must_use]
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Whether a file or device holds anything but zeroes.
+pub(crate) fn holds_data(path: &Path) -> std::io::Result<bool> {
+    use model::ports::Medium;
+    let medium = media::FileMedium::open(path, media::Create::Never)?;
+    let mut buf = vec![0; 1 << 20];
+    let mut at = 0;
+    while let Some(data) = medium.next_data(at)? {
+        at = data.start;
+        let n = usize::try_from((data.end - at).min(buf.len() as u64)).unwrap_or(buf.len());
+        medium.read_at(at, &mut buf[..n])?;
+        if buf[..n].iter().any(|b| *b != 0) {
+            return Ok(true);
+        }
+        at += n as u64;
+    }
+    Ok(false)
+}

@@ -1,0 +1,239 @@
+//! `rtstart`, `rtstop`.
+
+use super::{Answer, Op, next, part_way, refused};
+use crate::context::{Context, Running};
+use control::{
+    Code, Failure, Progress, Reply, Step, Unit,
+    reply::{PlanReply, StartReply, StopReply},
+};
+use model::{ContextState, Role, Timestamp};
+use std::{sync::Arc, time::Duration};
+
+fn agent(role: Role) -> &'static str {
+    match role {
+        Role::Production => "scrt_lca",
+        Role::Recovery => "scrt_aba",
+    }
+}
+
+/// `rtstart`.
+pub fn start(op: &mut Op<'_>, id: u32) -> Answer {
+    let context = op.context(id)?;
+    let devices = context
+        .config
+        .volumes
+        .iter()
+        .filter(|_| context.role() == Role::Production)
+        .map(|v| {
+            op.node
+                .attacher()
+                .name_of(&format!("c{}/{}", context.id(), v.name))
+                .display()
+                .to_string()
+        })
+        .collect();
+    let already = context.is_running();
+    if op.options.dry_run {
+        let steps = if already {
+            vec![]
+        } else {
+            vec![format!("start {}", agent(context.role()))]
+        };
+        return Ok((
+            Reply::Plan(PlanReply {
+                point: None,
+                steps,
+                questions: vec![],
+            }),
+            None,
+        ));
+    }
+    if !already {
+        op.step(Step::Starting {
+            agent: agent(context.role()).into(),
+        });
+        set_stopped(&context, None)?;
+        if let Err(e) = context.start() {
+            return Err(Failure::from_error(Code::PartWay, &e));
+        }
+    }
+    let mounts: Vec<String> = context
+        .config
+        .volumes
+        .iter()
+        .filter_map(|v| Some(v.mount.as_ref()?.display().to_string()))
+        .collect();
+    let production = context.role() == Role::Production;
+    let reply = StartReply {
+        context: context.id().0,
+        already,
+        devices,
+        not_mounted: if production { mounts } else { Vec::new() },
+    };
+    let next = if production {
+        next(format!("rtmnt -C {id}"), &op.node.name())
+    } else {
+        next(format!("backstay status -C {id}"), &op.node.name())
+    };
+    Ok((Reply::Start(reply), next))
+}
+
+/// Makes "stopped by an operator", or its end, durable.
+fn set_stopped(context: &Context, by: Option<&str>) -> Result<(), Failure> {
+    let changed = context.change_row(|row| match by {
+        Some(by) => {
+            // A rolled-back context that is stopped is rolled back still when it starts again.
+            row.notes
+                .insert("state_before_stop".into(), row.state.to_string());
+            row.notes.insert("stopped_by".into(), by.to_owned());
+            row.state = ContextState::Stopped;
+            row.since = Timestamp::now();
+        }
+        None if row.state == ContextState::Stopped => {
+            row.state = match row.notes.remove("state_before_stop").as_deref() {
+                Some("ROLLED_BACK") => ContextState::RolledBack,
+                Some("RESTORING") => ContextState::Restoring,
+                _ => ContextState::Enabled,
+            };
+            row.notes.remove("stopped_by");
+            row.since = Timestamp::now();
+        }
+        None => {}
+    });
+    changed.map_err(|e| part_way(&e))
+}
+
+/// `rtstop`.
+pub fn stop(op: &mut Op<'_>, id: u32, unmount: bool, drain_first: bool) -> Answer {
+    let context = op.context(id)?;
+    let production = context.role() == Role::Production;
+    if op.options.dry_run {
+        let mut steps = Vec::new();
+        if unmount {
+            steps.push("unmount and detach".into());
+        }
+        if drain_first && production {
+            steps.push("drain to the recovery host".into());
+        }
+        steps.push(format!("stop {}, close the volumes", agent(context.role())));
+        return Ok((
+            Reply::Plan(PlanReply {
+                point: None,
+                steps,
+                questions: vec![],
+            }),
+            None,
+        ));
+    }
+    let already = !context.is_running();
+    if !already {
+        if unmount {
+            super::mount::unmount_all(op, &context, !production, op.options.force)?;
+        }
+        let prefix = format!("c{}/", context.id());
+        let attached: Vec<String> = op
+            .node
+            .attacher()
+            .all()
+            .into_iter()
+            .filter(|a| a.export.starts_with(&prefix))
+            .map(|a| format!("{} attached as {}", a.export, a.name.display()))
+            .collect();
+        let connections = op.node.readers(|name| name.starts_with(&prefix));
+        if !attached.is_empty() || connections > 0 {
+            let holders = if attached.is_empty() {
+                vec![format!(
+                    "{connections} NBD connections to volumes of context {}",
+                    context.id()
+                )]
+            } else {
+                attached
+            };
+            return Err(refused(format!("volumes of context {id} are open"))
+                .with_holders(holders)
+                .with_hint_command(format!("rtumnt -C {id}"), op.node.name()));
+        }
+        if drain_first && production {
+            op.step(Step::SyncAny);
+            drain(op, &context)?;
+        }
+        op.step(Step::Stopping {
+            agent: agent(context.role()).into(),
+        });
+        set_stopped(&context, Some(&op.options.operator))?;
+        context.halt();
+        if let Some(error) = context.journal.poisoned() {
+            return Err(Failure::from_error(Code::PartWay, &error));
+        }
+    }
+    let config = op.node.config();
+    let backings = context
+        .config
+        .volumes
+        .iter()
+        .map(|v| {
+            v.backing_on(&config.name, &config.state_dir, context.config.id)
+                .display()
+                .to_string()
+        })
+        .collect();
+    let reply = StopReply {
+        context: context.id().0,
+        already,
+        drained: drain_first && production && !already,
+        backings,
+    };
+    Ok((
+        Reply::Stop(reply),
+        next(format!("rtstart -C {id}"), &op.node.name()),
+    ))
+}
+
+/// Seals the open container and waits until the peer has applied everything.
+pub fn drain(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(), Failure> {
+    let Some(running) = context.running() else {
+        return Ok(());
+    };
+    let Running::Production(production) = &*running else {
+        return Ok(());
+    };
+    op.step(Step::SyncWaiting);
+    production.tap.seal_now().map_err(|e| part_way(&e))?;
+    context.bells.sealed.ring();
+    context.bells.durable.ring();
+    let target = context.journal.cursors().appended;
+    let first = context.journal.cursors().received_by_peer.0;
+    let mut ear = context.bells.acknowledged.ear();
+    loop {
+        let cursors = context.journal.cursors();
+        // A rolled-back replica applies nothing, but it has everything.
+        if cursors.applied_by_peer >= target {
+            break;
+        }
+        let peer = context.peer();
+        if !peer.connected {
+            return Err(Failure::new(
+                Code::NotNow,
+                format!(
+                    "{} is not reachable: {} records are not there yet",
+                    context.peer_name(),
+                    target.0 - cursors.received_by_peer.0.min(target.0)
+                ),
+            )
+            .with_hint("run the same command again when it is, or leave out -S (and -F): what is missing stays in the journal"));
+        }
+        if peer.rolled_back && cursors.received_by_peer >= target {
+            break;
+        }
+        op.progress(Progress {
+            what: "drain".into(),
+            done: cursors.received_by_peer.0.saturating_sub(first),
+            total: Some(target.0.saturating_sub(first)),
+            unit: Unit::Writes,
+            ..Progress::default()
+        });
+        ear.wait(Duration::from_secs(2));
+    }
+    op.step(Step::SyncDone);
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! `rtmark`.
+
+use super::{Answer, Op, next, refused};
+use crate::{attach::mount as fs, context::Running};
+use control::{
+    Code, Failure, Reply,
+    reply::{MarkInfo, PlanReply},
+};
+use model::{EventMark, RecordBody, Role};
+
+/// Sets an event mark: syncs the mounted protected file systems first, so that what the application wrote is in it.
+pub fn mark(op: &mut Op<'_>, id: u32, name: &str, description: &str, sync: bool) -> Answer {
+    let context = op.context(id)?;
+    if context.role() != Role::Production {
+        return Err(refused(format!(
+            "context {id} is a replica here; marks are set where the application writes"
+        ))
+        .with_hint_command(format!("rtmark -C {id} --name {name}"), context.peer_name()));
+    }
+    let Some(running) = context.running() else {
+        return Err(refused(format!("context {id} is stopped"))
+            .with_hint_command(format!("rtstart -C {id}"), op.node.name()));
+    };
+    let Running::Production(production) = &*running else {
+        return Err(Failure::new(
+            Code::Bug,
+            "recovery runs where production was checked",
+        ));
+    };
+    if let Some(why) = EventMark::name_fault(name) {
+        return Err(Failure::new(
+            Code::Usage,
+            format!("'{name}' cannot name a mark: {why}"),
+        ));
+    }
+    if description.len() > EventMark::DESCRIPTION_BYTES_MAX {
+        return Err(Failure::new(
+            Code::Usage,
+            format!(
+                "the description has {} bytes, {} are the most",
+                description.len(),
+                EventMark::DESCRIPTION_BYTES_MAX
+            ),
+        ));
+    }
+    let prefix = format!("c{}/", context.id());
+    let mounted: Vec<_> = op
+        .node
+        .attacher()
+        .all()
+        .into_iter()
+        .filter(|a| {
+            a.export
+                .strip_prefix(&prefix)
+                .is_some_and(|rest| !rest.contains('/'))
+        })
+        .filter_map(|a| a.mounted)
+        .collect();
+    if op.options.dry_run {
+        let mut steps: Vec<String> = mounted
+            .iter()
+            .filter(|_| sync)
+            .map(|m| format!("sync {}", m.display()))
+            .collect();
+        steps.push(format!("set the mark '{name}' and seal the container"));
+        return Ok((
+            Reply::Plan(PlanReply {
+                point: None,
+                steps,
+                questions: vec![],
+            }),
+            None,
+        ));
+    }
+    if sync {
+        for at in &mounted {
+            fs::sync(at).map_err(|e| Failure::from_error(Code::Refused, &e))?;
+        }
+    }
+    let (record, row) = production
+        .tap
+        .mark(name.to_owned(), description.to_owned())
+        .map_err(|e| Failure::from_error(Code::Refused, &e))?;
+    context.bells.durable.ring();
+    context.bells.sealed.ring();
+    debug_assert!(matches!(record.body, RecordBody::Mark { .. }));
+    let info = MarkInfo {
+        name: name.to_owned(),
+        description: description.to_owned(),
+        generation: row.generation.0,
+        lfc: row.lfc.0,
+        seq: record.seq.0,
+        time: record.time.into(),
+    };
+    Ok((
+        Reply::Mark(info),
+        next(format!("scrt_ra -C {id} --mark {name}"), context.peer_name()),
+    ))
+}

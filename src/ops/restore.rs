@@ -1,0 +1,429 @@
+//! `scrt_ra -F`, `--undo`: the failover restore of the replica.
+//!
+//! Plan, ask, make the plan durable (RESTORING), execute, make the end durable (ROLLED_BACK or, after an undo, ENABLED).
+//! A run that ends anywhere in between is gone on with by the same command, or turned round by `--undo` (rule R-2).
+
+use super::{
+    Answer, Op, next, part_way, refused,
+    snapshot::{failure, outside, parse, point_info, recovery, side},
+};
+use crate::context::{Context, Recovery};
+use control::{
+    Code, Failure, PointInfo, Progress, Question, Reply, RestoreQuestion, Unit,
+    reply::{PlanReply, RestoreReply},
+    request::RestoreTo,
+};
+use journal::{RestorePhase, RestoreRow};
+use model::{
+    BlockNo, ContextState, Point, Target, VolumeIndex,
+    ports::{History, HistoryError},
+};
+use snapshot::{Checkpoint, Restore, RestorePlan, Restored, SnapshotError, Watch};
+use std::{ops::ControlFlow, sync::Arc, time::Instant};
+
+/// `scrt_ra -F`.
+pub fn failover_restore(op: &mut Op<'_>, id: u32, to: &RestoreTo, volume: Option<&str>) -> Answer {
+    let context = op.context(id)?;
+    let running = recovery(op, &context, &format!("scrt_ra -C {id} -F"))?;
+    let recovery = side(&running)?;
+    let only = volume.map(|name| volume_of(&context, name)).transpose()?;
+    let (point, target) = target_of(&context, recovery, to)?;
+    let to_info = point_info(&context, &point, Some(&target));
+    op.resolved(None, to_info.clone());
+    let state = context.state();
+    let history: &dyn History = &*context.journal;
+    if let Some(row) = context.restore() {
+        let same = row.target == point && row.only == only;
+        match (state, row.undo_from.is_some()) {
+            (ContextState::RolledBack, false) if same => {
+                return Ok((
+                    reply(&context, to_info.clone(), to_info, false, true, None),
+                    after(op, id, false),
+                ));
+            }
+            (ContextState::Restoring, false) if same => {
+                return run(op, &context, recovery, Work::GoOn(row), to_info);
+            }
+            (ContextState::Restoring, _) => {
+                let hint = if row.undo_from.is_some() {
+                    "--undo"
+                } else {
+                    "the same scrt_ra -F"
+                };
+                return Err(refused(format!(
+                    "a restore to {} is under way: only {hint} goes on from here",
+                    row.text
+                ))
+                .with_hint_command(format!("scrt_ra -C {id} --undo"), op.node.name()));
+            }
+            (ContextState::RolledBack, _) => {
+                return Err(
+                    refused(format!("the replica is rolled back to {} already", row.text))
+                        .with_hint("undo that restore first, then restore to the other point")
+                        .with_hint_command(format!("scrt_ra -C {id} --undo"), op.node.name()),
+                );
+            }
+            _ => {}
+        }
+    }
+    let peer = context.peer();
+    let mut warnings = Vec::new();
+    if peer.connected {
+        let text = format!("production {} is connected and running", context.peer_name());
+        if !op.options.force {
+            return Err(refused(text).with_hint_command(format!("rtstop -FSC {id}"), context.peer_name()));
+        }
+        warnings.push(format!(
+            "{text}: what it writes from now on is received and held, not applied"
+        ));
+    }
+    if let Some(name) = volume {
+        warnings.push(format!(
+            "only volume {name} is restored: the group is not consistent afterwards"
+        ));
+    }
+    let row = RestoreRow {
+        target: point.clone(),
+        text: target,
+        from: history.published(),
+        cursor: (VolumeIndex(0), BlockNo(0)),
+        phase: RestorePhase::Running,
+        undo_from: None,
+        only,
+    };
+    confirm(op, &context, &point, &to_info, volume, warnings)?;
+    if op.options.dry_run {
+        let count = plan_of(history, &row).and_then(|plan| plan.count(history));
+        return Ok((planned(to_info, count.map_err(|e| part_way(&e))?), None));
+    }
+    run(op, &context, recovery, Work::Begin(row), to_info)
+}
+
+/// `scrt_ra --undo`.
+pub fn undo(op: &mut Op<'_>, id: u32) -> Answer {
+    let context = op.context(id)?;
+    let running = recovery(op, &context, &format!("scrt_ra -C {id} --undo"))?;
+    let recovery = side(&running)?;
+    let (Some(row), ContextState::Restoring | ContextState::RolledBack) =
+        (context.restore(), context.state())
+    else {
+        return Err(refused(
+            "the replica is not rolled back: there is no restore to undo",
+        ));
+    };
+    let history: &dyn History = &*context.journal;
+    let from = point_info(&context, &row.target, Some(&row.text));
+    let mut planned_row = row.clone();
+    planned_row.undo_from.get_or_insert(history.published());
+    if op.options.dry_run {
+        let count = plan_of(history, &planned_row).and_then(|plan| plan.count(history));
+        return Ok((planned(from, count.map_err(|e| part_way(&e))?), None));
+    }
+    if row.undo_from.is_some() {
+        return run(op, &context, recovery, Work::GoOn(row), from);
+    }
+    let question = format!(
+        "The restore to {} is taken back; what was received is applied again. Continue?",
+        row.text
+    );
+    op.ask(Question::Text {
+        lines: vec![],
+        question,
+    })?;
+    run(op, &context, recovery, Work::TurnRound(row), from)
+}
+
+/// What a run of a restore starts from.
+enum Work {
+    /// Nothing: the plan is made, and made durable, when the replica is ours.
+    Begin(RestoreRow),
+    /// A durable plan whose execution was interrupted.
+    GoOn(RestoreRow),
+    /// A restore, complete or not, that is to be taken back.
+    TurnRound(RestoreRow),
+}
+
+impl Work {
+    /// The plan, settled: called while the replica is ours.
+    fn settle(
+        self,
+        context: &Context,
+        recovery: &Recovery,
+    ) -> Result<(RestoreRow, RestorePlan), SnapshotError> {
+        let history: &dyn History = &*context.journal;
+        let row = match self {
+            Self::Begin(mut row) => {
+                let applied = context.journal.cursors().applied_ordinal;
+                row.from = RestorePlan::new(history, &row.target, applied)?.start();
+                row
+            }
+            Self::GoOn(row) => row,
+            Self::TurnRound(mut row) => {
+                // The container that an interrupted restore was writing must be whole before it is turned round.
+                finish_container(context, recovery, &row)?;
+                row.undo_from = Some(history.published());
+                row.cursor = (VolumeIndex(0), BlockNo(0));
+                row.phase = RestorePhase::Running;
+                row
+            }
+        };
+        let plan = plan_of(history, &row)?;
+        Ok((row, plan))
+    }
+}
+
+/// The plan that a durable row describes.
+fn plan_of(history: &dyn History, row: &RestoreRow) -> Result<RestorePlan, SnapshotError> {
+    let mut plan = RestorePlan::resumed(history, &row.target, row.from)?;
+    if let Some(only) = row.only {
+        plan = plan.only(only);
+    }
+    Ok(match row.undo_from {
+        Some(start) => plan.undo_resumed(start),
+        None => plan,
+    })
+}
+
+/// Overwrites again what the last container of an interrupted restore holds undo for.
+fn finish_container(context: &Context, recovery: &Recovery, row: &RestoreRow) -> Result<(), SnapshotError> {
+    struct StopAtOnce<'a>(&'a Context);
+    impl Watch for StopAtOnce<'_> {
+        fn progress(&mut self, _: &snapshot::Progress) -> ControlFlow<()> {
+            ControlFlow::Break(())
+        }
+        fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), HistoryError> {
+            Ok(self.0.journal.set_applied_local(checkpoint.done)?)
+        }
+    }
+    let history: &dyn History = &*context.journal;
+    if context.journal.cursors().applied_ordinal >= history.published() {
+        return Ok(());
+    }
+    let plan = plan_of(history, row)?;
+    match restore_of(recovery, history, &plan).execute(None, &mut StopAtOnce(context)) {
+        Ok(_) | Err(SnapshotError::Stopped(_)) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+fn restore_of<'a>(recovery: &'a Recovery, history: &'a dyn History, plan: &'a RestorePlan) -> Restore<'a> {
+    Restore {
+        volumes: &recovery.volumes,
+        history,
+        plan,
+        container_blocks: Restore::CONTAINER_BLOCKS,
+    }
+}
+
+fn volume_of(context: &Context, name: &str) -> Result<VolumeIndex, Failure> {
+    context
+        .config
+        .volume(name)
+        .map(|(index, _)| index)
+        .ok_or_else(|| {
+            Failure::new(
+                Code::Usage,
+                format!("context {} has no volume '{name}'", context.id()),
+            )
+        })
+}
+
+/// The exact point and the words for it.
+fn target_of(context: &Context, recovery: &Recovery, to: &RestoreTo) -> Result<(Point, String), Failure> {
+    let from_snapshot = |found: Option<Arc<crate::context::Snapshot>>, what: String| {
+        found
+            .map(|s| (s.point().clone(), s.target.clone()))
+            .ok_or_else(|| refused(format!("context {} has no {what}", context.id())))
+    };
+    match to {
+        RestoreTo::Target(text) => {
+            let target: Target = parse(text)?;
+            let point = recovery.views.resolve(&target).map_err(|e| match &e {
+                crate::context::SnapshotError::Target(e) => outside(context, e),
+                e => failure(context, e),
+            })?;
+            Ok((point, text.clone()))
+        }
+        RestoreTo::Level(level) => from_snapshot(
+            recovery.views.get(model::Level(*level)),
+            format!("snapshot at level {level}"),
+        ),
+        RestoreTo::LastSnapshot => from_snapshot(
+            recovery.views.all().into_iter().max_by_key(|s| s.created),
+            "snapshot; --last-snapshot means one that is not released".into(),
+        ),
+    }
+}
+
+fn confirm(
+    op: &mut Op<'_>,
+    context: &Context,
+    point: &Point,
+    to: &PointInfo,
+    volume: Option<&str>,
+    warnings: Vec<String>,
+) -> Result<(), Failure> {
+    let journal = &context.journal;
+    let cursors = journal.cursors();
+    let rows = journal.lfc_rows(..);
+    let (mut writes, mut bytes) = (0, 0);
+    let (low, high) = (point.seq.min(cursors.applied), point.seq.max(cursors.applied));
+    for row in rows.iter().filter(|r| r.first_seq <= high && r.last_seq > low) {
+        writes += row.records;
+        bytes += row.bytes;
+    }
+    let marks = journal.marks();
+    let mut passed: Vec<String> = marks
+        .iter()
+        .filter(|m| m.seq > low && m.seq <= high && m.seq != point.seq)
+        .map(|m| m.name.clone())
+        .collect();
+    passed.reverse();
+    let from = rows
+        .iter()
+        .rev()
+        .find(|r| r.last_seq <= cursors.applied)
+        .map_or_else(PointInfo::default, |r| {
+            PointInfo::new(r.generation.0, r.last_seq, r.lfc, r.last_time)
+        });
+    op.ask_unless_dry(Question::Restore(Box::new(RestoreQuestion {
+        from,
+        to: to.clone(),
+        undo: false,
+        volume: volume.map(str::to_owned),
+        writes,
+        bytes,
+        marks: passed,
+        validated: None,
+        warnings,
+    })))
+}
+
+fn planned(point: PointInfo, blocks: u64) -> Reply {
+    Reply::Plan(PlanReply {
+        point: Some(point),
+        steps: vec![
+            "make the plan durable: RESTORING".into(),
+            format!("compare {blocks} blocks with the point, keep undo of those that differ, overwrite them"),
+            "make the end durable".into(),
+        ],
+        questions: vec!["the restore itself, unless -q".into()],
+    })
+}
+
+/// Executes a restore.
+fn run(op: &mut Op<'_>, context: &Arc<Context>, recovery: &Recovery, work: Work, point: PointInfo) -> Answer {
+    let started = Instant::now();
+    let journal = &context.journal;
+    // The apply thread finishes its container first, and finds RESTORING when we let go.
+    let writer = recovery.writer();
+    let (mut row, plan) = work.settle(context, recovery).map_err(|e| part_way(&e))?;
+    context
+        .set_restore(Some(row.clone()), ContextState::Restoring)
+        .map_err(|e| part_way(&e))?;
+    context.bells.applied.ring();
+    let history: &dyn History = &**journal;
+    let done = journal.cursors().applied_ordinal;
+    let settled = done == history.published() && done > plan.start();
+    let checkpoint = settled.then_some(Checkpoint {
+        done,
+        next: row.cursor,
+    });
+    let restored = {
+        let mut watch = Watcher {
+            op,
+            context,
+            row: &mut row,
+            started,
+        };
+        restore_of(recovery, history, &plan).execute(checkpoint, &mut watch)
+    };
+    let restored = restored
+        .map_err(|e| part_way(&e).with_hint("run the same command again to go on, or --undo to go back"))?;
+    journal
+        .set_applied_local(restored.last)
+        .map_err(|e| part_way(&e))?;
+    let undo = row.undo_from.is_some();
+    row.phase = RestorePhase::Done;
+    let end = if undo {
+        context.set_restore(None, ContextState::Enabled)
+    } else {
+        context.set_restore(Some(row), ContextState::RolledBack)
+    };
+    end.map_err(|e| part_way(&e))?;
+    drop(writer);
+    context.bells.sealed.ring();
+    context.bells.applied.ring();
+    let (from, to) = if undo {
+        (point.clone(), PointInfo::default())
+    } else {
+        (PointInfo::default(), point)
+    };
+    let id = context.id().0;
+    Ok((
+        reply(context, from, to, undo, false, Some((&restored, started))),
+        after(op, id, undo),
+    ))
+}
+
+fn after(op: &Op<'_>, id: u32, undo: bool) -> Option<control::NextStep> {
+    let command = if undo {
+        format!("backstay status -C {id}")
+    } else {
+        format!("scrt_ra -C {id} --at restored")
+    };
+    next(command, &op.node.name())
+}
+
+fn reply(
+    context: &Context,
+    from: PointInfo,
+    to: PointInfo,
+    undo: bool,
+    already: bool,
+    done: Option<(&Restored, Instant)>,
+) -> Reply {
+    Reply::Restore(RestoreReply {
+        context: context.id().0,
+        from,
+        to,
+        undo,
+        already,
+        writes: 0,
+        bytes: done.map_or(0, |(r, _)| r.bytes_written),
+        blocks: done.map_or(0, |(r, _)| r.blocks_changed),
+        seconds: done.map_or(0.0, |(_, started)| started.elapsed().as_secs_f64()),
+    })
+}
+
+struct Watcher<'a, 'b> {
+    op: &'a mut Op<'b>,
+    context: &'a Context,
+    row: &'a mut RestoreRow,
+    started: Instant,
+}
+
+impl Watch for Watcher<'_, '_> {
+    fn progress(&mut self, progress: &snapshot::Progress) -> ControlFlow<()> {
+        self.op.progress(Progress {
+            what: if self.row.undo_from.is_some() {
+                "undo of the restore".into()
+            } else {
+                "restore".into()
+            },
+            done: progress.blocks_done,
+            total: Some(progress.blocks_total),
+            unit: Unit::Blocks,
+            rate: Some(progress.blocks_done as f64 / self.started.elapsed().as_secs_f64().max(0.001)),
+            eta_s: None,
+            job: None,
+        });
+        ControlFlow::Continue(())
+    }
+
+    fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), HistoryError> {
+        self.context.journal.set_applied_local(checkpoint.done)?;
+        self.row.cursor = checkpoint.next;
+        Ok(self.context.keep_restore(self.row.clone())?)
+    }
+}

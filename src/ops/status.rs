@@ -1,0 +1,370 @@
+//! `status`, `pins`, and the first line of everything.
+
+use super::{Answer, Op, next};
+use crate::{
+    context::{Context, Running},
+    node::Node,
+};
+use control::{
+    Code, Failure, HeadLine, PeerLine, PeerState, Progress, Reply, Unit,
+    event::HeadContext,
+    reply::{NodeInfoReply, PinInfo, PinsReply},
+    status::{ContextStatus, Cursors, Rpo, SnapshotStatus, StatusReply, Stopped, VolumeStatus},
+};
+use journal::{LfcRow, PinKind};
+use model::{ContextState, Role, Timestamp, WriteSeq};
+use std::sync::Arc;
+
+/// Who answers.
+pub fn head(node: &Node, context: Option<&Context>) -> HeadLine {
+    HeadLine {
+        host: node.name(),
+        context: context.map(head_context),
+    }
+}
+
+fn head_context(context: &Context) -> HeadContext {
+    let peer = context.peer();
+    let row = context.row();
+    HeadContext {
+        id: context.id().0,
+        failover_id: Some(context.config.failover_id),
+        role: context.role(),
+        state: row.state,
+        term: row.term.0,
+        peer: Some(PeerLine {
+            name: context.peer_name().to_owned(),
+            state: match (peer.connected, &peer.refused) {
+                (true, _) => PeerState::Connected,
+                (false, Some(why)) if why.contains("stopped") => PeerState::Stopped,
+                (false, Some(_)) => PeerState::Refused,
+                (false, None) => PeerState::Unreachable,
+            },
+            since: peer.since.map(Into::into),
+        }),
+    }
+}
+
+/// Whether the replica here can be used.
+pub fn consistent(context: &Context) -> bool {
+    context
+        .consistent_from()
+        .is_some_and(|from| context.journal.cursors().applied >= from)
+}
+
+/// `backstay status`.
+pub fn status(op: &mut Op<'_>, only: Option<u32>) -> Answer {
+    let contexts = match only {
+        Some(id) => vec![op.context(id)?],
+        None => op.node.contexts(),
+    };
+    let reply = StatusReply {
+        host: op.node.name(),
+        taken: Timestamp::now().into(),
+        old: false,
+        contexts: contexts.iter().map(|c| one(op.node, c)).collect(),
+    };
+    let step = match (contexts.as_slice(), reply.contexts.as_slice()) {
+        ([context], [status]) => next_step(op.node, context, status),
+        _ => None,
+    };
+    Ok((Reply::Status(reply), step))
+}
+
+fn next_step(node: &Node, context: &Context, status: &ContextStatus) -> Option<control::NextStep> {
+    let id = context.id();
+    let here = node.name();
+    match status.head.context.as_ref().map(|c| c.state)? {
+        ContextState::Stopped => next(format!("rtstart -C {id}"), &here),
+        ContextState::Restoring | ContextState::RolledBack => next(format!("scrt_ra -C {id} --undo"), &here),
+        ContextState::Enabled if context.journal.poisoned().is_some() => None,
+        ContextState::Enabled => match context.role() {
+            Role::Recovery if status.consistent => next(format!("scrt_ra -C {id} -X"), &here),
+            Role::Recovery => next(format!("backstay wait -C {id} --until consistent"), &here),
+            Role::Production => next(format!("rtmark -C {id} --name NAME"), &here),
+        },
+    }
+}
+
+fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
+    let journal = &context.journal;
+    let cursors = journal.cursors();
+    let row = context.row();
+    let peer = context.peer();
+    let now = Timestamp::now();
+    let production = context.role() == Role::Production;
+    let consistent_here = consistent(context);
+    let stale = if production { context.stale_bytes() } else { 0 };
+    let mut warnings = Vec::new();
+    if let Some(error) = journal.poisoned() {
+        warnings.push(error.to_string());
+    }
+    if let Some(why) = &peer.refused {
+        warnings.push(why.clone());
+    }
+    let unacked = cursors.appended.0 - cursors.received_by_peer.0.min(cursors.appended.0);
+    let backlog = bytes_between(context, cursors.received_by_peer, cursors.appended);
+    let oldest = rows(context)
+        .into_iter()
+        .find(|r| r.last_seq > cursors.received_by_peer)
+        .map(|r| {
+            // Within a container times are not kept by record; a container that is partly there counts from its end.
+            if r.first_seq > cursors.received_by_peer {
+                r.first_time
+            } else {
+                r.last_time
+            }
+        });
+    let rpo = if production {
+        Rpo {
+            writes: Some(unacked),
+            bytes: Some(backlog),
+            seconds: Some(match oldest {
+                Some(t) if unacked > 0 => now.0.saturating_sub(t.0) as f64 / 1e9,
+                _ => 0.0,
+            }),
+        }
+    } else {
+        Rpo::default()
+    };
+    let total: u64 = context.config.volumes.iter().map(|v| v.size.0).sum();
+    let resync = (stale > 0).then(|| Progress {
+        what: "first sync".into(),
+        done: total - stale.min(total),
+        total: Some(total),
+        unit: Unit::Bytes,
+        ..Progress::default()
+    });
+    let (verdict, node_status) = verdict(context, row.state, unacked, stale, consistent_here);
+    let healthy =
+        node_status == 30 && peer.connected && warnings.is_empty() && row.state == ContextState::Enabled;
+    let running = context.running();
+    ContextStatus {
+        head: HeadLine {
+            host: node.name(),
+            context: Some(head_context(context)),
+        },
+        healthy,
+        verdict,
+        node_status,
+        warnings,
+        mode: "async".into(),
+        mode_now: None,
+        last_ack: peer.last_ack.map(Into::into),
+        rpo,
+        backlog_bytes: if production {
+            backlog
+        } else {
+            bytes_between(context, cursors.applied, cursors.durable)
+        },
+        stale_bytes: stale,
+        resync,
+        consistent: if production {
+            peer.connected && !peer.copying && stale == 0
+        } else {
+            consistent_here
+        },
+        window: super::windows::current(context).ok().flatten(),
+        window_wanted: control::status::WindowWanted::default(),
+        restored: context
+            .restore()
+            .map(|r| super::snapshot::point_info(context, &r.target, Some(&r.text))),
+        cursors: Cursors {
+            appended: cursors.appended.0,
+            durable: cursors.durable.0,
+            written_back: cursors.written_back.0,
+            checkpointed: cursors.checkpointed.0,
+            sent: cursors.received_by_peer.0,
+            acknowledged: cursors.received_by_peer.0,
+            received: if production { 0 } else { cursors.durable.0 },
+            applied: if production {
+                cursors.applied_by_peer.0
+            } else {
+                cursors.applied.0
+            },
+            lfc: journal.open_row().map_or(0, |r| r.lfc.0),
+        },
+        volumes: volumes(node, context),
+        snapshots: match running.as_deref() {
+            Some(Running::Recovery(r)) => r
+                .views
+                .all()
+                .iter()
+                .map(|s| snapshot_status(node, context, s))
+                .collect(),
+            _ => Vec::new(),
+        },
+        journal_bytes: rows(context)
+            .iter()
+            .filter(|r| journal.is_held(r))
+            .map(|r| r.bytes)
+            .sum(),
+        journal_limit_bytes: None,
+        proven_good: None,
+        verified: None,
+        stopped: (row.state == ContextState::Stopped).then(|| Stopped {
+            by: row.notes.get("stopped_by").cloned().unwrap_or_default(),
+            at: row.since.into(),
+        }),
+    }
+}
+
+/// The one sentence, and the node status of the AIX product: 30 works, 60 loaded and its agent stopped, 100 not there.
+fn verdict(
+    context: &Context,
+    state: ContextState,
+    unacked: u64,
+    stale: u64,
+    consistent: bool,
+) -> (String, u8) {
+    let peer = context.peer();
+    let name = context.peer_name();
+    if let Some(error) = context.journal.poisoned() {
+        return (format!("stopped acknowledging: {error}"), 60);
+    }
+    match (state, context.role()) {
+        (ContextState::Stopped, _) => ("stopped".into(), 100),
+        (ContextState::Restoring, _) => ("a restore is under way: nothing is applied".into(), 30),
+        (ContextState::RolledBack, _) => (
+            "the replica stands at a restored point: it receives and applies nothing".into(),
+            30,
+        ),
+        (ContextState::Enabled, Role::Production) => match (peer.connected, stale, unacked) {
+            (false, _, n) => (format!("{name} is not connected: {n} records wait for it"), 60),
+            (true, 1.., _) => ("first sync: the replica is not consistent yet".into(), 30),
+            (true, 0, 0) => (format!("every write is at {name}"), 30),
+            (true, 0, n) => (format!("{n} records are on their way to {name}"), 30),
+        },
+        (ContextState::Enabled, Role::Recovery) => match (consistent, peer.connected) {
+            (false, _) => (
+                "the replica is not consistent: the first sync is not complete".into(),
+                30,
+            ),
+            (true, false) => (
+                format!("{name} is not connected: the replica stands at its last record"),
+                60,
+            ),
+            (true, true) => ("the replica follows production".into(), 30),
+        },
+    }
+}
+
+/// Sealed containers and the open one, oldest first.
+fn rows(context: &Context) -> Vec<Arc<LfcRow>> {
+    let mut rows = context.journal.lfc_rows(..);
+    rows.extend(context.journal.open_row().map(Arc::new));
+    rows
+}
+
+/// Bytes of the records behind `after`, up to `upto`; a container that is partly in counts by its share of records.
+fn bytes_between(context: &Context, after: WriteSeq, upto: WriteSeq) -> u64 {
+    let share = |r: &LfcRow| {
+        let all = r.last_seq.0 + 1 - r.first_seq.0;
+        let inside = (r.last_seq.min(upto).0 + 1).saturating_sub(r.first_seq.0.max(after.0 + 1));
+        u64::try_from(u128::from(r.bytes) * u128::from(inside.min(all)) / u128::from(all.max(1)))
+            .unwrap_or(u64::MAX)
+    };
+    rows(context).iter().map(|r| share(r)).sum()
+}
+
+fn volumes(node: &Node, context: &Context) -> Vec<VolumeStatus> {
+    let production = context.role() == Role::Production;
+    let rows = context.config.volumes.iter().map(|v| {
+        let export = format!("c{}/{}", context.id(), v.name);
+        let attached = node.attacher().find(&export).filter(|_| production);
+        VolumeStatus {
+            name: v.name.clone(),
+            bytes: v.size.0,
+            device: attached.as_ref().map(|a| a.name.display().to_string()),
+            filesystem: v.filesystem.map(|_| "ext4".to_owned()),
+            mount: v.mount.as_ref().map(|m| m.display().to_string()),
+            mounted: attached.is_some_and(|a| a.mounted.is_some()),
+            open: node.readers(|name| name == export) > 0,
+        }
+    });
+    rows.collect()
+}
+
+fn snapshot_status(node: &Node, context: &Context, snapshot: &crate::context::Snapshot) -> SnapshotStatus {
+    let prefixes = [
+        format!("c{}/sn{}/", context.id(), snapshot.level),
+        format!("c{}/rsn{}/", context.id(), snapshot.level),
+    ];
+    SnapshotStatus {
+        level: snapshot.level.0,
+        name: snapshot.name.clone(),
+        point: super::snapshot::info(context, snapshot),
+        overlay_bytes: snapshot.vdev.overlay().usage().blocks_used * model::BLOCK_SIZE,
+        overlay_limit_bytes: Some(context.config.overlay_limit.0),
+        mounts: node
+            .attacher()
+            .all()
+            .into_iter()
+            .filter(|a| prefixes.iter().any(|p| a.export.starts_with(p.as_str())))
+            .filter_map(|a| Some(a.mounted?.display().to_string()))
+            .collect(),
+    }
+}
+
+/// `backstay pins`.
+pub fn pins(op: &mut Op<'_>, only: Option<u32>) -> Answer {
+    let contexts = match only {
+        Some(id) => vec![op.context(id)?],
+        None => op.node.contexts(),
+    };
+    let mut pins = Vec::new();
+    for context in contexts {
+        let rows = context
+            .journal
+            .pins()
+            .map_err(|e| Failure::from_error(Code::Refused, &e))?;
+        pins.extend(rows.into_iter().map(|p| PinInfo {
+            id: p.id,
+            context: context.id().0,
+            holder: match &p.kind {
+                PinKind::Snapshot {
+                    level,
+                    name: Some(name),
+                } => format!("snapshot {level} '{name}'"),
+                PinKind::Snapshot { level, name: None } => format!("snapshot {level}"),
+                PinKind::Reader => "reader".into(),
+                PinKind::Restore => "failover restore".into(),
+                PinKind::Released => "released snapshot".into(),
+            },
+            owner: op.node.name(),
+            point: super::snapshot::point_info(&context, &p.point, Some(&p.target)),
+            created: p.created.into(),
+            expires: p.expires.map(Into::into),
+        }));
+        if let Some(Running::Recovery(r)) = context.running().as_deref() {
+            pins.extend(r.views.readers().into_iter().map(|reader| PinInfo {
+                id: 0,
+                context: context.id().0,
+                holder: format!("NBD reader of {}", reader.target),
+                owner: op.node.name(),
+                point: super::snapshot::point_info(&context, &reader.point, Some(&reader.target)),
+                created: reader.since.into(),
+                expires: None,
+            }));
+        }
+    }
+    Ok((Reply::Pins(PinsReply { pins }), None))
+}
+
+/// What node this is.
+pub fn node_info(op: &mut Op<'_>) -> Answer {
+    let config = op.node.config();
+    let reply = NodeInfoReply {
+        name: config.name.clone(),
+        program: format!("backstay {}", env!("CARGO_PKG_VERSION")),
+        pid: std::process::id(),
+        since: op.node.since().into(),
+        state_dir: config.state_dir.display().to_string(),
+        identity: op.node.peers().fingerprint().to_string(),
+        peer_listen: config.listen.peer.clone(),
+        nbd_listen: Some(config.nbd_socket().display().to_string()),
+        peers: config.hosts.iter().map(|h| h.name.clone()).collect(),
+        contexts: op.node.context_ids(),
+    };
+    Ok((Reply::NodeInfo(reply), None))
+}

@@ -1,0 +1,122 @@
+//! `wait`, `probe`.
+
+use super::{Answer, Op, refused};
+use crate::context::{Context, Running};
+use control::{
+    Code, Failure, Reply, WaitFor,
+    reply::{ProbeReply, WaitReply},
+};
+use model::{ContextState, Role};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// `backstay wait`.
+pub fn wait(op: &mut Op<'_>, id: u32, until: &WaitFor, timeout_s: Option<u64>) -> Answer {
+    let context = op.context(id)?;
+    let started = Instant::now();
+    let deadline = timeout_s.map(|s| started + Duration::from_secs(s));
+    while !holds(&context, until)? {
+        if deadline.is_some_and(|d| Instant::now() >= d) {
+            return Err(Failure::new(
+                Code::NotNow,
+                format!("not {until} after {} s", started.elapsed().as_secs()),
+            ));
+        }
+        // What is waited for moves by several bells; a look four times a second costs nothing beside a person's patience.
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    let reply = WaitReply {
+        context: context.id().0,
+        until: until.clone(),
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    Ok((Reply::Wait(reply), None))
+}
+
+fn holds(context: &Arc<Context>, until: &WaitFor) -> Result<bool, Failure> {
+    let cursors = context.journal.cursors();
+    let peer = context.peer();
+    Ok(match until {
+        WaitFor::Enabled => context.is_running() && context.state() == ContextState::Enabled,
+        WaitFor::Consistent => match context.role() {
+            Role::Recovery => super::status::consistent(context),
+            Role::Production => peer.connected && !peer.copying && context.stale_bytes() == 0,
+        },
+        WaitFor::Resynced => context.stale_bytes() == 0,
+        WaitFor::Drained => match context.role() {
+            Role::Production => cursors.received_by_peer >= cursors.appended,
+            Role::Recovery => return Err(refused("'drained' is asked of the production host")),
+        },
+        WaitFor::Applied(seq) => match context.role() {
+            Role::Production => cursors.applied_by_peer.0 >= *seq,
+            Role::Recovery => cursors.applied.0 >= *seq,
+        },
+        WaitFor::Mark(name) => {
+            let marks = context.journal.marks();
+            marks
+                .iter()
+                .any(|m| m.name == *name && (context.role() == Role::Production || m.seq <= cursors.durable))
+        }
+    })
+}
+
+/// `backstay probe`: a container is sealed, waited for at the peer and timed.
+pub fn probe(op: &mut Op<'_>, id: u32) -> Answer {
+    let context = op.context(id)?;
+    let running = context
+        .running()
+        .ok_or_else(|| refused(format!("context {id} is stopped")))?;
+    let Running::Production(production) = &*running else {
+        return Err(refused("a probe starts on production")
+            .with_hint_command(format!("backstay probe -C {id}"), context.peer_name()));
+    };
+    if !context.peer().connected {
+        return Err(Failure::new(
+            Code::NotNow,
+            format!("{} is not connected", context.peer_name()),
+        ));
+    }
+    let started = Instant::now();
+    let name = format!("probe-{}", model::Timestamp::now().0);
+    let failed = |e: journal::JournalError| Failure::from_error(Code::Refused, &e);
+    let (record, _) = production.tap.mark(name, "probe".into()).map_err(failed)?;
+    let local = started.elapsed();
+    context.bells.durable.ring();
+    context.bells.sealed.ring();
+    let mut ear = context.bells.acknowledged.ear();
+    let until = |reached: &dyn Fn() -> bool, ear: &mut crate::bell::Ear| {
+        while !reached() {
+            if started.elapsed() > Duration::from_secs(30) || !context.peer().connected {
+                return Err(Failure::new(
+                    Code::NotNow,
+                    format!("{} did not acknowledge the probe", context.peer_name()),
+                ));
+            }
+            ear.wait(Duration::from_secs(1));
+        }
+        Ok(started.elapsed())
+    };
+    let received = until(
+        &|| context.journal.cursors().received_by_peer >= record.seq,
+        &mut ear,
+    )?;
+    let applied = if context.peer().rolled_back {
+        None
+    } else {
+        Some(until(
+            &|| context.journal.cursors().applied_by_peer >= record.seq,
+            &mut ear,
+        )?)
+    };
+    let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+    let reply = ProbeReply {
+        context: context.id().0,
+        seq: record.seq.0,
+        local_us: micros(local),
+        received_us: micros(received),
+        applied_us: applied.map(micros),
+    };
+    Ok((Reply::Probe(reply), None))
+}

@@ -1,0 +1,383 @@
+//! The other nodes: our identity, whom we trust, the listener, and small requests between nodes.
+
+use crate::{
+    agent::{LinkHandle, aba},
+    config::{HostConfig, NodeConfig},
+    node::Node,
+};
+use anyhow::Context as _;
+use bytes::Bytes;
+use model::{ContextId, Timestamp};
+use parking_lot::Mutex;
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::net::{TcpListener, TcpStream};
+use wire::{
+    Connection, ConnectionOptions, Dialer, Expect, Fingerprint, Hello, Identity, Incoming, Message, NodeCard,
+    Outgoing, PairingCode, PairingDesk, PairingError, Pins, Purpose, RefuseCode, Request, Response, Tls,
+    Welcome,
+};
+
+/// Request kind: take this context's configuration (its TOML) and keep its replica.
+pub const CONFIGURE: u16 = 1;
+/// Response code: done.
+const DONE: u16 = 0;
+/// Response code: refused, the body says why.
+const REFUSED: u16 = 1;
+/// How long a node may take to answer a request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a request to another node failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerError {
+    /// No host of that name is known.
+    #[error("{0} is not among the hosts of this node")]
+    UnknownHost(String),
+    /// It cannot be reached.
+    #[error("{host} is not reachable: {source}")]
+    Unreachable {
+        /// The host.
+        host: String,
+        /// Why.
+        source: wire::dial::DialError,
+    },
+    /// It refused.
+    #[error("{host} refused: {text}")]
+    Refused {
+        /// The host.
+        host: String,
+        /// Its words.
+        text: String,
+    },
+    /// The connection broke.
+    #[error("{host}: {source}")]
+    Connection {
+        /// The host.
+        host: String,
+        /// How.
+        source: wire::ConnError,
+    },
+    /// Its identity in the configuration is no fingerprint.
+    #[error("identity of {host}: {text}")]
+    Identity {
+        /// The host.
+        host: String,
+        /// What is wrong.
+        text: String,
+    },
+    /// It did not answer.
+    #[error("{0} did not answer within {limit} s", limit = ANSWER_TIMEOUT.as_secs())]
+    Silent(String),
+}
+
+/// Who we are and whom we trust.
+pub struct Peers {
+    tls: Tls,
+    pins: Arc<Pins>,
+    desk: PairingDesk,
+    fingerprint: Fingerprint,
+    runtime: tokio::runtime::Handle,
+    known: Mutex<Vec<Fingerprint>>,
+    listener: Mutex<Option<LinkHandle>>,
+}
+
+impl Peers {
+    /// Loads or makes the node's identity and pins the hosts of its configuration. Must be called within a runtime.
+    pub(crate) fn open(config: &NodeConfig) -> anyhow::Result<Self> {
+        let folder = config.state_dir.join("identity");
+        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let identity = Arc::new(Identity::load_or_make(&folder)?);
+        let fingerprint = identity.fingerprint();
+        let pins = Pins::new([]);
+        let peers = Self {
+            tls: Tls::new(identity, Arc::clone(&pins))?,
+            desk: PairingDesk::new(Arc::clone(&pins)),
+            pins,
+            fingerprint,
+            runtime: tokio::runtime::Handle::current(),
+            known: Mutex::default(),
+            listener: Mutex::default(),
+        };
+        peers.set_pins(config);
+        Ok(peers)
+    }
+
+    /// Trusts exactly the hosts of a configuration.
+    pub(crate) fn set_pins(&self, config: &NodeConfig) {
+        let wanted: Vec<Fingerprint> = config
+            .hosts
+            .iter()
+            .filter_map(|h| h.identity.parse().ok())
+            .collect();
+        let mut known = self.known.lock();
+        known
+            .iter()
+            .filter(|k| !wanted.contains(k))
+            .for_each(|k| self.pins.remove(k));
+        wanted.iter().for_each(|k| self.pins.add(*k));
+        *known = wanted;
+    }
+
+    /// TLS with our identity and pins.
+    pub(crate) fn tls(&self) -> &Tls {
+        &self.tls
+    }
+
+    /// The runtime of all connections.
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
+    }
+
+    /// Our own fingerprint.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// Starts listening for peers, if the node does.
+    pub(crate) fn listen(&self, node: &Arc<Node>) -> anyhow::Result<()> {
+        let Some(address) = node.config().listen.peer else {
+            return Ok(());
+        };
+        let listener = self
+            .runtime
+            .block_on(TcpListener::bind(&address))
+            .with_context(|| format!("listen at {address} for peers"))?;
+        let node = Arc::downgrade(node);
+        *self.listener.lock() = Some(LinkHandle::spawn(&self.runtime, |mut stop| async move {
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => match accepted {
+                        Ok((tcp, from)) => {
+                            tokio::spawn(serve(node.clone(), tcp, from.to_string()));
+                        }
+                        Err(e) => {
+                            tracing::warn!("accepting a peer: {e}");
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                        }
+                    },
+                    () = crate::agent::stopped(&mut stop) => return,
+                }
+            }
+        }));
+        Ok(())
+    }
+
+    /// Stops listening.
+    pub(crate) fn shut_down(&self) {
+        if let Some(listener) = self.listener.lock().take() {
+            listener.stop();
+        }
+    }
+
+    /// Opens a pairing and answers the one-time string.
+    pub(crate) fn open_pairing(&self, endpoint: &str) -> Result<PairingCode, PairingError> {
+        self.desk.open(Timestamp::now(), &self.fingerprint, endpoint)
+    }
+
+    /// Joins the node that printed a pairing string.
+    pub(crate) fn join(
+        &self,
+        code: &PairingCode,
+        own: NodeCard,
+    ) -> Result<(Fingerprint, NodeCard), PairingError> {
+        let endpoint = code.endpoint().to_owned();
+        self.runtime.block_on(async {
+            let tcp = tokio::time::timeout(Duration::from_secs(10), TcpStream::connect(&endpoint))
+                .await
+                .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))
+                .flatten()
+                .map_err(|e| PairingError::Refused(format!("{endpoint}: {e}")))?;
+            wire::pairing::join(&self.tls, code, tcp, own).await
+        })
+    }
+
+    /// Asks another node for something and waits for its answer.
+    pub(crate) fn request(
+        &self,
+        node: &Node,
+        host: &str,
+        kind: u16,
+        body: Bytes,
+    ) -> Result<Bytes, PeerError> {
+        let config = node.config();
+        let found = config
+            .host(host)
+            .ok_or_else(|| PeerError::UnknownHost(host.to_owned()))?
+            .clone();
+        let name = config.name;
+        self.runtime.block_on(async {
+            tokio::time::timeout(ANSWER_TIMEOUT, self.ask(&found, name, kind, body))
+                .await
+                .unwrap_or_else(|_| Err(PeerError::Silent(host.to_owned())))
+        })
+    }
+
+    async fn ask(&self, host: &HostConfig, name: String, kind: u16, body: Bytes) -> Result<Bytes, PeerError> {
+        let broken = |source| PeerError::Connection {
+            host: host.name.clone(),
+            source,
+        };
+        let key: Fingerprint = host
+            .identity
+            .parse()
+            .map_err(|e: wire::fingerprint::FingerprintError| PeerError::Identity {
+                host: host.name.clone(),
+                text: e.to_string(),
+            })?;
+        let dialed = Dialer::new(host.endpoints.clone())
+            .once(&self.tls, Expect::Key(key))
+            .await
+            .map_err(|source| PeerError::Unreachable {
+                host: host.name.clone(),
+                source,
+            })?;
+        let (mut incoming, outgoing) =
+            Connection::new(dialed.stream, dialed.peer, ConnectionOptions::default()).split();
+        outgoing
+            .send(Message::Hello(Hello::node(name)))
+            .await
+            .map_err(broken)?;
+        outgoing
+            .send(Message::Request(Request { id: 1, kind, body }))
+            .await
+            .map_err(broken)?;
+        loop {
+            match incoming.next().await.map_err(broken)? {
+                Some(Message::Response(Response { code, body, .. })) => {
+                    outgoing.shutdown("done").await;
+                    if code == DONE {
+                        return Ok(body);
+                    }
+                    let text = String::from_utf8_lossy(&body).into_owned();
+                    return Err(PeerError::Refused {
+                        host: host.name.clone(),
+                        text,
+                    });
+                }
+                Some(Message::Refuse(r)) => {
+                    return Err(PeerError::Refused {
+                        host: host.name.clone(),
+                        text: r.text,
+                    });
+                }
+                Some(_) => {}
+                None => return Err(broken(wire::ConnError::Closed)),
+            }
+        }
+    }
+}
+
+/// Serves one connection from a peer.
+async fn serve(node: Weak<Node>, tcp: TcpStream, from: String) {
+    let Some(node) = node.upgrade() else { return };
+    if let Err(e) = wire::conn::prepare(&tcp) {
+        return tracing::debug!("{from}: {e}");
+    }
+    let accepted = match node.peers().tls.accept(tcp).await {
+        Ok(accepted) => accepted,
+        Err(e) => return tracing::warn!("{from}: not let in: {e}"),
+    };
+    if accepted.purpose == Purpose::Pairing {
+        return pair(&node, accepted).await;
+    }
+    let peer = accepted.peer;
+    let (mut incoming, outgoing) =
+        Connection::new(accepted.stream, peer, ConnectionOptions::default()).split();
+    let hello = match incoming.next().await {
+        Ok(Some(Message::Hello(hello))) => hello,
+        Ok(_) => return,
+        Err(e) => return tracing::debug!("{from}: {e}"),
+    };
+    if hello.context == ContextId(0) {
+        return answer(&node, incoming, outgoing).await;
+    }
+    let context = node.context(hello.context.0).filter(|c| c.id() == hello.context);
+    let known = node
+        .config()
+        .hosts
+        .into_iter()
+        .find(|h| h.identity.parse().ok() == Some(peer))
+        .map(|h| h.name);
+    match context {
+        // A pinned node may only speak for itself, and only for a context that it is the peer of.
+        Some(context) if known.as_deref() == Some(context.peer_name()) => {
+            let runtime = node.peers().runtime.clone();
+            drop(node);
+            let serving = Arc::clone(&context);
+            let link = LinkHandle::spawn(&runtime, |stop| {
+                aba::serve(serving, Message::Hello(hello), incoming, outgoing, stop)
+            });
+            context.set_link(link);
+        }
+        _ => {
+            let text = format!("context {} is not one of {} here", hello.context, hello.node);
+            let refuse = Message::refuse(RefuseCode::Context, model::Term(0), text);
+            let _ = outgoing.send(refuse).await;
+            outgoing.shutdown("refused").await;
+        }
+    }
+}
+
+async fn pair(node: &Arc<Node>, accepted: wire::Accepted<TcpStream>) {
+    let joining = match node.peers().desk.receive(Timestamp::now(), accepted).await {
+        Ok(joining) => joining,
+        Err(e) => return tracing::warn!("pairing: {e}"),
+    };
+    let host = HostConfig {
+        name: joining.card().name.clone(),
+        endpoints: joining.card().endpoints.clone(),
+        identity: joining.fingerprint().to_string(),
+    };
+    match node.learn_host(host) {
+        Ok(()) => {
+            let card = node.card();
+            if let Err(e) = joining.accept(card).await {
+                tracing::warn!("pairing: {e}");
+            }
+        }
+        Err(e) => joining.refuse(&e).await,
+    }
+}
+
+/// Answers requests of a pinned node.
+async fn answer(node: &Arc<Node>, mut incoming: Incoming<TcpStream>, outgoing: Outgoing) {
+    if outgoing
+        .send(Message::Welcome(Welcome::node(node.name())))
+        .await
+        .is_err()
+    {
+        return;
+    }
+    while let Ok(Some(message)) = incoming.next().await {
+        let Message::Request(request) = message else {
+            continue;
+        };
+        let node = Arc::clone(node);
+        let (kind, body) = (request.kind, request.body);
+        let done = crate::agent::blocking(move || match kind {
+            CONFIGURE => node.take_context(&body),
+            _ => Err(format!("request {kind} is not known here")),
+        })
+        .await;
+        let (code, body) = match done {
+            Ok(text) => (DONE, Bytes::from(text)),
+            Err(text) => (REFUSED, Bytes::from(text)),
+        };
+        if outgoing
+            .send(Message::Response(Response {
+                id: request.id,
+                code,
+                body,
+            }))
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+    outgoing.shutdown("done").await;
+}
