@@ -80,13 +80,7 @@ impl Shared {
             generation: span.generation,
             lfc,
         };
-        let key = |lfc| (span.generation, lfc);
-        // Rows are in order of their records; a binary search would need an index by record.
-        let rows = self
-            .rows
-            .range(key(LfcId(0))..=key(LfcId(u64::MAX)))
-            .map(|(_, r)| r);
-        for row in rows.filter(|r| r.last_seq > span.after && r.first_seq <= span.upto) {
+        for row in self.rows.overlapping(span.generation, span.after, span.upto) {
             if row.first_seq > next || !self.is_held(row) {
                 return Err(not_held(row.lfc));
             }
@@ -521,11 +515,7 @@ impl Journal {
             match found {
                 Some(found) => found,
                 None => {
-                    let mut rows = shared.rows.values();
-                    let row = rows.find(|r| {
-                        r.generation == at.generation && r.first_seq <= at.seq && at.seq <= r.last_seq
-                    });
-                    let row = row.ok_or(not_held)?;
+                    let row = shared.rows.holding(at.generation, at.seq).ok_or(not_held)?;
                     (row.lfc, 0..row.frames)
                 }
             }

@@ -158,7 +158,7 @@ impl Journal {
         self.commit(batch, true)?;
         let row = Arc::new(row);
         let mut shared = self.shared.write();
-        shared.rows.insert((generation, lfc), Arc::clone(&row));
+        shared.rows.insert(Arc::clone(&row));
         shared.sealed = None;
         let before = shared.floors;
         if let Some(floors) = floors {
@@ -292,10 +292,11 @@ impl Journal {
                         "frames of container {lfc} are still held"
                     )));
                 }
-                for (key, row) in shared.rows.range(..=(generation, lfc)) {
+                for row in shared.rows.range(..=(generation, lfc)) {
+                    let key = (row.generation, row.lfc);
                     batch.delete(Family::Catalog, keys::lfc(key.0, key.1));
                     batch.delete(Family::Catalog, keys::touched(key.0, key.1));
-                    rows.push(*key);
+                    rows.push(key);
                     let of_row = |p: &Position| {
                         p.generation == key.0 && (row.first_seq..=row.last_seq).contains(&p.seq)
                     };
@@ -312,13 +313,14 @@ impl Journal {
                     }
                 }
                 // The newest row says where the next container starts.
-                if rows.last() == shared.rows.keys().next_back() && !rows.is_empty() {
+                let newest = shared.rows.last().map(|r| (r.generation, r.lfc));
+                if newest.is_some() && rows.last().copied() == newest {
                     return Err(JournalError::Refused("the newest row is never forgotten".into()));
                 }
             }
             self.commit(batch, false)?;
             let mut shared = self.shared.write();
-            rows.iter().for_each(|key| drop(shared.rows.remove(key)));
+            rows.iter().for_each(|key| shared.rows.remove(key));
             for p in &events {
                 shared.marks.remove(p);
                 shared.steps.remove(p);

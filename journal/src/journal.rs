@@ -16,6 +16,7 @@ use crate::{
     meta::Meta,
     parts::{IndexFloors, Parts},
     record::Draft,
+    row_table::RowTable,
     rows::{Consistent, Floors, Generation, LfcRow, OrdinalRow},
     tail::{ENVELOPE_BYTES, FrameLoc, SealFlags, Start, TailHeader, fill_envelope},
 };
@@ -64,7 +65,7 @@ impl Default for Options {
 pub(crate) struct Shared {
     pub(crate) open: Option<Container>,
     pub(crate) sealed: Option<Arc<Sealed>>,
-    pub(crate) rows: BTreeMap<(GenNo, LfcId), Arc<LfcRow>>,
+    pub(crate) rows: RowTable,
     pub(crate) ring: Ring,
     pub(crate) generations: BTreeMap<GenNo, Generation>,
     pub(crate) marks: BTreeMap<Position, EventMark>,
@@ -81,7 +82,7 @@ impl Shared {
 
     /// The clock at the end of the newest sealed container: its last time, or where a clock step at its end went.
     pub(crate) fn clock(&self) -> Timestamp {
-        let Some(row) = self.sealed_rows().last() else {
+        let Some(row) = self.sealed_rows().next_back() else {
             return Timestamp::default();
         };
         let end = Position {

@@ -43,6 +43,7 @@ mod read;
 mod record;
 mod recovery;
 mod rocks;
+mod row_table;
 mod rows;
 mod superblock;
 mod tables;

@@ -144,7 +144,7 @@ impl Journal {
             if seq < g.first_seq {
                 return Ok((WriteSeq(g.first_seq.0 - 1), g.root_digest()));
             }
-            let rows = shared
+            let mut rows = shared
                 .sealed_rows()
                 .filter(|r| r.generation == generation && r.first_seq <= seq);
             let open = shared
@@ -154,7 +154,7 @@ impl Journal {
             match open {
                 Some(open) => open.row(SealFlags::default()),
                 None => {
-                    let row = rows.last().ok_or(JournalError::NotHeld {
+                    let row = rows.next_back().ok_or(JournalError::NotHeld {
                         generation,
                         lfc: LfcId(0),
                     })?;

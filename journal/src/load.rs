@@ -6,6 +6,7 @@ use crate::{
     keys::{self, Parts},
     line::decode_start,
     map::{VolumeMap, load_maps},
+    row_table::RowTable,
     rows::{Consistent, Floors, Generation, LfcRow, OrdinalRow, bad_key, checked, decode_mark, decode_step},
     tail::Start,
 };
@@ -20,7 +21,7 @@ use std::{collections::BTreeMap, sync::Arc};
 pub(crate) struct Tables {
     pub(crate) meta_seq: u64,
     pub(crate) generations: BTreeMap<GenNo, Generation>,
-    pub(crate) rows: BTreeMap<(GenNo, LfcId), Arc<LfcRow>>,
+    pub(crate) rows: RowTable,
     pub(crate) ordinals: BTreeMap<Ordinal, OrdinalRow>,
     pub(crate) marks: BTreeMap<Position, EventMark>,
     pub(crate) steps: BTreeMap<Position, (Timestamp, Timestamp)>,
@@ -78,7 +79,7 @@ impl Tables {
             keys::LFC => {
                 let id = (GenNo(p.u32().ok_or_else(bad)?), LfcId(p.u64().ok_or_else(bad)?));
                 let row = checked("catalog", key, LfcRow::decode(id.0, id.1, value))?;
-                self.rows.insert(id, Arc::new(row));
+                self.rows.insert(Arc::new(row));
             }
             keys::ORDINAL => {
                 let ordinal = Ordinal(p.u64().ok_or_else(bad)?);
@@ -114,8 +115,7 @@ impl Tables {
         let (no, start) = self.start?;
         let Some(row) = self
             .rows
-            .values()
-            .next_back()
+            .last()
             .filter(|r| (r.generation, r.lfc) >= (no, start.lfc))
         else {
             return Some((no, start));

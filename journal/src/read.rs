@@ -29,7 +29,7 @@ impl Shared {
     }
 
     /// All sealed containers, oldest first, the one that waits to be ingested included.
-    pub(crate) fn sealed_rows(&self) -> impl Iterator<Item = &Arc<LfcRow>> {
+    pub(crate) fn sealed_rows(&self) -> impl DoubleEndedIterator<Item = &Arc<LfcRow>> {
         self.rows.values().chain(self.sealed.as_ref().map(|s| &s.row))
     }
 
@@ -50,9 +50,12 @@ impl Journal {
     #[must_use]
     pub fn lfc_rows(&self, range: impl RangeBounds<(GenNo, LfcId)>) -> Vec<Arc<LfcRow>> {
         let shared = self.shared.read();
+        let waiting = shared.sealed.as_ref().map(|s| &s.row);
+        let waiting = waiting.filter(|r| range.contains(&(r.generation, r.lfc)));
         shared
-            .sealed_rows()
-            .filter(|r| range.contains(&(r.generation, r.lfc)))
+            .rows
+            .range((range.start_bound(), range.end_bound()))
+            .chain(waiting)
             .cloned()
             .collect()
     }
@@ -186,7 +189,7 @@ impl Journal {
             if !self.is_held(&row) {
                 return Err(JournalError::NotHeld { generation, lfc });
             }
-            let in_store = self.shared.read().rows.contains_key(&(generation, lfc));
+            let in_store = self.shared.read().rows.contains(&(generation, lfc));
             let frames = if in_store {
                 self.stored_frames(&row, row.first_seq, u64::MAX)?
             } else {
@@ -315,21 +318,14 @@ fn containers_after(shared: &Shared, line: &[LineSpan], seq: WriteSeq) -> Result
     let mut out = Vec::new();
     for span in line {
         let after = seq.max(span.after);
-        let key = |lfc| (span.generation, lfc);
-        for row in shared
-            .rows
-            .range(key(LfcId(0))..=key(LfcId(u64::MAX)))
-            .map(|(_, row)| row)
-        {
-            if row.last_seq > after && row.first_seq <= span.upto {
-                if !shared.is_held(row) {
-                    return Err(JournalError::NotHeld {
-                        generation: row.generation,
-                        lfc: row.lfc,
-                    });
-                }
-                out.push((Arc::clone(row), None));
+        for row in shared.rows.overlapping(span.generation, after, span.upto) {
+            if !shared.is_held(row) {
+                return Err(JournalError::NotHeld {
+                    generation: row.generation,
+                    lfc: row.lfc,
+                });
             }
+            out.push((Arc::clone(row), None));
         }
         for c in shared.sealed.iter().map(|s| &s.container).chain(&shared.open) {
             if c.generation == span.generation && !c.is_empty() && c.last_seq() > after {

@@ -198,7 +198,12 @@ fn choose(
         // Behind the newest row everything is free; so is an empty container that a new start replaced.
         let key = (generation, header.start.lfc);
         let replaced = scan.frames.is_empty() && next.is_some_and(|(no, s)| key < (*no, s.lfc));
-        if tables.rows.keys().next_back().is_some_and(|last| key <= *last) || replaced {
+        if tables
+            .rows
+            .last()
+            .is_some_and(|last| key <= (last.generation, last.lfc))
+            || replaced
+        {
             continue;
         }
         let frames = std::mem::take(&mut scan.frames);
@@ -310,7 +315,7 @@ fn check_strays(
             if generation != head.generation || stray.last_seq <= head.seq || stray.durable <= head.seq {
                 continue;
             }
-            if tables.rows.contains_key(&(generation, stray.lfc)) {
+            if tables.rows.contains(&(generation, stray.lfc)) {
                 continue;
             }
             verdict.damage(if scan.header.is_some() {

@@ -279,31 +279,55 @@ fn read_entry(all: &Bytes, at: usize, next: &Start) -> Result<Frame, (String, u6
 fn strays(all: &Bytes, from: usize) -> Vec<Stray> {
     let mut found = Vec::new();
     let mut at = from;
-    while let Some(skip) = all
-        .get(at..)
-        .and_then(|rest| rest.windows(4).position(|w| w == ENTRY_MAGIC.as_slice()))
-    {
-        at += skip;
+    while let Some(next) = next_envelope(all, at) {
+        at = next;
         let end = |len| at + ENVELOPE_BYTES + len;
-        match read_envelope(&all[at..]) {
-            Ok((len, durable)) if end(len) <= all.len() => {
-                if let Ok(frame) = Frame::parse(all.slice(at + ENVELOPE_BYTES..end(len))) {
-                    found.push(Stray {
-                        at: at as u64,
-                        generation: frame.generation(),
-                        lfc: frame.lfc(),
-                        last_seq: frame.last_seq(),
-                        durable,
-                    });
-                    at = end(len);
-                } else {
-                    at += 1;
-                }
-            }
-            _ => at += 1,
-        }
+        let entry = read_envelope(&all[at..])
+            .ok()
+            .filter(|(len, _)| end(*len) <= all.len());
+        let frame = entry.and_then(|(len, durable)| {
+            let frame = Frame::parse(all.slice(at + ENVELOPE_BYTES..end(len))).ok()?;
+            Some((frame, durable, end(len)))
+        });
+        let Some((frame, durable, after)) = frame else {
+            at += 1;
+            continue;
+        };
+        found.push(Stray {
+            at: at as u64,
+            generation: frame.generation(),
+            lfc: frame.lfc(),
+            last_seq: frame.last_seq(),
+            durable,
+        });
+        at = after;
     }
     found
+}
+
+/// Where the next bytes stand that look like an envelope. Most of a tail is often zero, so that is passed over in strides.
+fn next_envelope(all: &[u8], from: usize) -> Option<usize> {
+    const STRIDE: usize = 4096;
+    const ZEROES: [u8; STRIDE] = [0; STRIDE];
+    let mut at = from;
+    loop {
+        let rest = all.get(at..)?;
+        if rest.first_chunk::<STRIDE>() == Some(&ZEROES) {
+            at += STRIDE;
+            continue;
+        }
+        let stride = &rest[..rest.len().min(STRIDE + ENTRY_MAGIC.len() - 1)];
+        if let Some(found) = stride
+            .windows(ENTRY_MAGIC.len())
+            .position(|w| w == ENTRY_MAGIC.as_slice())
+        {
+            return Some(at + found);
+        }
+        if rest.len() <= STRIDE {
+            return None;
+        }
+        at += STRIDE;
+    }
 }
 
 /// Reads one frame that is known to be there.

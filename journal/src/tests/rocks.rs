@@ -195,3 +195,16 @@ fn the_store_keeps_its_contract() {
         );
     }
 }
+
+/// A second process cannot open what the first one holds, and is told which file.
+#[test]
+fn a_second_opener_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Parts::open_dir(dir.path(), LFC).unwrap();
+    let Err(e) = Parts::open_dir(dir.path(), LFC) else {
+        panic!("opened twice")
+    };
+    assert!(e.to_string().contains("in use"), "{e}");
+    drop(first);
+    Parts::open_dir(dir.path(), LFC).unwrap();
+}

@@ -69,11 +69,10 @@ impl Chart {
         let line = shared.line(head);
         let mut rows: Vec<ChartRow> = Vec::new();
         for (i, span) in line.iter().enumerate() {
-            let key = |lfc| (span.generation, lfc);
             let stored = shared
                 .rows
-                .range(key(LfcId(0))..=key(LfcId(u64::MAX)))
-                .map(|(_, r)| ((**r).clone(), true));
+                .overlapping(span.generation, span.after, span.upto)
+                .map(|r| ((**r).clone(), true));
             let sealed = shared.sealed.iter().map(|s| ((*s.row).clone(), true));
             let open = shared
                 .open
