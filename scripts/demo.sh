@@ -106,9 +106,9 @@ look() { # good|bad LABEL TARGET-LETTERS...: a snapshot, mounted, checked, relea
   local want=$1 label=$2 from
   shift 2
   from=$(date +%s%N)
-  on rec scrt_ra -C 1 "$@"
+  on rec scrt_ra -C 1 "$@" | tee "$top/snapshot"
   snapshot_ms=$(milliseconds "$from")
-  level=$(backstay status -C 1 --json --node rec | tr ',{' '\n\n' | sed -n 's/.*"level": *\([0-9]*\).*/\1/p' | head -1)
+  level=$(sed -n 's#.*/rsn\([0-9]*\)/.*#\1#p' "$top/snapshot" | head -1)
   if [ "$root" = yes ]; then on rec rtmnt -C 1; else fetch "sn$level"; fi
   expect "$want" "$label"
   if [ "$root" = yes ]; then on rec rtumnt -C 1; fi
@@ -139,12 +139,13 @@ second=$(date +%s)
 sleep 1.2
 transfer 40
 
+probe=$(on prod backstay probe -C 1 | tee /dev/stderr)
+
 say "23:59, a deploy with a DELETE without WHERE"
 sqlite3 "$db" 'DELETE FROM account WHERE id > 10; UPDATE account SET balance = balance * 3;'
 store
 on prod backstay status -C 1 || true
 lag=$(backstay status -C 1 --json --node prod || true)
-on prod backstay probe -C 1 || true
 
 say "On the recovery host: where can we go?"
 on rec scrt_ra -C 1 -vpe --limit 8
@@ -168,9 +169,9 @@ say "And check the restored replica once more"
 look good "restored" --at restored
 
 say "In figures"
-rows=$(backstay status -C 1 --json --node rec || true)
+rows=$(backstay status -C 1 --json --node rec || true) # 2: rolled back, and its peer is stopped
 pick() { printf '%s' "$1" | tr ',{' '\n\n' | sed -n "s/.*\"$2\": *\([0-9.]*\).*/\1/p" | head -1; }
 printf '%-34s %s\n' "lag at the ruin, writes" "$(pick "$lag" writes)" "lag at the ruin, bytes" "$(pick "$lag" bytes)" \
-  "snapshot, command to prompt" "$snapshot_ms ms" "failover restore" "$restore_ms ms" \
+  "probe: a mark, there and applied" "${probe#*: }" "snapshot, command to prompt" "$snapshot_ms ms" "failover restore" "$restore_ms ms" \
   "journal on the recovery host, bytes" "$(pick "$rows" journal_bytes)" "transfers written, at the mark" "$transfers, $mark_transfers" \
   "whole demo" "$((SECONDS - started)) s"

@@ -5,7 +5,7 @@ mod copier;
 pub mod lca;
 
 use journal::{Journal, JournalError, LfcRow, SealFlags};
-use std::{future::Future, sync::Arc};
+use std::future::Future;
 use tokio::{sync::watch, task::JoinHandle};
 use wire::Position;
 

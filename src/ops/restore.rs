@@ -36,13 +36,12 @@ pub fn failover_restore(op: &mut Op<'_>, id: u32, to: &RestoreTo, volume: Option
         let same = row.target == point && row.only == only;
         match (state, row.undo_from.is_some()) {
             (ContextState::RolledBack, false) if same => {
-                return Ok((
-                    reply(&context, to_info.clone(), to_info, false, true, None),
-                    after(op, id, false),
-                ));
+                let way = Way::between(&context, to_info.clone(), to_info, false);
+                return Ok((way.reply(&context, None), after(op, id, false)));
             }
             (ContextState::Restoring, false) if same => {
-                return run(op, &context, recovery, Work::GoOn(row), to_info);
+                let way = Way::between(&context, applied_info(&context), to_info, false);
+                return run(op, &context, recovery, Work::GoOn(row), way);
             }
             (ContextState::Restoring, _) => {
                 let hint = if row.undo_from.is_some() {
@@ -91,12 +90,13 @@ pub fn failover_restore(op: &mut Op<'_>, id: u32, to: &RestoreTo, volume: Option
         undo_from: None,
         only,
     };
-    confirm(op, &context, &point, &to_info, volume, warnings)?;
+    let way = Way::between(&context, applied_info(&context), to_info.clone(), false);
+    op.ask_unless_dry(way.question(volume, warnings))?;
     if op.options.dry_run {
         let count = plan_of(history, &row).and_then(|plan| plan.count(history));
         return Ok((planned(to_info, count.map_err(|e| part_way(&e))?), None));
     }
-    run(op, &context, recovery, Work::Begin(row), to_info)
+    run(op, &context, recovery, Work::Begin(row), way)
 }
 
 /// `scrt_ra --undo`.
@@ -119,18 +119,13 @@ pub fn undo(op: &mut Op<'_>, id: u32) -> Answer {
         let count = plan_of(history, &planned_row).and_then(|plan| plan.count(history));
         return Ok((planned(from, count.map_err(|e| part_way(&e))?), None));
     }
+    let way = Way::between(&context, from, applied_info(&context), true);
     if row.undo_from.is_some() {
-        return run(op, &context, recovery, Work::GoOn(row), from);
+        return run(op, &context, recovery, Work::GoOn(row), way);
     }
-    let question = format!(
-        "The restore to {} is taken back; what was received is applied again. Continue?",
-        row.text
-    );
-    op.ask(Question::Text {
-        lines: vec![],
-        question,
-    })?;
-    run(op, &context, recovery, Work::TurnRound(row), from)
+    let back = "what was received since is applied again".to_owned();
+    op.ask(way.question(None, vec![back]))?;
+    run(op, &context, recovery, Work::TurnRound(row), way)
 }
 
 /// What a run of a restore starts from.
@@ -255,48 +250,77 @@ fn target_of(context: &Context, recovery: &Recovery, to: &RestoreTo) -> Result<(
     }
 }
 
-fn confirm(
-    op: &mut Op<'_>,
-    context: &Context,
-    point: &Point,
-    to: &PointInfo,
-    volume: Option<&str>,
-    warnings: Vec<String>,
-) -> Result<(), Failure> {
-    let journal = &context.journal;
-    let cursors = journal.cursors();
-    let rows = journal.lfc_rows(..);
-    let (mut writes, mut bytes) = (0, 0);
-    let (low, high) = (point.seq.min(cursors.applied), point.seq.max(cursors.applied));
-    for row in rows.iter().filter(|r| r.first_seq <= high && r.last_seq > low) {
-        writes += row.records;
-        bytes += row.bytes;
-    }
-    let marks = journal.marks();
-    let mut passed: Vec<String> = marks
-        .iter()
-        .filter(|m| m.seq > low && m.seq <= high && m.seq != point.seq)
-        .map(|m| m.name.clone())
-        .collect();
-    passed.reverse();
-    let from = rows
-        .iter()
+/// The last record that the replica holds, restores left aside.
+fn applied_info(context: &Context) -> PointInfo {
+    let applied = context.journal.cursors().applied;
+    let rows = context.journal.lfc_rows(..);
+    rows.iter()
         .rev()
-        .find(|r| r.last_seq <= cursors.applied)
+        .find(|r| r.last_seq <= applied)
         .map_or_else(PointInfo::default, |r| {
             PointInfo::new(r.generation.0, r.last_seq, r.lfc, r.last_time)
-        });
-    op.ask_unless_dry(Question::Restore(Box::new(RestoreQuestion {
-        from,
-        to: to.clone(),
-        undo: false,
-        volume: volume.map(str::to_owned),
-        writes,
-        bytes,
-        marks: passed,
-        validated: None,
-        warnings,
-    })))
+        })
+}
+
+/// From where to where, and what lies between.
+struct Way {
+    from: PointInfo,
+    to: PointInfo,
+    writes: u64,
+    bytes: u64,
+    marks: Vec<String>,
+    undo: bool,
+}
+
+impl Way {
+    fn between(context: &Context, from: PointInfo, to: PointInfo, undo: bool) -> Self {
+        let (low, high) = (from.seq.min(to.seq), from.seq.max(to.seq));
+        let rows = context.journal.lfc_rows(..);
+        let passed = || {
+            rows.iter()
+                .filter(|r| r.first_seq.0 <= high && r.last_seq.0 > low)
+        };
+        let marks = context.journal.marks().into_iter().rev();
+        Self {
+            writes: passed().map(|r| r.writes).sum(),
+            bytes: passed().map(|r| r.bytes).sum(),
+            marks: marks
+                .filter(|m| m.seq.0 > low && m.seq.0 <= high && m.seq.0 != to.seq)
+                .map(|m| m.name)
+                .collect(),
+            from,
+            to,
+            undo,
+        }
+    }
+
+    fn question(&self, volume: Option<&str>, warnings: Vec<String>) -> Question {
+        Question::Restore(Box::new(RestoreQuestion {
+            from: self.from.clone(),
+            to: self.to.clone(),
+            undo: self.undo,
+            volume: volume.map(str::to_owned),
+            writes: self.writes,
+            bytes: self.bytes,
+            marks: self.marks.clone(),
+            validated: None,
+            warnings,
+        }))
+    }
+
+    fn reply(self, context: &Context, done: Option<(&Restored, Instant)>) -> Reply {
+        Reply::Restore(RestoreReply {
+            context: context.id().0,
+            from: self.from,
+            to: self.to,
+            undo: self.undo,
+            already: done.is_none(),
+            writes: self.writes,
+            bytes: done.map_or(0, |(r, _)| r.bytes_written),
+            blocks: done.map_or(0, |(r, _)| r.blocks_changed),
+            seconds: done.map_or(0.0, |(_, started)| started.elapsed().as_secs_f64()),
+        })
+    }
 }
 
 fn planned(point: PointInfo, blocks: u64) -> Reply {
@@ -312,7 +336,7 @@ fn planned(point: PointInfo, blocks: u64) -> Reply {
 }
 
 /// Executes a restore.
-fn run(op: &mut Op<'_>, context: &Arc<Context>, recovery: &Recovery, work: Work, point: PointInfo) -> Answer {
+fn run(op: &mut Op<'_>, context: &Arc<Context>, recovery: &Recovery, work: Work, way: Way) -> Answer {
     let started = Instant::now();
     let journal = &context.journal;
     // The apply thread finishes its container first, and finds RESTORING when we let go.
@@ -354,14 +378,9 @@ fn run(op: &mut Op<'_>, context: &Arc<Context>, recovery: &Recovery, work: Work,
     drop(writer);
     context.bells.sealed.ring();
     context.bells.applied.ring();
-    let (from, to) = if undo {
-        (point.clone(), PointInfo::default())
-    } else {
-        (PointInfo::default(), point)
-    };
     let id = context.id().0;
     Ok((
-        reply(context, from, to, undo, false, Some((&restored, started))),
+        way.reply(context, Some((&restored, started))),
         after(op, id, undo),
     ))
 }
@@ -373,27 +392,6 @@ fn after(op: &Op<'_>, id: u32, undo: bool) -> Option<control::NextStep> {
         format!("scrt_ra -C {id} --at restored")
     };
     next(command, &op.node.name())
-}
-
-fn reply(
-    context: &Context,
-    from: PointInfo,
-    to: PointInfo,
-    undo: bool,
-    already: bool,
-    done: Option<(&Restored, Instant)>,
-) -> Reply {
-    Reply::Restore(RestoreReply {
-        context: context.id().0,
-        from,
-        to,
-        undo,
-        already,
-        writes: 0,
-        bytes: done.map_or(0, |(r, _)| r.bytes_written),
-        blocks: done.map_or(0, |(r, _)| r.blocks_changed),
-        seconds: done.map_or(0.0, |(_, started)| started.elapsed().as_secs_f64()),
-    })
 }
 
 struct Watcher<'a, 'b> {
