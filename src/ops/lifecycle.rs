@@ -71,9 +71,9 @@ pub fn start(op: &mut Op<'_>, id: u32) -> Answer {
         not_mounted: if production { mounts } else { Vec::new() },
     };
     let next = if production {
-        next(format!("rtmnt -C {id}"), &op.node.name())
+        next(format!("rtmnt -C {id}"), op.node.name())
     } else {
-        next(format!("backstay status -C {id}"), &op.node.name())
+        next(format!("backstay status -C {id}"), op.node.name())
     };
     Ok((Reply::Start(reply), next))
 }
@@ -185,7 +185,7 @@ pub fn stop(op: &mut Op<'_>, id: u32, unmount: bool, drain_first: bool) -> Answe
     };
     Ok((
         Reply::Stop(reply),
-        next(format!("rtstart -C {id}"), &op.node.name()),
+        next(format!("rtstart -C {id}"), op.node.name()),
     ))
 }
 

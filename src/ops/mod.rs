@@ -3,6 +3,11 @@
 //! An operation gets an [`Op`]: the node, the request's options and the operator at the other end of the socket, who may be
 //! shown steps and asked questions. It answers an [`Answer`]; the frame around it (head line, `Next:`) is made here.
 
+#![expect(
+    clippy::result_large_err,
+    reason = "a failure ends a command: it is made once and never passed in a loop"
+)]
+
 mod lifecycle;
 mod mark;
 mod mount;

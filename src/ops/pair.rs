@@ -61,7 +61,7 @@ pub fn join(op: &mut Op<'_>, string: &str) -> Answer {
         Reply::PairJoin(reply),
         next(
             "backstay protect -C 1 NAME=SIZE --fs ext4 --mount DIR",
-            &op.node.name(),
+            op.node.name(),
         ),
     ))
 }

@@ -391,7 +391,7 @@ fn after(op: &Op<'_>, id: u32, undo: bool) -> Option<control::NextStep> {
     } else {
         format!("scrt_ra -C {id} --at restored")
     };
-    next(command, &op.node.name())
+    next(command, op.node.name())
 }
 
 struct Watcher<'a, 'b> {

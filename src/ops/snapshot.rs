@@ -169,7 +169,7 @@ pub fn snapshot(op: &mut Op<'_>, id: u32, target: &str, name: Option<&str>) -> A
     };
     Ok((
         Reply::Snapshot(reply),
-        next(format!("rtmnt -C {id}{level}"), &op.node.name()),
+        next(format!("rtmnt -C {id}{level}"), op.node.name()),
     ))
 }
 
@@ -302,7 +302,7 @@ pub fn release(op: &mut Op<'_>, id: u32, which: Which) -> Answer {
     let next = if context.state() == ContextState::RolledBack {
         None
     } else {
-        next(format!("scrt_ra -C {id} -pe"), &op.node.name())
+        next(format!("scrt_ra -C {id} -pe"), op.node.name())
     };
     Ok((
         Reply::Release(ReleaseReply {

@@ -129,7 +129,7 @@ pub fn windows(op: &mut Op<'_>, id: u32, wanted: Wanted, from: Option<&str>, to:
     }
     reply.omitted = omitted;
     let next = match context.role() {
-        Role::Recovery => next(format!("scrt_ra -C {id} -X"), &op.node.name()),
+        Role::Recovery => next(format!("scrt_ra -C {id} -X"), op.node.name()),
         Role::Production => next(format!("scrt_ra -C {id} -pe"), context.peer_name()),
     };
     Ok((Reply::Windows(reply), next))
