@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 /// The waiters of a context and the bell of its sync thread.
 ///
-/// A waiter carries the newest record appended before it asked. [`Flushes::synced`] is told what was appended *before* the
+/// A waiter carries the newest record appended before it asked. `Flushes::synced` is told what was appended *before* the
 /// sync call began, so a waiter is answered only by a sync that started after its frame was appended.
 #[derive(Default)]
 pub struct Flushes {

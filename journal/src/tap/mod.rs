@@ -16,7 +16,7 @@
 //!   after the append ([`Flushes`]).
 //! - Invariant 2, rule W1: [`Tap::take_durable`] hands out frames `<= durable` only, and a range leaves the overlay only
 //!   through the record that owns it.
-//! - Sequence and time are given in one place, [`Tap::lead`], under the owner's lock.
+//! - Sequence and time are given in one place, `Tap::lead`, under the owner's lock.
 //! - The bytes pinned by frames that wait for write-back are bounded; at the bound writers wait (the local disk that
 //!   cannot keep up is the one thing that may block an application).
 //!
