@@ -3,7 +3,7 @@
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/backstay/target
 BACKSTAY := $(CARGO_TARGET_DIR)/debug/backstay
 
-.PHONY: demo test build setup lint install fmt
+.PHONY: bench demo test build setup lint install fmt
 demo: build
 	@BACKSTAY=$(BACKSTAY) scripts/demo.sh
 
@@ -21,6 +21,10 @@ lint:
 	@cargo fmt --all --check
 	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --workspace --no-deps
+
+# Each line beside its peer, in the same run, printed as a ratio; the dev profile, so that RocksDB is not built again.
+bench: setup
+	@cargo bench --quiet --locked --profile dev
 
 fmt:
 	@cargo fmt --all

@@ -281,6 +281,8 @@ impl Node {
     /// Stops everything in order: no new request, then the contexts.
     pub fn shut_down(&self) {
         self.peers.shut_down();
+        // A mounted file system still holds writes that were never handed to us.
+        self.attacher.detach_all();
         if let Some(server) = self.nbd.lock().take() {
             server.stop();
         }

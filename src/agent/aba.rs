@@ -259,8 +259,12 @@ impl End<'_> {
             return Ok(());
         }
         let cursors = self.journal.cursors();
-        self.receiver.durable(cursors.durable);
-        let applied = cursors.applied.min(self.may_apply).min(cursors.durable);
+        // An older connection's thread may still append what it had read; this stream vouches for its own end only.
+        let durable = cursors.durable.min(self.receiver.received().seq);
+        if durable > self.receiver.ack().received_durable {
+            self.receiver.durable(durable);
+        }
+        let applied = cursors.applied.min(self.may_apply).min(durable);
         if applied > self.receiver.ack().applied {
             self.receiver.applied(applied);
         }

@@ -291,6 +291,21 @@ impl Attacher {
         all
     }
 
+    /// Unmounts and detaches everything, as far as nobody has files open there.
+    pub fn detach_all(&self) {
+        let mut all = self.all();
+        all.sort_by_key(|a| std::cmp::Reverse(a.mounted.as_ref().map_or(0, |m| m.components().count())));
+        for attached in all {
+            let unmounted = attached
+                .mounted
+                .as_ref()
+                .map_or(Ok(()), |at| super::mount::unmount(at));
+            if let Err(e) = unmounted.and_then(|()| self.detach(&attached)) {
+                tracing::warn!(device = %attached.name.display(), "left attached: {e}");
+            }
+        }
+    }
+
     /// Undoes what a daemon that died left attached: its exports are gone, so nothing can be read through it any more.
     pub fn clean_leftovers(&self) {
         for attached in self.all() {

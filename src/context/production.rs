@@ -7,7 +7,7 @@
 //! | seal | a timer | seals by age, ingests sealed containers, raises the bound when idle, drops what the peer has applied |
 
 use super::{Context, ContextError};
-use crate::agent;
+use crate::{agent, bell::Bell};
 use journal::tap::{Tap, TapLimits};
 use model::VolumeIndex;
 use parking_lot::Mutex;
@@ -38,6 +38,7 @@ pub struct Production {
     stopping: Arc<AtomicBool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     link: agent::LinkHandle,
+    wake: Bell,
 }
 
 impl Production {
@@ -67,6 +68,7 @@ impl Production {
             stopping,
             threads: Mutex::new(threads),
             link,
+            wake: context.bells.durable.clone(),
         })
     }
 
@@ -76,6 +78,8 @@ impl Production {
         let _ = self.tap.sync_once();
         self.stopping.store(true, Ordering::Release);
         self.tap.flushes().stop();
+        // A sync thread that ended with a failure rings no more.
+        self.wake.ring();
         for thread in self.threads.lock().drain(..) {
             let _ = thread.join();
         }

@@ -84,6 +84,12 @@ impl Recovery {
         for thread in self.threads.lock().drain(..) {
             let _ = thread.join();
         }
+        // What was written to vdevs and not flushed would be lost otherwise, as in a disk's cache.
+        for snapshot in self.views.all() {
+            if let Err(e) = snapshot.vdev.flush() {
+                tracing::warn!("vdevs of level {}: {e}", snapshot.level);
+            }
+        }
     }
 
     /// The right to overwrite the replica.

@@ -12,6 +12,8 @@ use model::{ByteRange, Payload, RecordBody, VolumeIndex, WriteSeq};
 
 /// Region that a copier is reading.
 pub(super) struct Watch {
+    /// A copier of an older link may still be at work; it must not take the newer one's watch for its own.
+    id: u64,
     volume: VolumeIndex,
     range: ByteRange,
     touched: bool,
@@ -48,16 +50,19 @@ impl Tap {
     /// When the volume or the journal fails.
     pub fn copy(&self, volume: VolumeIndex, range: ByteRange, seal: bool) -> Result<CopyTaken, JournalError> {
         for _ in 0..RACES_MAX {
-            self.as_owner(|owner| {
+            let id = self.as_owner(|owner| {
+                owner.watches += 1;
                 owner.watch = Some(Watch {
+                    id: owner.watches,
                     volume,
                     range,
                     touched: false,
-                })
+                });
+                owner.watches
             });
             let payload = self.read_region(volume, range);
             let taken = self.as_owner(|owner| {
-                let touched = owner.watch.take().is_none_or(|w| w.touched);
+                let touched = owner.watch.take_if(|w| w.id == id).is_none_or(|w| w.touched);
                 let payload = payload?;
                 if touched {
                     Ok(None)

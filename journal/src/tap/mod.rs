@@ -150,6 +150,7 @@ struct Pending {
 #[derive(Default)]
 struct Owner {
     watch: Option<Watch>,
+    watches: u64,
 }
 
 /// The production owner of one context.
