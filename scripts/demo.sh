@@ -139,7 +139,8 @@ second=$(date +%s)
 sleep 1.2
 transfer 40
 
-probe=$(on prod backstay probe -C 1 | tee /dev/stderr)
+probe=$(on prod backstay probe -C 1)
+echo "$probe"
 
 say "23:59, a deploy with a DELETE without WHERE"
 sqlite3 "$db" 'DELETE FROM account WHERE id > 10; UPDATE account SET balance = balance * 3;'
@@ -172,6 +173,6 @@ say "In figures"
 rows=$(backstay status -C 1 --json --node rec || true) # 2: rolled back, and its peer is stopped
 pick() { printf '%s' "$1" | tr ',{' '\n\n' | sed -n "s/.*\"$2\": *\([0-9.]*\).*/\1/p" | head -1; }
 printf '%-34s %s\n' "lag at the ruin, writes" "$(pick "$lag" writes)" "lag at the ruin, bytes" "$(pick "$lag" bytes)" \
-  "probe: a mark, there and applied" "${probe#*: }" "snapshot, command to prompt" "$snapshot_ms ms" "failover restore" "$restore_ms ms" \
+  "probe: a mark, there and applied" "${probe##*: }" "snapshot, command to prompt" "$snapshot_ms ms" "failover restore" "$restore_ms ms" \
   "journal on the recovery host, bytes" "$(pick "$rows" journal_bytes)" "transfers written, at the mark" "$transfers, $mark_transfers" \
   "whole demo" "$((SECONDS - started)) s"
