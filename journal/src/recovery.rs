@@ -99,7 +99,7 @@ impl Verdict {
 }
 
 pub(crate) fn open(parts: Parts, options: Options) -> Result<(Journal, Opened), JournalError> {
-    let (superblock, found) = Superblock::open(Arc::clone(&parts.superblock))?;
+    let (mut superblock, found) = Superblock::open(Arc::clone(&parts.superblock))?;
     let bounds = superblock.bounds();
     let mut verdict = Verdict {
         accept: options.accept_damage,
@@ -109,6 +109,10 @@ pub(crate) fn open(parts: Parts, options: Options) -> Result<(Journal, Opened), 
     let is_new = tables.meta_seq == 0 && matches!(found, Found::Nothing);
     if !is_new && matches!(found, Found::Nothing) {
         verdict.damage(Damage::Superblock)?;
+    }
+    if is_new {
+        // Before the first metadata: a cut between that and the first raise must not look like a lost superblock.
+        superblock.raise(bounds)?;
     }
     if tables.meta_seq < bounds.meta_seq {
         verdict.damage(Damage::Metadata {
