@@ -21,6 +21,9 @@ struct State {
     waiting: Vec<(WriteSeq, Done)>,
     unsynced: bool,
     stopping: bool,
+    /// Why nobody is answered with success any more: whoever comes too late for [`Flushes::failed`] or [`Flushes::stop`]
+    /// would wait for a sync that never comes.
+    ended: Option<Arc<JournalError>>,
 }
 
 impl Flushes {
@@ -34,6 +37,11 @@ impl Flushes {
             return;
         }
         let mut state = self.state.lock();
+        if let Some(error) = state.ended.clone() {
+            drop(state);
+            waiters.into_iter().for_each(|done| done(Err(Arc::clone(&error))));
+            return;
+        }
         state.waiting.extend(waiters.into_iter().map(|done| (upto, done)));
         state.unsynced = true;
         self.bell.notify_all();
@@ -62,12 +70,21 @@ impl Flushes {
         answered.into_iter().for_each(|done| done(Ok(())));
     }
 
-    /// The context is poisoned: everyone is told.
+    /// The context is poisoned: everyone is told, now and later.
     pub(super) fn failed(&self, error: &Arc<JournalError>) {
-        let waiting = std::mem::take(&mut self.state.lock().waiting);
+        let waiting = {
+            let mut state = self.state.lock();
+            state.ended.get_or_insert_with(|| Arc::clone(error));
+            std::mem::take(&mut state.waiting)
+        };
         waiting
             .into_iter()
             .for_each(|(_, done)| done(Err(Arc::clone(error))));
+    }
+
+    /// Whether nothing is synced any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.state.lock().ended.is_some()
     }
 
     /// Sleeps until something is unsynced (`true`), the time is over (`false`) or [`Flushes::stop`] was called (`None`).
@@ -83,9 +100,10 @@ impl Flushes {
         Some(std::mem::take(&mut state.unsynced))
     }
 
-    /// Ends the sync thread.
+    /// Ends the sync thread; who still waits, or asks from now on for what is not durable, is answered with an error.
     pub fn stop(&self) {
         self.state.lock().stopping = true;
         self.bell.notify_all();
+        self.failed(&Arc::new(JournalError::Refused("the context is stopping".into())));
     }
 }

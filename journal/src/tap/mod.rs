@@ -249,7 +249,10 @@ impl Tap {
 
     fn wait_for_room(&self) {
         let mut pending = self.pending.lock();
-        while pending.bytes > self.limits.pinned_bytes_max && self.journal.poisoned().is_none() {
+        while pending.bytes > self.limits.pinned_bytes_max
+            && self.journal.poisoned().is_none()
+            && !self.flushes.has_ended()
+        {
             self.room
                 .wait_for(&mut pending, std::time::Duration::from_millis(100));
         }
