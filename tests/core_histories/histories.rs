@@ -1,0 +1,142 @@
+//! Power cuts and kills at every sync of either host, and random histories with many of them.
+
+use super::world::{Counts, Step, World, draw};
+use rand::{Rng, RngCore};
+use testkit::{with_seeds, workload::Shape};
+
+/// Small volumes of odd sizes.
+pub const SMALL: [u64; 2] = [90 * 1024 + 777, 37_001];
+
+pub fn small() -> Shape {
+    Shape {
+        len_max: 24 << 10,
+        zero_len_max: 48 << 10,
+        ..Shape::default()
+    }
+}
+
+/// A history that has everything in it: a first sync under writes, marks, seals, a restore and its undo.
+fn script(rng: &mut dyn RngCore) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let work = |steps: &mut Vec<Step>, n| (0..n).for_each(|_| steps.push(Step::Work));
+    let stream = |steps: &mut Vec<Step>, n| {
+        for _ in 0..n {
+            steps.extend([
+                Step::Sync,
+                Step::Copy,
+                Step::Ship,
+                Step::HearB,
+                Step::Keep,
+                Step::HearA,
+            ]);
+        }
+    };
+    work(&mut steps, 6);
+    stream(&mut steps, 6);
+    work(&mut steps, 4);
+    steps.extend([Step::WriteBack, Step::Checkpoint]);
+    stream(&mut steps, 6);
+    steps.extend([Step::Apply; 4]);
+    for _ in 0..4 {
+        work(&mut steps, 5);
+        stream(&mut steps, 2);
+        steps.extend([Step::Apply, Step::WriteBack, Step::View, Step::Drop]);
+    }
+    steps.extend([Step::Checkpoint, Step::Drop, Step::Restore, Step::View]);
+    work(&mut steps, 3);
+    stream(&mut steps, 2);
+    steps.extend([Step::Apply, Step::Undo, Step::Apply, Step::Apply, Step::View]);
+    // A few of the steps come elsewhere, so that every seed is another history.
+    for _ in 0..4 {
+        let at = rng.random_range(0..steps.len());
+        steps.insert(at, draw(rng));
+    }
+    steps
+}
+
+/// Cuts one host at its n-th sync, for every n that the history has; answers how many there were.
+fn every_sync_of(production: bool, rng: &mut dyn RngCore, total: &mut Counts) -> u64 {
+    let seed = rng.random::<u64>();
+    for n in 1.. {
+        let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(seed);
+        let mut world = World::new(&SMALL, small(), &mut rng);
+        let power = if production {
+            &world.a_power
+        } else {
+            &world.b_power
+        };
+        power.freeze_at(n);
+        for step in script(&mut rng) {
+            world.step(step, &mut rng);
+        }
+        let struck = world.counts().crashes > 0;
+        world.settle(&mut rng);
+        *total += world.counts();
+        if !struck {
+            return n - 1;
+        }
+    }
+    unreachable!("a history has an end")
+}
+
+#[test]
+fn a_cut_at_every_sync_of_production() {
+    let (mut cuts, mut total) = (0, Counts::default());
+    let tried = with_seeds("core: every sync of production", 3, |rng| {
+        cuts += every_sync_of(true, rng, &mut total);
+    });
+    println!("{cuts} cuts at syncs of production in {tried} histories: {total:?}");
+    assert!(cuts > 50 * tried && total.views > 0 && total.restores > 0 && total.copies > 0);
+}
+
+#[test]
+fn a_cut_at_every_sync_of_recovery() {
+    let (mut cuts, mut total) = (0, Counts::default());
+    let tried = with_seeds("core: every sync of recovery", 3, |rng| {
+        cuts += every_sync_of(false, rng, &mut total);
+    });
+    println!("{cuts} cuts at syncs of recovery in {tried} histories: {total:?}");
+    assert!(cuts > 50 * tried && total.views > 0 && total.restores > 0 && total.applied > 0);
+}
+
+/// Anything may follow anything, and either host may crash at any sync, also in the middle of a recovery.
+#[test]
+fn random_histories_with_crashes_of_both_hosts() {
+    let mut total = Counts::default();
+    let tried = with_seeds("core: random histories", 60, |rng| {
+        let mut world = World::new(&SMALL, small(), rng);
+        for _ in 0..10 {
+            for power in [&world.a_power, &world.b_power] {
+                if rng.random_bool(0.6) {
+                    power.freeze_at(rng.random_range(1..60));
+                }
+            }
+            for _ in 0..rng.random_range(10..120) {
+                world.step(draw(rng), rng);
+            }
+        }
+        world.settle(rng);
+        total += world.counts();
+    });
+    println!("{tried} random histories: {total:?}");
+    assert!(total.crashes > 2 * u32::try_from(tried).unwrap() && total.views > 0 && total.restores > 0);
+}
+
+/// Writes up to a megabyte, far larger than a container, on volumes of more than one.
+#[test]
+fn random_histories_with_large_writes() {
+    let mut total = Counts::default();
+    let tried = with_seeds("core: large writes", 6, |rng| {
+        let mut world = World::new(&[(5 << 20) / 4 + 513, 1 << 20], Shape::default(), rng);
+        for _ in 0..6 {
+            world.a_power.freeze_at(rng.random_range(1..80));
+            world.b_power.freeze_at(rng.random_range(1..80));
+            for _ in 0..rng.random_range(10..80) {
+                world.step(draw(rng), rng);
+            }
+        }
+        world.settle(rng);
+        total += world.counts();
+    });
+    println!("{tried} histories of large writes: {total:?}");
+}

@@ -1,0 +1,248 @@
+//! The two hosts, each one power supply with real parts on it.
+
+use bytes::Bytes;
+use journal::{
+    Cell, ContextRow, Draft, Journal, MapShape, NewGeneration, Options, Parts, SUPERBLOCK_BYTES, tail_bytes,
+    tap::{Tap, TapLimits},
+};
+use model::{
+    ContextState, GenId, Role, Term, Timestamp, VolumeIndex, WriteSeq,
+    ports::{History, Medium, OrdinalKind, UndoContainer},
+};
+use snapshot::{ChangeSet, Lfc, Step, Volumes, apply, write_back};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+use testkit::SimPower;
+
+/// Whatever went wrong; a host whose power is off has an excuse.
+pub type Fallible<T = ()> = anyhow::Result<T>;
+
+/// Bytes of a container: small, so that a short history has many.
+pub const LFC: u64 = 48 << 10;
+const REGION: u64 = 16 << 10;
+
+fn open_journal(power: &SimPower, indexed: bool) -> Fallible<Arc<Journal>> {
+    let tail = |n: u8| -> Arc<dyn Medium> { Arc::new(power.medium(&format!("tail.{n}"), tail_bytes(LFC))) };
+    let parts = Parts::new(
+        Arc::new(power.store("db")),
+        Arc::new(power.medium("super", SUPERBLOCK_BYTES)),
+        [tail(0), tail(1)],
+    );
+    let options = Options {
+        lfc_size: LFC,
+        lfc_max_age_ns: None,
+        indexed,
+        recent_bytes: 32 << 10,
+        accept_damage: false,
+    };
+    Ok(Arc::new(Journal::open(parts, options)?.0))
+}
+
+pub fn indexes(sizes: &[u64]) -> impl Iterator<Item = (VolumeIndex, u64)> {
+    (0..).map(VolumeIndex).zip(sizes.iter().copied())
+}
+
+pub fn volumes(power: &SimPower, sizes: &[u64]) -> Volumes {
+    let mut volumes = Volumes::new();
+    for (index, size) in indexes(sizes) {
+        let name = format!("v{}", index.0);
+        volumes
+            .insert(index, name.clone(), Arc::new(power.medium(&name, size)), size)
+            .unwrap();
+    }
+    volumes
+}
+
+fn context_row(role: Role) -> ContextRow {
+    ContextRow {
+        role,
+        state: ContextState::Enabled,
+        term: Term(1),
+        since: Timestamp(1),
+        notes: BTreeMap::new(),
+    }
+}
+
+/// The production host while it runs.
+pub struct Production {
+    pub journal: Arc<Journal>,
+    pub tap: Tap,
+    pub volumes: Volumes,
+}
+
+impl Production {
+    /// Boots it: the first start, or recovery and replay.
+    pub fn boot(power: &SimPower, sizes: &[u64]) -> Fallible<Self> {
+        let journal = open_journal(power, false)?;
+        if journal.context()?.is_none() {
+            for (index, size) in indexes(sizes) {
+                let shape = MapShape {
+                    size,
+                    region_size: REGION,
+                    default: Cell::Stale(WriteSeq(0)),
+                };
+                journal.set_map(index, shape)?;
+            }
+            if journal.current_generation().is_none() {
+                journal.create_generation(NewGeneration::own(GenId(7), None))?;
+            }
+            if let Some(generation) = journal.current_generation().filter(|_| journal.open_is_empty()) {
+                let body = generation.birth();
+                let volume = VolumeIndex(0);
+                journal.append(vec![Draft { volume, body }], Timestamp::now())?;
+            }
+            journal.put_context(&context_row(Role::Production))?;
+        }
+        let volumes = volumes(power, sizes);
+        journal.sync()?;
+        let cursors = journal.cursors();
+        let mut from = cursors.checkpointed;
+        while from < cursors.durable {
+            let frames = journal.frames_after(from, 64 << 10)?;
+            let mut changes = ChangeSet::new();
+            let records = frames.iter().flat_map(|f| f.records().iter());
+            records.for_each(|r| changes.add(r));
+            write_back(&volumes, &changes, &mut |_| {})?;
+            from = frames.last().expect("the journal reaches its head").last_seq();
+        }
+        journal.set_written_back(from);
+        journal.set_checkpointed(from)?;
+        let media = volumes.iter().map(|(i, v)| (i, Arc::clone(v.medium())));
+        let limits = TapLimits {
+            frame_bytes_max: 64 << 10,
+            ..TapLimits::default()
+        };
+        let tap = Tap::new(Arc::clone(&journal), media.collect::<Vec<_>>(), limits);
+        Ok(Self {
+            journal,
+            tap,
+            volumes,
+        })
+    }
+
+    /// Overwrites the volumes from durable frames.
+    pub fn write_back(&self, bytes: u64) -> Fallible {
+        let frames = self.tap.take_durable(bytes);
+        let mut changes = ChangeSet::new();
+        let records = frames.iter().flat_map(|f| f.records().iter());
+        records.for_each(|r| changes.add(r));
+        write_back(&self.volumes, &changes, &mut |_| {})?;
+        Ok(self.tap.written_back(&frames)?)
+    }
+
+    /// Syncs the volumes and moves `checkpointed`.
+    pub fn checkpoint(&self) -> Fallible {
+        let upto = self.journal.cursors().written_back;
+        for (_, v) in self.volumes.iter() {
+            v.medium().sync()?;
+        }
+        Ok(self.journal.set_checkpointed(upto)?)
+    }
+
+    /// Frees what the peer has applied.
+    pub fn drop_applied(&self) -> Fallible {
+        let journal = &self.journal;
+        while journal.ingest_sealed()?.is_some() {}
+        let c = journal.cursors();
+        let upto = c.applied_by_peer.min(c.checkpointed);
+        let rows = journal.lfc_rows((Bound::Excluded(journal.floors().redo), Bound::Unbounded));
+        if let Some(last) = rows.iter().take_while(|r| r.last_seq <= upto).last() {
+            journal.set_peer(c.received_by_peer, c.applied_by_peer, true)?;
+            journal.drop_redo_through(last.generation, last.lfc)?;
+        }
+        Ok(())
+    }
+}
+
+/// The recovery host while it runs.
+pub struct Recovery {
+    pub journal: Arc<Journal>,
+    pub volumes: Volumes,
+}
+
+impl Recovery {
+    pub fn boot(power: &SimPower, sizes: &[u64]) -> Fallible<Self> {
+        let journal = open_journal(power, true)?;
+        if journal.context()?.is_none() {
+            journal.put_context(&context_row(Role::Recovery))?;
+        }
+        let volumes = volumes(power, sizes);
+        Ok(Self { journal, volumes })
+    }
+
+    pub fn history(&self) -> &dyn History {
+        &*self.journal
+    }
+
+    pub fn state(&self) -> Fallible<ContextState> {
+        Ok(self.journal.context()?.expect("made at boot").state)
+    }
+
+    /// From where on the replica is consistent.
+    pub fn consistent_from(&self) -> Option<WriteSeq> {
+        self.journal.consistent().last().map(|c| c.from.seq)
+    }
+
+    /// The volumes are at `cursors().applied`, and may be compared raw.
+    pub fn stands(&self) -> bool {
+        let c = self.journal.cursors();
+        c.applied_ordinal == self.journal.published()
+            && self.consistent_from().is_some_and(|f| f <= c.applied)
+    }
+
+    /// Ingests what is sealed and applies the next container, if one may be applied.
+    pub fn apply_next(&self) -> Fallible<bool> {
+        let journal = &self.journal;
+        while journal.ingest_sealed()?.is_some() {}
+        if self.state()? != ContextState::Enabled {
+            return Ok(false);
+        }
+        let applied = journal.cursors().applied_ordinal;
+        let behind = (Bound::Excluded(journal.cursors().applied_lfc), Bound::Unbounded);
+        let Some(row) = journal.lfc_rows(behind).into_iter().next() else {
+            return Ok(false);
+        };
+        let mut changes = ChangeSet::new();
+        for frame in journal.frames_of(row.generation, row.lfc)? {
+            frame.records().iter().for_each(|r| changes.add(r));
+        }
+        let lfc = Lfc {
+            generation: row.generation,
+            lfc: row.lfc,
+            last_seq: row.last_seq,
+        };
+        let needs_undo = self.consistent_from().is_some_and(|from| row.last_seq > from);
+        let ordinal = if needs_undo {
+            apply(&self.volumes, self.history(), lfc, applied, &changes, &mut |_| {})?.ordinal
+        } else {
+            let step = Step::after(applied, self.history())?;
+            if let Step::Fresh(ordinal) = step {
+                let kind = OrdinalKind::Apply {
+                    generation: lfc.generation,
+                    lfc: lfc.lfc,
+                    last_seq: lfc.last_seq,
+                };
+                let blocks = Vec::new();
+                self.history().commit_undo(&UndoContainer {
+                    ordinal,
+                    kind,
+                    blocks,
+                })?;
+            }
+            write_back(&self.volumes, &changes, &mut |_| {})?;
+            step.ordinal()
+        };
+        journal.set_applied(ordinal, row.generation, row.lfc, row.last_seq)?;
+        Ok(true)
+    }
+}
+
+/// Writes what volumes hold before they are protected.
+pub fn fill(power: &SimPower, sizes: &[u64], data: impl Fn(VolumeIndex) -> Option<(u64, Bytes)>) {
+    for (index, size) in indexes(sizes) {
+        let medium = power.medium(&format!("v{}", index.0), size);
+        if let Some((at, bytes)) = data(index) {
+            medium.write_at(at, &bytes).unwrap();
+        }
+        medium.sync().unwrap();
+    }
+}

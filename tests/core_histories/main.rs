@@ -1,0 +1,21 @@
+//! The core histories: both hosts with their real parts (journal, tap, snapshot engine, stream machines) on the fault
+//! seam, driven step by step, crashed at every sync, and compared with the oracle.
+//!
+//! | what | where |
+//! | --- | --- |
+//! | the parts of a host, as the daemon puts them together | [`hosts`] |
+//! | the stream | [`link`] |
+//! | steps, promises, comparisons | [`world`] |
+//! | which histories | [`histories`] |
+//! | the tap under races and failures | [`tap`] |
+//! | readers while a container is applied | [`readers`] |
+//!
+//! `BACKSTAY_SEED=0x…` plays one seed again, `BACKSTAY_SEEDS=20` tries twenty times as many.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod histories;
+mod hosts;
+mod link;
+mod readers;
+mod tap;
+mod world;
