@@ -265,6 +265,19 @@ impl<'a> World<'a> {
         assert_eq!(there, seq - batch.before, "writes of the batch as of {seq}");
         for (volume, range) in ranges {
             for part in chunks(*range) {
+                let meets = |r: ByteRange| {
+                    batch
+                        .writes
+                        .iter()
+                        .any(|(v, w)| v == volume && w.intersect(r).is_some())
+                };
+                if !meets(part) {
+                    let compared = self
+                        .oracle
+                        .compare_range(WriteSeq(batch.before), *volume, part, read);
+                    compared.unwrap_or_else(|e| panic!("as of {seq}: {e}"));
+                    continue;
+                }
                 let mut bytes = vec![0; usize::try_from(part.len()).unwrap()];
                 read.read(*volume, part.start, &mut bytes).unwrap();
                 let mut read = |_, at: u64, out: &mut [u8]| {
@@ -274,9 +287,7 @@ impl<'a> World<'a> {
                 };
                 for number in part.blocks() {
                     let block = ByteRange::at(number.start(), BLOCK_SIZE).intersect(part).unwrap();
-                    let written =
-                        |(v, r): &(VolumeIndex, ByteRange)| v == volume && r.intersect(block).is_some();
-                    if !batch.writes.iter().any(written) {
+                    if !meets(block) {
                         let compared =
                             self.oracle
                                 .compare_range(WriteSeq(batch.before), *volume, block, &mut read);
@@ -322,6 +333,21 @@ impl<'a> World<'a> {
             files[usize::from(volume.0)].read_exact_at(out, at)
         };
         self.check(seq, &self.all(), &mut read);
+    }
+
+    /// Runs of blocks that were ever written outside of the hot range.
+    fn outside(&self, volume: VolumeIndex) -> Vec<ByteRange> {
+        let hot = self.hot[usize::from(volume.0)];
+        let mut runs: Vec<ByteRange> = Vec::new();
+        for number in self.oracle.held(volume) {
+            let block = ByteRange::at(number.start(), BLOCK_SIZE);
+            match runs.last_mut() {
+                _ if block.intersect(hot).is_some() => {}
+                Some(run) if run.end == block.start => run.end = block.end,
+                _ => runs.push(block),
+            }
+        }
+        runs
     }
 
     /// Where a target resolves to: position and time in nanoseconds.
@@ -590,16 +616,7 @@ fn points_of_a_large_history() {
                 ranges = world.all();
             } else {
                 for volume in world.oracle.volumes() {
-                    let outside = world
-                        .oracle
-                        .held(volume)
-                        .map(|n| ByteRange::at(n.start(), BLOCK_SIZE));
-                    let hot = world.hot[usize::from(volume.0)];
-                    ranges.extend(
-                        outside
-                            .filter(|r| r.intersect(hot).is_none())
-                            .map(|r| (volume, r)),
-                    );
+                    ranges.extend(world.outside(volume).into_iter().map(|r| (volume, r)));
                 }
             }
             world.check(seq, &ranges, &mut clients);
