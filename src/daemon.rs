@@ -4,7 +4,7 @@ use crate::{node::Node, ops};
 use anyhow::Context as _;
 use control::server::{self, Session};
 use control::{Code, Failure, Outcome};
-use std::{os::unix::net::UnixListener, path::Path, sync::Arc};
+use std::{os::unix::net::UnixListener, path::Path, sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Most control connections at once.
@@ -40,6 +40,7 @@ pub fn serve(config: &Path) -> anyhow::Result<()> {
     let listener = server::bind(&node.config().control_socket())
         .with_context(|| format!("listen at {}", node.config().control_socket().display()))?;
     control(&node, listener);
+    keep_status(&node);
     tracing::info!(node = node.name(), "serving");
     runtime.block_on(async {
         tokio::select! {
@@ -49,9 +50,29 @@ pub fn serve(config: &Path) -> anyhow::Result<()> {
     });
     tracing::info!(node = node.name(), "stopping");
     let _ = std::fs::remove_file(node.config().control_socket());
+    node.keep_status();
     node.shut_down();
-    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    runtime.shutdown_timeout(Duration::from_secs(2));
     Ok(())
+}
+
+/// Keeps the status on the disk not much older than this.
+const STATUS_EVERY: Duration = Duration::from_secs(30);
+
+/// Writes the status now and then, until the node is gone.
+fn keep_status(node: &Arc<Node>) {
+    let node = Arc::downgrade(node);
+    let work = move || {
+        while let Some(node) = node.upgrade() {
+            node.keep_status();
+            drop(node);
+            std::thread::sleep(STATUS_EVERY);
+        }
+    };
+    std::thread::Builder::new()
+        .name("status".into())
+        .spawn(work)
+        .expect("a thread can be started");
 }
 
 /// Answers commands, a thread each.

@@ -18,7 +18,7 @@ pub mod ops;
 pub mod peer;
 
 use cli::{Hooks, InitArgs, InitReport};
-use control::{Code, Failure};
+use control::{Code, Failure, status::StatusReply};
 use std::path::Path;
 
 /// What the command line needs of the daemon's code.
@@ -31,6 +31,11 @@ impl Hooks for Program {
 
     fn init(&self, args: &InitArgs) -> Result<InitReport, Box<Failure>> {
         init::init(args)
+    }
+
+    fn status_from_disk(&self, config: &Path) -> Option<StatusReply> {
+        let config = config::NodeConfig::load(config).ok()?;
+        serde_json::from_slice(&std::fs::read(node::status_file(&config.state_dir)).ok()?).ok()
     }
 }
 

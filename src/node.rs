@@ -278,6 +278,18 @@ impl Node {
         })
     }
 
+    /// Writes what `status` says to the disk, for the time when nobody can be asked.
+    pub fn keep_status(self: &Arc<Self>) {
+        let path = status_file(&self.config().state_dir);
+        let status = crate::ops::status::of(self, &self.contexts());
+        let kept = serde_json::to_vec(&status)
+            .map_err(std::io::Error::from)
+            .and_then(|text| media::replace_file(&path, &text, 0o600));
+        if let Err(e) = kept {
+            tracing::warn!("{}: {e}", path.display());
+        }
+    }
+
     /// Stops everything in order: no new request, then the contexts.
     pub fn shut_down(&self) {
         self.peers.shut_down();
@@ -290,6 +302,11 @@ impl Node {
             context.shut_down();
         }
     }
+}
+
+/// Where a node's last known status is.
+pub(crate) fn status_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("status.json")
 }
 
 /// The host's own name.

@@ -391,6 +391,9 @@ impl Journal {
             let cursors = self.move_cursors(|c| {
                 // Rule T2: what is before the open tail was synced by the seal.
                 if self.line_changes.load(Ordering::Acquire) == line {
+                    // An appender makes its frame visible before it moves `appended`: the frame was in the tail before
+                    // this sync began, so both cursors may pass it.
+                    c.appended = c.appended.max(target);
                     c.durable = c.durable.max(target);
                 }
             });

@@ -155,7 +155,7 @@ impl Agent {
 }
 
 fn spawn(
-    name: &str,
+    what: &'static str,
     context: &Arc<Context>,
     tap: &Arc<Tap>,
     volumes: &Arc<Volumes>,
@@ -169,8 +169,17 @@ fn spawn(
         stopping: Arc::clone(stopping),
     };
     std::thread::Builder::new()
-        .name(format!("c{}-{name}", context.id()))
-        .spawn(move || run(&agent))
+        .name(format!("c{}-{what}", context.id()))
+        .spawn(move || {
+            // A thread that panics takes its context with it, or flushes would wait for it for ever.
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&agent))).is_err() {
+                agent.poison(what, &"a defect of the program; see the log");
+            }
+            if agent.context.journal.poisoned().is_some() {
+                agent.tap.flushes().stop();
+                agent.context.bells.durable.ring();
+            }
+        })
         .expect("a thread can be started")
 }
 

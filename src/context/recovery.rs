@@ -54,10 +54,17 @@ impl Recovery {
             writer: Arc::clone(&writer),
             stopping: Arc::clone(&stopping),
         };
-        let spawn = |name: &str, agent: Agent, run: fn(&Agent)| {
+        let spawn = |what: &'static str, agent: Agent, run: fn(&Agent)| {
             std::thread::Builder::new()
-                .name(format!("c{}-{name}", context.id()))
-                .spawn(move || run(&agent))
+                .name(format!("c{}-{what}", context.id()))
+                .spawn(move || {
+                    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&agent))).is_err() {
+                        agent.poison(what, &"a defect of the program; see the log");
+                    }
+                    if agent.context.journal.poisoned().is_some() {
+                        agent.context.bells.durable.ring();
+                    }
+                })
                 .expect("a thread can be started")
         };
         let threads = vec![

@@ -7,7 +7,10 @@ use control::{
     reply::{PlanReply, StartReply, StopReply},
 };
 use model::{ContextState, Role, Timestamp};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 fn agent(role: Role) -> &'static str {
     match role {
@@ -78,6 +81,21 @@ pub fn start(op: &mut Op<'_>, id: u32) -> Answer {
     Ok((Reply::Start(reply), next))
 }
 
+/// How long connections that are being closed may take.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// Connections that stay open: a client that has just ended, as after an unmount, is not held against anybody.
+pub fn connections(op: &Op<'_>, matches: impl Fn(&str) -> bool) -> usize {
+    let deadline = Instant::now() + CLOSING;
+    loop {
+        let open = op.node.readers(&matches);
+        if open == 0 || Instant::now() >= deadline {
+            return open;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Makes "stopped by an operator", or its end, durable.
 fn set_stopped(context: &Context, by: Option<&str>) -> Result<(), Failure> {
     let changed = context.change_row(|row| match by {
@@ -139,7 +157,7 @@ pub fn stop(op: &mut Op<'_>, id: u32, unmount: bool, drain_first: bool) -> Answe
             .filter(|a| a.export.starts_with(&prefix))
             .map(|a| format!("{} attached as {}", a.export, a.name.display()))
             .collect();
-        let connections = op.node.readers(|name| name.starts_with(&prefix));
+        let connections = connections(op, |name| name.starts_with(&prefix));
         if !attached.is_empty() || connections > 0 {
             let holders = if attached.is_empty() {
                 vec![format!(

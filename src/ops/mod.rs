@@ -15,7 +15,7 @@ mod pair;
 mod protect;
 mod restore;
 mod snapshot;
-mod status;
+pub(crate) mod status;
 mod wait;
 mod windows;
 
@@ -135,6 +135,7 @@ pub fn run(node: &Arc<Node>, request: &Request, session: &mut Session) -> Outcom
             command = request.options.command_line,
             result
         );
+        node.keep_status();
     }
     match answer {
         Ok((reply, next)) => Outcome {

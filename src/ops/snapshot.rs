@@ -331,9 +331,11 @@ fn holders(op: &Op<'_>, context: &Context, level: Level) -> Vec<String> {
             None => format!("{} attached as {}", a.export, a.name.display()),
         })
         .collect();
-    let connections = op.node.readers(ours);
-    if holders.is_empty() && connections > 0 {
-        holders.push(format!("{connections} NBD connections to snapshot {level}"));
+    if holders.is_empty() {
+        let connections = super::lifecycle::connections(op, ours);
+        if connections > 0 {
+            holders.push(format!("{connections} NBD connections to snapshot {level}"));
+        }
     }
     holders
 }

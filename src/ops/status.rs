@@ -52,18 +52,23 @@ pub fn consistent(context: &Context) -> bool {
         .is_some_and(|from| context.journal.cursors().applied >= from)
 }
 
+/// The figures of these contexts as of now.
+pub fn of(node: &Arc<Node>, contexts: &[Arc<Context>]) -> StatusReply {
+    StatusReply {
+        host: node.name(),
+        taken: Timestamp::now().into(),
+        old: false,
+        contexts: contexts.iter().map(|c| one(node, c)).collect(),
+    }
+}
+
 /// `backstay status`.
 pub fn status(op: &mut Op<'_>, only: Option<u32>) -> Answer {
     let contexts = match only {
         Some(id) => vec![op.context(id)?],
         None => op.node.contexts(),
     };
-    let reply = StatusReply {
-        host: op.node.name(),
-        taken: Timestamp::now().into(),
-        old: false,
-        contexts: contexts.iter().map(|c| one(op.node, c)).collect(),
-    };
+    let reply = of(op.node, &contexts);
     let step = match (contexts.as_slice(), reply.contexts.as_slice()) {
         ([context], [status]) => next_step(op.node, context, status),
         _ => None,

@@ -539,3 +539,30 @@ fn a_peer_that_has_more_proves_a_loss() {
     j.reset_peer(WriteSeq(1), WriteSeq(1)).unwrap();
     assert_eq!(j.cursors().received_by_peer, WriteSeq(1));
 }
+
+/// Regression: an appender makes its frame visible before it moves `appended`, and a sync in between claimed a `durable`
+/// past it: the assertion of invariant 7 ended the sync thread, and every flush after it waited for ever.
+#[test]
+fn a_sync_beside_an_appender_never_passes_it() {
+    let lab = Lab::new();
+    let j = std::sync::Arc::new(lab.fresh());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let durable = j.sync().unwrap();
+                    assert!(durable <= j.cursors().appended);
+                }
+            });
+        }
+        for i in 0..20_000u64 {
+            if j.wants_seal(600, at(i)) {
+                j.seal(SealFlags::default()).unwrap();
+            }
+            j.append(vec![write(0, i % 64 * 512, vec![7; 16])], at(i)).unwrap();
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(j.sync().unwrap(), j.cursors().appended);
+}
