@@ -377,6 +377,8 @@ impl Export for PastExport {
         };
         ExportInfo {
             description: self.description.clone(),
+            // Each connection by name resolves for itself, so two of them may see different points.
+            multi_conn: self.reader.is_none(),
             ..info
         }
     }

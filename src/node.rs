@@ -2,7 +2,7 @@
 
 use crate::{
     attach::Attacher,
-    config::{ConfigError, ContextConfig, HostConfig, NodeConfig},
+    config::{ConfigError, ContextConfig, HostConfig, NodeConfig, VolumeConfig},
     context::{Context, ContextError},
     exports::NodeExports,
     peer::Peers,
@@ -23,6 +23,8 @@ pub struct Node {
     config_path: PathBuf,
     config: RwLock<NodeConfig>,
     contexts: RwLock<BTreeMap<u32, Arc<Context>>>,
+    /// Contexts whose file is here and that could not be opened, with the reason.
+    broken: Mutex<BTreeMap<String, String>>,
     attacher: Attacher,
     peers: Peers,
     since: Timestamp,
@@ -55,6 +57,7 @@ impl Node {
             config_path: config_path.to_owned(),
             config: RwLock::new(config),
             contexts: RwLock::default(),
+            broken: Mutex::default(),
             attacher,
             peers,
             since: Timestamp::now(),
@@ -78,6 +81,12 @@ impl Node {
                 .and_then(|config| self.add_context(config));
             if let Err(e) = opened {
                 tracing::error!("{}: not started: {e}", path.display());
+                let name = path
+                    .file_stem()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
+                self.broken.lock().insert(name, e.to_string());
             }
         }
         Ok(())
@@ -141,6 +150,16 @@ impl Node {
             .get(&id)
             .or_else(|| contexts.values().find(|c| c.config.failover_id == id))
             .cloned()
+    }
+
+    /// Contexts that could not be opened: the name of their file, and why.
+    #[must_use]
+    pub fn broken(&self) -> Vec<(String, String)> {
+        self.broken
+            .lock()
+            .iter()
+            .map(|(name, why)| (name.clone(), why.clone()))
+            .collect()
     }
 
     /// All contexts, by id.
@@ -229,7 +248,7 @@ impl Node {
             .or_else(|| self.context(config.failover_id))
         {
             if there.config == config {
-                return Ok("already so".into());
+                return Ok(self.backings(&config));
             }
             return Err(format!("{name} has another context {}", there.id()));
         }
@@ -244,11 +263,23 @@ impl Node {
         }
         let path = self.config().contexts_dir().join(format!("{}.toml", config.id));
         config.save(&path).map_err(|e| e.to_string())?;
+        let backings = self.backings(&config);
         if let Err(e) = self.add_context(config) {
             let _ = std::fs::remove_file(&path);
             return Err(e.to_string());
         }
-        Ok("done".into())
+        Ok(backings)
+    }
+
+    /// Where the volumes of a context are on this node, a line each.
+    fn backings(&self, config: &ContextConfig) -> String {
+        let node = self.config();
+        let path = |v: &VolumeConfig| {
+            v.backing_on(&node.name, &node.state_dir, config.id)
+                .display()
+                .to_string()
+        };
+        config.volumes.iter().map(path).collect::<Vec<_>>().join("\n")
     }
 
     /// Starts serving exports.

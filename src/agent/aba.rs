@@ -10,14 +10,15 @@
 //!
 //! - Everything received before is made durable before the welcome: the stream goes on behind it.
 //! - A copy is acknowledged only after the volumes were synced, and only if its stub is durable here.
-//! - One connection a context: a newer one from the same pinned peer ends the older, which may be half-open.
+//! - One connection a context: a newer one from the same pinned peer ends the older, which may be half-open; what the older
+//!   one's thread has not begun to work on by then is dropped.
 
 use super::{LinkError, config_digest, end_of, flags_of};
 use crate::context::{Context, Recovery, Running};
 use bytes::Bytes;
 use journal::{Journal, JournalError, NewGeneration, Position};
-use model::{ContextState, GenNo, Role, WriteSeq};
-use std::sync::Arc;
+use model::{ContextState, GenNo, RecordBody, Role, WriteSeq};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::mpsc;
 use wire::{
     Incoming, Message, Outgoing, Receiver, ReceiverAction, ReceiverLocal, RefuseCode, Version, Welcome,
@@ -97,17 +98,23 @@ fn receive(
         outgoing,
         runtime,
         copies: Vec::new(),
+        stubs: BTreeMap::new(),
         may_apply: WriteSeq(0),
         told_rolled_back: false,
         requests: 0,
     };
     let mut event = Event::Message(hello);
+    let turn = context.next_receiver();
     let why = loop {
+        let Some(working) = context.receiver_turn(turn) else {
+            break "a newer connection took over".to_owned();
+        };
         let step = match event {
             Event::Message(message) => end.message(message),
             Event::Moved => end.moved(),
             Event::Over(why) => break why,
         };
+        drop(working);
         if let Err(e) = step {
             break e.to_string();
         }
@@ -117,7 +124,10 @@ fn receive(
         };
     };
     tracing::info!(context = context.id().0, "receiving ended: {why}");
-    context.set_peer(false, None);
+    // The peer that left through this connection may be here again through a newer one.
+    if context.receiver_turn(turn).is_some() {
+        context.set_peer(false, None);
+    }
 }
 
 struct End<'a> {
@@ -128,6 +138,8 @@ struct End<'a> {
     runtime: &'a tokio::runtime::Handle,
     /// Copies on the volumes that are not synced yet.
     copies: Vec<WriteSeq>,
+    /// Stubs of copies in the last frame, and the digests of their bytes.
+    stubs: BTreeMap<WriteSeq, journal::Digest>,
     may_apply: WriteSeq,
     told_rolled_back: bool,
     requests: u64,
@@ -168,7 +180,15 @@ impl End<'_> {
                             first_lfc: Some(frame.lfc),
                         })?;
                     }
-                    self.journal.append_received(frame.bytes)?;
+                    let appended = self.journal.append_received(frame.bytes)?;
+                    self.stubs = appended
+                        .records()
+                        .iter()
+                        .filter_map(|r| match r.body {
+                            RecordBody::Copy { digest, .. } => Some((r.seq, digest)),
+                            _ => None,
+                        })
+                        .collect();
                     self.ring_received()?;
                 }
                 ReceiverAction::Seal(seal) => {
@@ -178,6 +198,11 @@ impl End<'_> {
                     self.context.bells.durable.ring();
                 }
                 ReceiverAction::WriteCopy(copy) => {
+                    // Rule C2: the stub in the journal vouches for the bytes beside it.
+                    if self.stubs.get(&copy.seq) != Some(&journal::tap::digest(copy.range, &copy.payload)) {
+                        let text = format!("the copy of record {} is not what its stub says", copy.seq);
+                        return Err(LinkError::Refused(text));
+                    }
                     let running = self.running()?;
                     recovery(&running)?.write_copy(copy.volume, copy.range, &copy.payload)?;
                     self.copies.push(copy.seq);

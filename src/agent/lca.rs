@@ -21,7 +21,7 @@ use super::{
     LinkError, LinkHandle, blocking, config_digest, copier, copier::Table, end_of, seal_of, stopped,
 };
 use crate::context::Context;
-use journal::{Journal, JournalError, tap::Tap};
+use journal::{Cell, Journal, JournalError, tap::Tap};
 use model::{LfcId, RecordBody, Role, Timestamp, WriteSeq};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
@@ -207,9 +207,10 @@ impl Link {
                     }
                     dialer.welcomed();
                     self.unsealed = Some(welcome.open_lfc).filter(|l| *l >= LfcId::FIRST && peer.seq.0 > 0);
+                    let context = Arc::clone(&self.context);
+                    blocking(move || meet(&context, welcome.instance, peer.seq, welcome.applied)).await?;
                     self.context.set_peer(true, None);
                     self.context.set_peer_rolled_back(welcome.copying, false);
-                    self.journal.set_peer(peer.seq, welcome.applied, true)?;
                     self.start_copier(welcome.copying);
                 }
                 SenderAction::Acked(ack) => {
@@ -412,6 +413,32 @@ fn judge(journal: &Journal, peer: Position) -> Result<Resume, JournalError> {
     Ok(Resume::Diverged {
         ours: end_of(journal)?,
     })
+}
+
+/// Name of the note that says which store of the peer our state maps are about.
+const PEER_INSTANCE: &str = "peer_instance";
+
+/// Takes the peer's position as it is. A peer whose store was made anew has none of the regions that another store once
+/// acknowledged: all are stale again, durably, before it is taken for the one we know.
+fn meet(context: &Context, instance: u64, received: WriteSeq, applied: WriteSeq) -> Result<(), JournalError> {
+    let journal = &context.journal;
+    let instance = format!("{instance:016x}");
+    let known = context.row().notes.get(PEER_INSTANCE).cloned();
+    if known.as_ref() != Some(&instance) {
+        if known.is_some() {
+            tracing::warn!(
+                context = context.id().0,
+                "{} has a new store: everything is copied again",
+                context.peer_name()
+            );
+            let appended = journal.cursors().appended;
+            for (volume, _) in context.config.indexed() {
+                journal.reset_map(volume, Cell::Stale(appended))?;
+            }
+        }
+        context.change_row(|row| drop(row.notes.insert(PEER_INSTANCE.to_owned(), instance)))?;
+    }
+    journal.reset_peer(received, applied)
 }
 
 /// A frame as the wire carries it.

@@ -177,6 +177,14 @@ impl ContextConfig {
                 "a power of two from 4K to 1M",
             );
         }
+        for (key, limit) in [
+            ("write_back_limit", self.write_back_limit),
+            ("overlay_limit", self.overlay_limit),
+        ] {
+            if limit.0 < 1 << 20 {
+                return fault(key, limit.to_string(), "1M or more");
+            }
+        }
         if self.lfc_max_age.0 < Duration::from_secs(1) {
             return fault("lfc_max_age", self.lfc_max_age.to_string(), "1s or more");
         }

@@ -129,6 +129,13 @@ impl NodeConfig {
             if host.name == config.name {
                 return Err(fault("host.name", &host.name, "that is this node itself"));
             }
+            if host.identity.parse::<wire::Fingerprint>().is_err() {
+                return Err(fault(
+                    "host.identity",
+                    &host.identity,
+                    "that is no fingerprint of a node",
+                ));
+            }
         }
         Ok(config)
     }

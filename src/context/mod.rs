@@ -20,7 +20,7 @@ use journal::{
 };
 use media::{Create, FileMedium};
 use model::{ContextId, ContextState, Role, Term, Timestamp, VolumeIndex, WriteSeq, ports::Medium};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use snapshot::Volumes;
 use std::{
     path::PathBuf,
@@ -155,6 +155,7 @@ pub struct Context {
     peer: Mutex<PeerView>,
     commands: CommandLock,
     link: Mutex<Option<LinkHandle>>,
+    receiving: Mutex<u64>,
     row: Mutex<ContextRow>,
     restore: Mutex<Option<RestoreRow>>,
     running: RwLock<Option<Arc<Running>>>,
@@ -216,6 +217,7 @@ impl Context {
             peer: Mutex::default(),
             commands: CommandLock::default(),
             link: Mutex::default(),
+            receiving: Mutex::default(),
             row: Mutex::new(row),
             restore: Mutex::new(restore),
             running: RwLock::default(),
@@ -288,7 +290,9 @@ impl Context {
 
     /// Ends what runs and closes the volumes; the journal stays open.
     pub fn halt(&self) {
-        if let Some(link) = self.link.lock().take() {
+        // Let go of the lock first: a peer that connects meanwhile waits for it on a worker that the link may need to end.
+        let link = self.link.lock().take();
+        if let Some(link) = link {
             link.stop();
         }
         let running = self.running.write().take();
@@ -496,6 +500,19 @@ impl Context {
         if let Some(old) = self.link.lock().replace(link) {
             old.ask_to_stop();
         }
+    }
+
+    /// The turn of a connection's receiving thread: from now on the threads of older connections do nothing more.
+    pub(crate) fn next_receiver(&self) -> u64 {
+        let mut newest = self.receiving.lock();
+        *newest += 1;
+        *newest
+    }
+
+    /// The right of the newest connection's thread to work on what it received; `None` for older ones. A copy that an older
+    /// thread still held would otherwise land over a newer one.
+    pub(crate) fn receiver_turn(&self, turn: u64) -> Option<MutexGuard<'_, u64>> {
+        Some(self.receiving.lock()).filter(|newest| **newest == turn)
     }
 
     /// Takes the context's command lock; else answers who holds it.

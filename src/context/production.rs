@@ -95,6 +95,8 @@ impl Production {
 /// Brings the volumes to the journal's head: everything after `checkpointed` is written again, in order.
 fn replay(context: &Context, volumes: &Volumes) -> Result<(), ContextError> {
     let journal = &context.journal;
+    // After a stop in this process the journal may hold writes that were answered and not synced.
+    journal.sync()?;
     let cursors = journal.cursors();
     let mut from = cursors.checkpointed;
     while from < cursors.durable {
@@ -296,5 +298,9 @@ fn drop_applied(agent: &Agent) -> Result<(), journal::JournalError> {
     };
     // What makes the drop right is durable before it: a lower cursor after a crash would ask for what is gone.
     journal.set_peer(cursors.received_by_peer, cursors.applied_by_peer, true)?;
-    journal.drop_redo_through(last.generation, last.lfc)
+    match journal.drop_redo_through(last.generation, last.lfc) {
+        // It was sealed a moment ago and waits to be ingested: the next round drops it.
+        Err(journal::JournalError::NotHeld { .. }) => Ok(()),
+        done => done,
+    }
 }

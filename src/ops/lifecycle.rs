@@ -224,11 +224,11 @@ pub fn drain(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(), Failure> {
     let mut ear = context.bells.acknowledged.ear();
     loop {
         let cursors = context.journal.cursors();
-        // A rolled-back replica applies nothing, but it has everything.
-        if cursors.applied_by_peer >= target {
+        let peer = context.peer();
+        let copied = peer.connected && !peer.copying && context.stale_bytes() == 0;
+        if copied && cursors.applied_by_peer >= target {
             break;
         }
-        let peer = context.peer();
         if !peer.connected {
             return Err(Failure::new(
                 Code::NotNow,
@@ -240,8 +240,15 @@ pub fn drain(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(), Failure> {
             )
             .with_hint("run the same command again when it is, or leave out -S (and -F): what is missing stays in the journal"));
         }
-        if peer.rolled_back && cursors.received_by_peer >= target {
+        // A rolled-back replica applies nothing, but it has everything.
+        if copied && peer.rolled_back && cursors.received_by_peer >= target {
             break;
+        }
+        if !op.is_watched() {
+            return Err(Failure::new(
+                Code::Detached,
+                "nobody waits for the drain any more",
+            ));
         }
         op.progress(Progress {
             what: "drain".into(),

@@ -36,12 +36,18 @@ pub struct Op<'a> {
     /// `-q -f -n …`.
     pub options: &'a Options,
     session: &'a mut Session,
+    detached: bool,
 }
 
 impl Op<'_> {
     fn send(&mut self, event: Event) {
         // A client that went away has detached; the work goes on.
-        let _ = self.session.send(&event);
+        self.detached |= self.session.send(&event).is_err();
+    }
+
+    /// Whether the client is still there, as far as the last event told.
+    pub fn is_watched(&self) -> bool {
+        !self.detached
     }
 
     /// Shows a step.
@@ -123,6 +129,7 @@ pub fn run(node: &Arc<Node>, request: &Request, session: &mut Session) -> Outcom
             node,
             options: &request.options,
             session,
+            detached: false,
         };
         dispatch(&mut op, command)
     });

@@ -75,6 +75,13 @@ pub fn protect(op: &mut Op<'_>, wanted: &Protect) -> Answer {
     if op.options.dry_run {
         return Ok((planned(&config, &path), None));
     }
+    let folder = node.config().state_dir.join(format!("c{id}"));
+    if folder.exists() {
+        return Err(refused(format!(
+            "{} is there from an earlier context {id}: move it away or take another id",
+            folder.display()
+        )));
+    }
     config
         .save(&path)
         .map_err(|e| Failure::from_error(Code::Refused, &e))?;
@@ -82,29 +89,41 @@ pub fn protect(op: &mut Op<'_>, wanted: &Protect) -> Answer {
         // A context that was never ready leaves nothing behind but an adopted backing, which was never written.
         node.remove_context(id);
         let _ = std::fs::remove_file(&path);
-        let _ = std::fs::remove_dir_all(node.config().state_dir.join(format!("c{id}")));
+        let _ = std::fs::remove_dir_all(&folder);
         failure
     };
     let context = node
         .add_context(config.clone())
         .map_err(|e| undo(Failure::from_error(Code::Refused, &e)))?;
-    node.peers()
+    let answer = node
+        .peers()
         .request(&node, &recovery, CONFIGURE, Bytes::from(config.to_text()))
         .map_err(|e| undo(peer_failure(&e)))?;
-    for volume in &config.volumes {
+    // The peer answers where each volume's replica is, a line each.
+    let replicas: Vec<String> = String::from_utf8_lossy(&answer)
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    let replica = |i: usize| replicas.get(i).cloned().unwrap_or_default();
+    for (i, volume) in config.volumes.iter().enumerate() {
+        let backing = volume.backing_on(&name, &node.config().state_dir, id);
         op.line(format!(
             "{name}:{} -> {recovery}:{}  ({})",
-            volume.backing_on(&name, &node.config().state_dir, id).display(),
-            volume
-                .backing
-                .get(&recovery)
-                .map_or("state folder".into(), |p| p.display().to_string()),
+            backing.display(),
+            replica(i),
             volume.size
         ));
     }
+    // From here on the context is there: what fails is gone on with by the command that the hint names.
+    let part_way = |mut failure: Failure| {
+        failure.code = Code::PartWay;
+        failure
+            .with_hint("the context is protected and its first sync runs; mount it when this is mended")
+            .with_hint_command(format!("rtmnt -C {id}"), &name)
+    };
     let mut made = Vec::new();
-    for (volume, spec) in config.volumes.iter().zip(&wanted.volumes) {
-        made.push(ready(op, &context, volume, spec)?);
+    for (i, (volume, spec)) in config.volumes.iter().zip(&wanted.volumes).enumerate() {
+        made.push(ready(op, &context, volume, spec, replica(i)).map_err(part_way)?);
     }
     if wanted.mount && config.volumes.iter().any(|v| v.mount.is_some()) {
         let how = super::mount::How {
@@ -112,7 +131,7 @@ pub fn protect(op: &mut Op<'_>, wanted: &Protect) -> Answer {
             full_check: false,
             at_dir: None,
         };
-        super::mount::mount(op, id, None, &how)?;
+        super::mount::mount(op, id, None, &how).map_err(part_way)?;
         for volume in &mut made {
             volume.mounted = volume.mount.is_some();
         }
@@ -205,16 +224,13 @@ fn ready(
     context: &Arc<Context>,
     volume: &VolumeConfig,
     spec: &VolumeSpec,
+    recovery_backing: String,
 ) -> Result<ProtectedVolume, Failure> {
     let device = format!("c{}/{}", context.id(), volume.name);
     let created = matches!(spec.source, VolumeSource::Create { .. });
     let config = op.node.config();
     if let Some(filesystem) = volume.filesystem {
-        let failed = |e: crate::attach::AttachError| {
-            Failure::from_error(Code::PartWay, &e)
-                .with_hint("the context is protected; make the file system and run rtmnt")
-                .with_hint_command(format!("rtmnt -C {}", context.id()), &config.name)
-        };
+        let failed = |e: crate::attach::AttachError| Failure::from_error(Code::PartWay, &e);
         let attached = op
             .node
             .attacher()
@@ -244,10 +260,7 @@ fn ready(
             .backing_on(&config.name, &config.state_dir, context.id().0)
             .display()
             .to_string(),
-        recovery_backing: volume.backing.get(context.peer_name()).map_or_else(
-            || format!("(in the state folder of {})", context.peer_name()),
-            |p| p.display().to_string(),
-        ),
+        recovery_backing,
         created,
         filesystem: volume.filesystem.map(|_| "ext4".to_owned()),
         mount: volume

@@ -39,7 +39,9 @@ pub fn failover_restore(op: &mut Op<'_>, id: u32, to: &RestoreTo, volume: Option
                 let way = Way::between(&context, to_info.clone(), to_info, false);
                 return Ok((way.reply(&context, None), after(op, id, false)));
             }
-            (ContextState::Restoring, false) if same => {
+            // The same words mean the same restore, even if `latest` or `-10m` would be another point by now.
+            (ContextState::Restoring, false) if same || (row.text == target && row.only == only) => {
+                let to_info = point_info(&context, &row.target, Some(&row.text));
                 let way = Way::between(&context, applied_info(&context), to_info, false);
                 return run(op, &context, recovery, Work::GoOn(row), way);
             }

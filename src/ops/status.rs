@@ -62,13 +62,38 @@ pub fn of(node: &Arc<Node>, contexts: &[Arc<Context>]) -> StatusReply {
     }
 }
 
+/// A context that could not be opened has no figures; what is shown says so and is not healthy.
+fn tell_broken(node: &Node, reply: &mut StatusReply) -> Result<(), Failure> {
+    let broken: Vec<String> = node
+        .broken()
+        .into_iter()
+        .map(|(name, why)| format!("context {name} could not be opened: {why}"))
+        .collect();
+    match (reply.contexts.first_mut(), broken.as_slice()) {
+        (_, []) => Ok(()),
+        (Some(shown), _) => {
+            shown.healthy = false;
+            shown.warnings.extend(broken);
+            Ok(())
+        }
+        (None, [first, others @ ..]) => {
+            let mut failure = Failure::new(Code::Unhealthy, first.clone());
+            failure.caused_by = others.to_vec();
+            Err(failure.with_hint("mend its file or its journal and start the daemon again"))
+        }
+    }
+}
+
 /// `backstay status`.
 pub fn status(op: &mut Op<'_>, only: Option<u32>) -> Answer {
     let contexts = match only {
         Some(id) => vec![op.context(id)?],
         None => op.node.contexts(),
     };
-    let reply = of(op.node, &contexts);
+    let mut reply = of(op.node, &contexts);
+    if only.is_none() {
+        tell_broken(op.node, &mut reply)?;
+    }
     let step = match (contexts.as_slice(), reply.contexts.as_slice()) {
         ([context], [status]) => next_step(op.node, context, status),
         _ => None,

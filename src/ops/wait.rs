@@ -3,7 +3,7 @@
 use super::{Answer, Op, refused};
 use crate::context::{Context, Running};
 use control::{
-    Code, Failure, Reply, WaitFor,
+    Code, Failure, Progress, Reply, WaitFor,
     reply::{ProbeReply, WaitReply},
 };
 use model::{ContextState, Role};
@@ -22,6 +22,16 @@ pub fn wait(op: &mut Op<'_>, id: u32, until: &WaitFor, timeout_s: Option<u64>) -
             return Err(Failure::new(
                 Code::NotNow,
                 format!("not {until} after {} s", started.elapsed().as_secs()),
+            ));
+        }
+        op.progress(Progress {
+            what: until.to_string(),
+            ..Progress::default()
+        });
+        if !op.is_watched() {
+            return Err(Failure::new(
+                Code::Detached,
+                format!("nobody waits for {until} any more"),
             ));
         }
         // What is waited for moves by several bells; a look four times a second costs nothing beside a person's patience.
@@ -46,7 +56,12 @@ fn holds(context: &Arc<Context>, until: &WaitFor) -> Result<bool, Failure> {
         },
         WaitFor::Resynced => context.stale_bytes() == 0,
         WaitFor::Drained => match context.role() {
-            Role::Production => cursors.received_by_peer >= cursors.appended,
+            Role::Production => {
+                peer.connected
+                    && !peer.copying
+                    && context.stale_bytes() == 0
+                    && cursors.received_by_peer >= cursors.appended
+            }
             Role::Recovery => return Err(refused("'drained' is asked of the production host")),
         },
         WaitFor::Applied(seq) => match context.role() {

@@ -32,7 +32,7 @@
 mod copy;
 mod flush;
 
-pub use copy::CopyTaken;
+pub use copy::{CopyTaken, digest};
 pub use flush::Flushes;
 
 use crate::{Draft, Frame, Journal, JournalError, LfcRow, SealFlags};
