@@ -121,12 +121,11 @@ fn page(short: &str) -> Page {
         ),
         "umnt" => (
             "Undoes rtmnt. Filesystems that are in use are refused, with their holders. With -F on production it also\n\
-             waits for a running resync, and drains everything to the recovery server.",
+             waits for a running first sync, and drains everything to the recovery server.",
             &["rtumnt -C 1", "rtumnt -FC1"],
         ),
         "start" => (
-            "Starts a stopped context. It does not mount: rtmnt does. A production that cannot hear its peer is refused\n\
-             after a boot, because the peer may have taken over; -f overrides that.",
+            "Starts a stopped context. It does not mount: rtmnt does.",
             &["rtstart -C 1"],
         ),
         "stop" => (

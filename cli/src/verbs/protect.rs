@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! backstay protect -C 1 data=1G --fs ext4 --mount /data
-//! backstay protect -C 1 data=1G log=512M --fs ext4 --fs log=xfs --mount data=/data --mount log=/data/log
+//! backstay protect -C 1 data=1G log=512M --fs ext4 --mount data=/data --mount log=/data/log
 //! ```
 //!
 //! A mount point without a name belongs to the only volume; among several, to the one that is called like its last
@@ -27,7 +27,7 @@ pub(crate) struct Protect {
     /// New sparse file (NAME=1G), or device or file to adopt (NAME=/dev/...)
     #[arg(value_name = "NAME=SIZE|PATH")]
     volumes: Vec<String>,
-    /// Filesystem to make or expect (ext4, xfs, btrfs)
+    /// Filesystem to make or expect (this version: ext4)
     #[arg(long, value_name = "[NAME=]TYPE")]
     fs: Vec<String>,
     /// Where to mount it
@@ -42,7 +42,7 @@ pub(crate) struct Protect {
     /// Id of the failover context (default: ID + 1000)
     #[arg(long, value_name = "ID")]
     failover_id: Option<u32>,
-    /// How writes are acknowledged
+    /// How writes are acknowledged (this version: async)
     #[arg(long, value_name = "MODE", value_parser = ["async", "mwc", "sync"])]
     mode: Option<String>,
     /// Do not mount now
