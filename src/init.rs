@@ -52,7 +52,9 @@ pub fn init(args: &InitArgs) -> Done<InitReport> {
     let mut lines = Vec::new();
     write_new(&path, &config, &mut lines)?;
     start(&path, &mut lines)?;
-    let socket = config.control_socket();
+    // A file that was there may say otherwise than the one that would have been written.
+    let kept = NodeConfig::load(&path).map_err(|e| Box::new(Failure::from_error(Code::Refused, &e)))?;
+    let socket = kept.control_socket();
     let command = match &args.peer {
         Some(string) => Command::PairJoin {
             string: string.clone(),
