@@ -33,7 +33,9 @@ pub fn failover_restore(op: &mut Op<'_>, id: u32, to: &RestoreTo, volume: Option
     let state = context.state();
     let history: &dyn History = &*context.journal;
     if let Some(row) = context.restore() {
-        let same = row.target == point && row.only == only;
+        // By place and not by the whole point: the restore itself has given it another base.
+        let place = |p: &Point| (p.generation, p.seq);
+        let same = place(&row.target) == place(&point) && row.only == only;
         match (state, row.undo_from.is_some()) {
             (ContextState::RolledBack, false) if same => {
                 let way = Way::between(&context, to_info.clone(), to_info, false);
