@@ -183,7 +183,9 @@ fn locked<'a>(
             ));
         }
     }
-    if !request.command.changes_state() || request.options.dry_run {
+    // A new snapshot waits for nobody: it changes nothing that another command works on.
+    let snapshot = matches!(request.command, Command::Snapshot { .. });
+    if !request.command.changes_state() || snapshot || request.options.dry_run {
         return Ok(None);
     }
     let wait = std::time::Duration::from_secs(request.options.wait_lock_s.unwrap_or(0));
