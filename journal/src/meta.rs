@@ -29,17 +29,16 @@ impl Journal {
         self.guarded(|| self.commit(batch, relied))
     }
 
-    pub(crate) fn commit(&self, mut batch: Batch, relied: bool) -> Result<(), JournalError> {
-        let mut meta = self.meta.lock();
+    pub(crate) fn commit(&self, batch: Batch, relied: bool) -> Result<(), JournalError> {
+        self.commit_locked(&mut self.meta.lock(), batch, relied)
+    }
+
+    fn commit_locked(&self, meta: &mut Meta, mut batch: Batch, relied: bool) -> Result<(), JournalError> {
         let seq = meta.seq + 1;
         batch.put(Family::Meta, keys::META_SEQ, Writer::default().u64(seq).done());
         self.store.commit(batch)?;
         meta.seq = seq;
-        if relied {
-            self.raise_locked(&mut meta)
-        } else {
-            Ok(())
-        }
+        if relied { self.raise_locked(meta) } else { Ok(()) }
     }
 
     /// Raises the superblock's bounds to what is durable now. Called at every seal; call it when the journal goes idle and
@@ -73,14 +72,18 @@ impl Journal {
     }
 
     /// Moves cursors that are kept in the store: committed first, then seen.
+    ///
+    /// From the look at the cursors to their move under one lock: all are kept in one value, and another thread's commit in
+    /// between would be taken back by ours (`checkpointed` below the floor: nothing to replay from).
     fn move_kept(&self, relied: bool, change: impl Fn(&mut crate::Cursors)) -> Result<(), JournalError> {
         self.guarded(|| {
+            let mut meta = self.meta.lock();
             let mut next = self.cursors();
             change(&mut next);
             next.check();
             let mut batch = Batch::default();
             batch.put(Family::Meta, keys::CURSORS, next.encode());
-            self.commit(batch, relied)?;
+            self.commit_locked(&mut meta, batch, relied)?;
             self.move_cursors(|c| change(c));
             Ok(())
         })

@@ -10,7 +10,7 @@ use journal::{
     JournalError,
     tap::{Request, Tap, VolumeChange},
 };
-use model::{ByteRange, Payload, RecordBody, VolumeIndex, WriteSeq};
+use model::{ByteRange, Payload, RecordBody, VolumeIndex, WriteSeq, ports::Family};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     sync::{
@@ -385,4 +385,37 @@ fn concurrent_promises_survive() {
             );
         }
     });
+}
+
+/// Cursors are kept together: threads that move different ones at once must not take back what another one has committed.
+#[test]
+fn kept_cursors_do_not_fall_when_threads_move_them_at_once() {
+    let lab = lab();
+    let journal = &lab.host.journal;
+    lab.write(0, 1, 1);
+    let head = lab.host.tap.sync_once().unwrap();
+    lab.host.write_back(u64::MAX).unwrap();
+    let context = journal.context().unwrap().expect("made at boot");
+    let superblock = lab.power.medium("super", journal::SUPERBLOCK_BYTES);
+    let held = superblock.hold(Op::Sync, 0);
+    thread::scope(|s| {
+        // One commit stands at the disk, and behind it the two that move cursors.
+        s.spawn(|| journal.put_context(&context).unwrap());
+        assert!(held.wait_for(1));
+        s.spawn(|| journal.set_peer(head, head, true).unwrap());
+        s.spawn(|| journal.set_checkpointed(head).unwrap());
+        thread::sleep(Duration::from_millis(50));
+        drop(held);
+    });
+    let rows = lab.power.store("db").dump(Family::Meta);
+    let (_, row) = rows
+        .into_iter()
+        .find(|(key, _)| key == &[2])
+        .expect("the row of the cursors");
+    let kept = |at: usize| WriteSeq(u64::from_le_bytes(row[at..at + 8].try_into().unwrap()));
+    assert_eq!(
+        (kept(1), kept(17)),
+        (head, head),
+        "checkpointed and applied by the peer"
+    );
 }
