@@ -7,13 +7,13 @@ use common::{Clients, LONG, PROD, Pair, REC, Setup};
 use model::{BLOCK_SIZE, BlockNo, ByteRange, VolumeIndex};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
-    process::Command,
+    process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 use testkit::{
-    nbd::{Promise, Session, Step},
+    nbd::{Client, Promise, Session, Step},
     proc::{need_tool, until},
     with_seeds,
 };
@@ -115,6 +115,88 @@ fn nothing_acknowledged_is_lost() {
         }
         drop(latest);
         pair.drain();
+        pair.same_files(&VOLUMES.map(|(v, _)| v));
+    });
+}
+
+/// All bytes of all volumes behind an export name.
+fn read(pair: &Pair, target: &str) -> Vec<Vec<u8>> {
+    let clients = Clients::open(pair, REC, &VOLUMES, |v| format!("c1/{v}@{target}"));
+    let whole = |mut client: Client| {
+        let parts = (0..client.size()).step_by(1 << 20);
+        parts.flat_map(|at| client.read(at, 1 << 20).unwrap()).collect()
+    };
+    clients.0.into_iter().map(whole).collect()
+}
+
+/// A restore, and its undo, that are killed again and again: the same command goes on, and the end is exact.
+#[test]
+fn a_restore_goes_on_where_it_was_killed() {
+    let pair = Pair::new("restore", &Setup::volumes(&VOLUMES));
+    with_seeds("restore", 1, |rng| {
+        let socket = pair.socket(PROD);
+        let write = |rng: &mut StdRng, count: usize| {
+            for (index, (volume, size)) in VOLUMES.iter().enumerate() {
+                let index = VolumeIndex(u16::try_from(index).unwrap());
+                let mut session = Session::new(&socket, &format!("c1/{volume}"), index, rng.random());
+                session.connect().unwrap();
+                let end = AtomicBool::new(false);
+                let seed = rng.random();
+                let steps = steps(StdRng::seed_from_u64(seed), *size, &end).take(count);
+                session.run(8, steps).unwrap();
+            }
+        };
+        write(rng, 400);
+        pair.cli(PROD, &["rtmark", "-C", "1", "--name", "there"]).ok();
+        write(rng, 1600);
+        pair.drain();
+        let (there, head) = (read(&pair, "mark:there"), read(&pair, "latest"));
+        let mut interrupted = [0; 2];
+        for round in 0..2 {
+            for (n, way) in [&["-F", "--mark", "there"] as &[&str], &["--undo"]]
+                .iter()
+                .enumerate()
+            {
+                let command: Vec<&str> = ["scrt_ra", "-C", "1", "-q"].iter().chain(*way).copied().collect();
+                for _ in 0..3 {
+                    let mut command_line = pair.command(REC, &command);
+                    let command_line = command_line.stdout(Stdio::null()).stderr(Stdio::null());
+                    let mut running = command_line.spawn().unwrap();
+                    thread::sleep(Duration::from_millis(rng.random_range(15..200)));
+                    pair.kill9(REC);
+                    running.wait().unwrap();
+                    pair.start(REC);
+                    let status = pair.status(REC);
+                    let state = status["head"]["context"]["state"].as_str().unwrap().to_owned();
+                    interrupted[n] += usize::from(state == "RESTORING");
+                    // Whatever the replica is like just now, production's line can be seen in full.
+                    assert!(read(&pair, "latest") == head, "latest, {state}");
+                    assert!(read(&pair, "mark:there") == there, "the mark, {state}");
+                    if state == (if n == 0 { "ROLLED_BACK" } else { "ENABLED" }) {
+                        break;
+                    }
+                }
+                let state = pair.status(REC)["head"]["context"]["state"].clone();
+                if !(n == 1 && state == "ENABLED") {
+                    pair.cli(REC, &command).ok();
+                }
+                let files: Vec<Vec<u8>> = VOLUMES
+                    .iter()
+                    .map(|(v, _)| std::fs::read(pair.backing(REC, v)).unwrap())
+                    .collect();
+                assert!(
+                    files == if n == 0 { &there } else { &head }[..],
+                    "round {round}: {way:?}"
+                );
+                if n == 0 {
+                    assert!(read(&pair, "restored") == there);
+                }
+            }
+        }
+        println!(
+            "killed within a restore {} times, within an undo {} times",
+            interrupted[0], interrupted[1]
+        );
         pair.same_files(&VOLUMES.map(|(v, _)| v));
     });
 }

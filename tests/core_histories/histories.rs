@@ -82,7 +82,7 @@ fn every_sync_of(production: bool, rng: &mut dyn RngCore, total: &mut Counts) ->
 #[test]
 fn a_cut_at_every_sync_of_production() {
     let (mut cuts, mut total) = (0, Counts::default());
-    let tried = with_seeds("core: every sync of production", 3, |rng| {
+    let tried = with_seeds("core: every sync of production", 6, |rng| {
         cuts += every_sync_of(true, rng, &mut total);
     });
     println!("{cuts} cuts at syncs of production in {tried} histories: {total:?}");
@@ -92,7 +92,7 @@ fn a_cut_at_every_sync_of_production() {
 #[test]
 fn a_cut_at_every_sync_of_recovery() {
     let (mut cuts, mut total) = (0, Counts::default());
-    let tried = with_seeds("core: every sync of recovery", 3, |rng| {
+    let tried = with_seeds("core: every sync of recovery", 6, |rng| {
         cuts += every_sync_of(false, rng, &mut total);
     });
     println!("{cuts} cuts at syncs of recovery in {tried} histories: {total:?}");
@@ -103,7 +103,7 @@ fn a_cut_at_every_sync_of_recovery() {
 #[test]
 fn random_histories_with_crashes_of_both_hosts() {
     let mut total = Counts::default();
-    let tried = with_seeds("core: random histories", 60, |rng| {
+    let tried = with_seeds("core: random histories", 150, |rng| {
         let mut world = World::new(&SMALL, small(), rng);
         for _ in 0..10 {
             for power in [&world.a_power, &world.b_power] {
@@ -126,7 +126,7 @@ fn random_histories_with_crashes_of_both_hosts() {
 #[test]
 fn random_histories_with_large_writes() {
     let mut total = Counts::default();
-    let tried = with_seeds("core: large writes", 6, |rng| {
+    let tried = with_seeds("core: large writes", 12, |rng| {
         let mut world = World::new(&[(5 << 20) / 4 + 513, 1 << 20], Shape::default(), rng);
         for _ in 0..6 {
             world.a_power.freeze_at(rng.random_range(1..80));

@@ -16,7 +16,7 @@ use model::{
     target::TargetKind,
 };
 use rand::{Rng, RngCore};
-use snapshot::{Checkpoint, Restore, RestorePlan, View, Watch};
+use snapshot::{Checkpoint, Restore, RestorePlan, SnapshotError, View, Watch};
 use std::{
     io,
     ops::ControlFlow,
@@ -175,7 +175,7 @@ impl World {
 
     /// Does a step; a host whose power went away in it is booted again and looked at.
     pub fn step(&mut self, step: Step, rng: &mut dyn RngCore) {
-        let done = self.boot_both().and_then(|()| self.act(step, rng));
+        let done = self.boot_both(rng).and_then(|()| self.act(step, rng));
         if let Err(e) = done {
             assert!(
                 self.a_power.is_off() || self.b_power.is_off(),
@@ -215,7 +215,7 @@ impl World {
         }
     }
 
-    fn boot_both(&mut self) -> Fallible {
+    fn boot_both(&mut self, rng: &mut dyn RngCore) -> Fallible {
         if self.a.is_none() {
             let a = Production::boot(&self.a_power, &self.sizes)?;
             self.look_at_production(&a)?;
@@ -232,7 +232,7 @@ impl World {
             );
             assert!(c.applied <= c.durable);
             self.b = Some(b);
-            self.go_on_restoring()?;
+            self.go_on_restoring(rng)?;
         }
         Ok(())
     }
@@ -575,11 +575,43 @@ impl World {
         self.execute(row)
     }
 
-    /// After a boot: a restore that was under way goes on.
-    fn go_on_restoring(&mut self) -> Fallible {
+    /// After a boot: a restore that was under way goes on, or is turned round.
+    fn go_on_restoring(&mut self, rng: &mut dyn RngCore) -> Fallible {
         match self.b().journal.restore()? {
-            Some(row) if row.phase == RestorePhase::Running => self.execute(row),
+            Some(row) if row.phase == RestorePhase::Running => {
+                if row.undo_from.is_none() && rng.random_bool(0.4) {
+                    self.finish_container(&row)?;
+                    return self.undo();
+                }
+                self.execute(row)
+            }
             _ => Ok(()),
+        }
+    }
+
+    /// The container that an interrupted restore was writing is made whole.
+    fn finish_container(&self, row: &RestoreRow) -> Fallible {
+        let b = self.b();
+        let history = b.history();
+        if b.journal.cursors().applied_ordinal >= history.published() {
+            return Ok(());
+        }
+        let plan = RestorePlan::resumed(history, &row.target, row.from)?;
+        let restore = Restore {
+            volumes: &b.volumes,
+            history,
+            plan: &plan,
+            container_blocks: CONTAINER_BLOCKS,
+        };
+        let mut row = row.clone();
+        let mut keeper = Keeper {
+            b,
+            row: &mut row,
+            go_on: ControlFlow::Break(()),
+        };
+        match restore.execute(None, &mut keeper) {
+            Ok(_) | Err(SnapshotError::Stopped(_)) => Ok(()),
+            Err(e) => Err(e.into()),
         }
     }
 
@@ -613,8 +645,12 @@ impl World {
             plan: &plan,
             container_blocks: CONTAINER_BLOCKS,
         };
-        let restored = restore.execute(checkpoint, &mut Keeper { b, row: &mut row });
-        let restored = restored?;
+        let mut keeper = Keeper {
+            b,
+            row: &mut row,
+            go_on: ControlFlow::Continue(()),
+        };
+        let restored = restore.execute(checkpoint, &mut keeper)?;
         b.journal.set_applied_local(restored.last)?;
         row.phase = RestorePhase::Done;
         match row.undo_from {
@@ -679,11 +715,12 @@ impl World {
 struct Keeper<'a> {
     b: &'a Recovery,
     row: &'a mut RestoreRow,
+    go_on: ControlFlow<()>,
 }
 
 impl Watch for Keeper<'_> {
     fn progress(&mut self, _: &snapshot::Progress) -> ControlFlow<()> {
-        ControlFlow::Continue(())
+        self.go_on
     }
 
     fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), HistoryError> {

@@ -560,7 +560,8 @@ fn a_sync_beside_an_appender_never_passes_it() {
             if j.wants_seal(600, at(i)) {
                 j.seal(SealFlags::default()).unwrap();
             }
-            j.append(vec![write(0, i % 64 * 512, vec![7; 16])], at(i)).unwrap();
+            j.append(vec![write(0, i % 64 * 512, vec![7; 16])], at(i))
+                .unwrap();
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
