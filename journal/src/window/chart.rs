@@ -383,8 +383,10 @@ fn boundaries(
             } => {
                 // Only the end of a restore is a point, and only when it is done.
                 let same = |k: &OrdinalKind| matches!(k, OrdinalKind::Local { restore_from: f, .. } if f == restore_from);
+                // One that was taken back may never have come to its end; what it led to is reached without it.
+                let takes_back = |k: &OrdinalKind| matches!(k, OrdinalKind::Local { base, redo, .. } if base == restore_from && redo.is_empty());
                 let is_last = match shared.ordinals.get(&ordinal.next()) {
-                    Some(next) => !same(&next.kind),
+                    Some(next) => !same(&next.kind) && !takes_back(&next.kind),
                     None => restore.is_none_or(|r| r.phase == RestorePhase::Done),
                 };
                 let to = match redo.last() {
