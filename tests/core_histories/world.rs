@@ -6,7 +6,7 @@ use super::{
 };
 use bytes::Bytes;
 use journal::{
-    ContextRow, RestorePhase, RestoreRow,
+    ContextRow, Journal, RestorePhase, RestoreRow,
     tap::{Request, VolumeChange},
 };
 use model::{
@@ -111,8 +111,20 @@ pub struct World {
     marks: Vec<(String, WriteSeq)>,
     /// What recovery acknowledged or would: its journal never goes back behind this.
     kept: WriteSeq,
+    /// Production's power was cut since it was up last: only what was flushed is promised, whatever else happened.
+    was_cut: bool,
     crashes: u32,
     counts: Counts,
+    /// What was done, for whoever looks for the cause of a failure.
+    trace: Vec<String>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.trace.iter().for_each(|line| eprintln!("{line}"));
+        }
+    }
 }
 
 /// What a history has shown.
@@ -161,8 +173,10 @@ impl World {
             flushed: Arc::default(),
             marks: Vec::new(),
             kept: WriteSeq(0),
+            was_cut: false,
             crashes: 0,
             counts: Counts::default(),
+            trace: Vec::new(),
         }
     }
 
@@ -176,6 +190,7 @@ impl World {
     /// Does a step; a host whose power went away in it is booted again and looked at.
     pub fn step(&mut self, step: Step, rng: &mut dyn RngCore) {
         let done = self.boot_both(rng).and_then(|()| self.act(step, rng));
+        self.note(step, done.is_err());
         if let Err(e) = done {
             assert!(
                 self.a_power.is_off() || self.b_power.is_off(),
@@ -183,6 +198,23 @@ impl World {
             );
         }
         self.mourn(rng);
+    }
+
+    fn note(&mut self, step: Step, failed: bool) {
+        let cursors = |journal: Option<&Arc<Journal>>| {
+            journal.map_or("down".to_owned(), |j| {
+                let c = j.cursors();
+                let [a, d, w, p] = [c.appended, c.durable, c.checkpointed, c.applied].map(|s| s.0);
+                format!("{a}/{d}/{w}/{p} ordinal {}/{}", c.applied_ordinal, c.published)
+            })
+        };
+        let a = cursors(self.a.as_ref().map(|a| &a.journal));
+        let b = cursors(self.b.as_ref().map(|b| &b.journal));
+        let from = self.b.as_ref().and_then(Recovery::consistent_from);
+        let failed = if failed { " failed" } else { "" };
+        self.trace.push(format!(
+            "{step:?}{failed}: production {a}, recovery {b}, consistent from {from:?}"
+        ));
     }
 
     /// Restarts whoever lost power.
@@ -200,15 +232,18 @@ impl World {
         self.crashes += 1;
         self.link = None;
         let killed = rng.random_bool(0.25);
+        self.trace.push(format!(
+            "{} of {}",
+            if killed { "kill" } else { "power cut" },
+            if production { "production" } else { "recovery" }
+        ));
         let power = if production { &self.a_power } else { &self.b_power };
         match killed {
             true => power.kill(rng),
             false => power.cut(rng),
         }
         if production {
-            let promised = if killed { &self.answered } else { &self.flushed };
-            let promised = promised.load(Ordering::Relaxed);
-            self.flushed.fetch_max(promised, Ordering::Relaxed);
+            self.was_cut |= !killed;
             self.a = None;
         } else {
             self.b = None;
@@ -240,7 +275,13 @@ impl World {
     /// After a boot: nothing that was promised is lost, and volume and replay are the journal's head.
     fn look_at_production(&mut self, a: &Production) -> Fallible {
         let c = a.journal.cursors();
-        let promised = WriteSeq(self.flushed.load(Ordering::Relaxed));
+        let promised = if self.was_cut {
+            &self.flushed
+        } else {
+            &self.answered
+        };
+        let promised = WriteSeq(promised.load(Ordering::Relaxed));
+        self.was_cut = false;
         assert!(
             c.appended >= promised,
             "{promised} was promised, {} is there",
