@@ -7,18 +7,20 @@
 
 mod common;
 
-use common::{Clients, PROD, Pair, REC, Setup, number};
+use common::{Clients, LONG, PROD, Pair, REC, Setup, number};
 use model::{BLOCK_SIZE, BlockNo, ByteRange, Timestamp, VolumeIndex, WriteSeq};
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use std::{
     fs::File,
     os::unix::fs::FileExt,
+    process::Command,
     time::{Duration, Instant},
 };
 use testkit::{
     Oracle,
     block::{self, Header},
     nbd::{Client, Request},
+    proc::run,
     with_seeds,
 };
 
@@ -546,6 +548,9 @@ fn restore_and_undo(rng: &mut StdRng, mut world: World<'_>, kept: &mut [(u64, Cl
 /// How long the command for a snapshot takes, from the prompt to the prompt, and how long it takes to do nothing (`-n`): the
 /// middle of several.
 fn snapshot_time(rng: &mut StdRng, world: &World<'_>) -> [Duration; 2] {
+    // What is still to be applied and written to the disk is not what is measured.
+    world.pair.waits(PROD, &format!("applied={}", world.seq));
+    run(&mut Command::new("sync"), LONG).ok();
     let mut took: [Vec<Duration>; 2] = Default::default();
     for _ in 0..11 {
         let target = format!("seq:{}", rng.random_range(world.start..=world.seq));
@@ -595,7 +600,6 @@ fn points_of_a_large_history() {
             world.settle();
         };
         fill(rng, &mut world, 20);
-        pair.waits(PROD, "drained");
         let early = snapshot_time(rng, &world);
         fill(rng, &mut world, mib);
         println!(
