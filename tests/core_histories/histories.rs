@@ -42,7 +42,13 @@ fn script(rng: &mut dyn RngCore) -> Vec<Step> {
         stream(&mut steps, 2);
         steps.extend([Step::Apply, Step::WriteBack, Step::View, Step::Drop]);
     }
-    steps.extend([Step::Checkpoint, Step::Drop, Step::Restore, Step::View]);
+    steps.extend([
+        Step::Checkpoint,
+        Step::Drop,
+        Step::Restore,
+        Step::View,
+        Step::View,
+    ]);
     work(&mut steps, 3);
     stream(&mut steps, 2);
     steps.extend([Step::Apply, Step::Undo, Step::Apply, Step::Apply, Step::View]);

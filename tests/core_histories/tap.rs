@@ -77,7 +77,10 @@ impl Lab {
 
     fn write(&self, offset: u64, fill: u8, len: usize) {
         let told = self.ask(Some(write(offset, fill, len)), false);
-        told.try_recv().expect("answered at once").unwrap();
+        // Whoever leads answers, and that may be another thread.
+        told.recv_timeout(Duration::from_secs(60))
+            .expect("answered")
+            .unwrap();
     }
 
     fn read(&self, range: ByteRange) -> Vec<u8> {

@@ -518,17 +518,26 @@ impl World {
         Ok(())
     }
 
-    /// Recovery's volumes are a prefix of production's order: exactly the one that its cursors name.
+    /// Recovery's volumes are a prefix of production's order: exactly the one that its cursors name, or a restore.
     pub fn look_at_replica(&self) {
         let b = self.b();
-        let at = match b.journal.restore().unwrap() {
-            Some(row) if row.phase == RestorePhase::Done => row.target.seq,
+        let applied = b.journal.cursors().applied;
+        let (target, only) = match b.journal.restore().unwrap() {
+            Some(row) if row.phase == RestorePhase::Done => (row.target.seq, row.only),
             Some(_) => return,
-            None => b.journal.cursors().applied,
+            None => (applied, None),
         };
-        if b.stands() {
+        if !b.stands() {
+            return;
+        }
+        for (index, size) in indexes(&self.sizes) {
+            let at = match only {
+                Some(only) if only != index => applied,
+                _ => target,
+            };
             let mut read = |v, at, out: &mut [u8]| b.volumes.read(v, at, out).map_err(io::Error::other);
-            let same = self.oracle.compare(at, &mut read);
+            let whole = ByteRange::at(0, size);
+            let same = self.oracle.compare_range(at, index, whole, &mut read);
             same.unwrap_or_else(|e| panic!("the replica at {at}: {e}"));
         }
     }
@@ -611,7 +620,7 @@ impl World {
             cursor: (VolumeIndex(0), BlockNo(0)),
             phase: RestorePhase::Running,
             undo_from: None,
-            only: None,
+            only: rng.random_bool(0.3).then_some(VolumeIndex(0)),
         };
         self.execute(row)
     }
@@ -637,7 +646,7 @@ impl World {
         if b.journal.cursors().applied_ordinal >= history.published() {
             return Ok(());
         }
-        let plan = RestorePlan::resumed(history, &row.target, row.from)?;
+        let plan = plan_of(history, row)?;
         let restore = Restore {
             volumes: &b.volumes,
             history,
@@ -670,11 +679,7 @@ impl World {
     fn execute(&mut self, mut row: RestoreRow) -> Fallible {
         let b = self.b();
         let history = b.history();
-        let plan = RestorePlan::resumed(history, &row.target, row.from)?;
-        let plan = match row.undo_from {
-            Some(start) => plan.undo_resumed(start),
-            None => plan,
-        };
+        let plan = plan_of(history, &row)?;
         self.set_restore(Some(&row), ContextState::Restoring)?;
         let done = b.journal.cursors().applied_ordinal;
         let settled = done == history.published() && done > plan.start();
@@ -751,6 +756,18 @@ impl World {
         same.unwrap_or_else(|e| panic!("production's volumes: {e}"));
         assert_eq!(self.a().journal.current_generation().unwrap().id, GenId(7));
     }
+}
+
+/// The plan that a durable row describes.
+fn plan_of(history: &dyn History, row: &RestoreRow) -> Fallible<RestorePlan> {
+    let mut plan = RestorePlan::resumed(history, &row.target, row.from)?;
+    if let Some(only) = row.only {
+        plan = plan.only(only);
+    }
+    Ok(match row.undo_from {
+        Some(start) => plan.undo_resumed(start),
+        None => plan,
+    })
 }
 
 struct Keeper<'a> {

@@ -387,7 +387,10 @@ fn boundaries(
                 let takes_back = |k: &OrdinalKind| matches!(k, OrdinalKind::Local { base, redo, .. } if base == restore_from && redo.is_empty());
                 let is_last = match shared.ordinals.get(&ordinal.next()) {
                     Some(next) => !same(&next.kind) && !takes_back(&next.kind),
-                    None => restore.is_none_or(|r| r.phase == RestorePhase::Done),
+                    // A restore of one volume leaves the others where they were.
+                    None => restore.is_none_or(|r| {
+                        r.phase == RestorePhase::Done && (r.only.is_none() || r.undo_from.is_some())
+                    }),
                 };
                 let to = match redo.last() {
                     Some(span) => Some(Position {
