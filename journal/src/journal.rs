@@ -235,6 +235,14 @@ impl Journal {
                 .is_some_and(|max| now.0.saturating_sub(open.first_time().0) >= max)
     }
 
+    /// The journal's clock, when `now` is more than a second before it: a step back that must be journaled before anything
+    /// else is (`rules.md` L5; smaller ones are slewed, because times never fall).
+    #[must_use]
+    pub fn clock_ahead_of(&self, now: Timestamp) -> Option<Timestamp> {
+        let clock = self.shared.read().open.as_ref()?.clock;
+        (clock.0 > now.0.saturating_add(Timestamp::SECOND_NS)).then_some(clock)
+    }
+
     /// Production: gives records their place and time and writes them to the tail as one frame. The frame survives the
     /// process; it is durable after the next [`Journal::sync`].
     ///

@@ -198,6 +198,11 @@ impl End<'_> {
                     self.context.bells.durable.ring();
                 }
                 ReceiverAction::WriteCopy(copy) => {
+                    if self.context.consistent_from().is_some() {
+                        // A copy into a consistent replica needs undo (rule C2), which a first sync does not build.
+                        let text = "a copy came for a replica that is consistent already".to_owned();
+                        return Err(LinkError::Refused(text));
+                    }
                     // Rule C2: the stub in the journal vouches for the bytes beside it.
                     if self.stubs.get(&copy.seq) != Some(&journal::tap::digest(copy.range, &copy.payload)) {
                         let text = format!("the copy of record {} is not what its stub says", copy.seq);

@@ -345,7 +345,11 @@ fn run(op: &mut Op<'_>, context: &Arc<Context>, recovery: &Recovery, work: Work,
     let journal = &context.journal;
     // The apply thread finishes its container first, and finds RESTORING when we let go.
     let writer = recovery.writer();
-    let (mut row, plan) = work.settle(context, recovery).map_err(|e| part_way(&e))?;
+    let (mut row, plan) = work.settle(context, recovery).map_err(|e| match e {
+        // After a restart the interrupted container is finished first; nothing has changed yet.
+        SnapshotError::Unsettled { .. } => Failure::from_error(Code::NotNow, &e),
+        e => part_way(&e),
+    })?;
     context
         .set_restore(Some(row.clone()), ContextState::Restoring)
         .map_err(|e| part_way(&e))?;

@@ -250,7 +250,10 @@ fn verdict(
     let peer = context.peer();
     let name = context.peer_name();
     if let Some(error) = context.journal.poisoned() {
-        return (format!("stopped acknowledging: {error}"), 60);
+        return (
+            format!("stopped acknowledging: {error}; restart the daemon when that is mended"),
+            60,
+        );
     }
     match (state, context.role()) {
         (ContextState::Stopped, _) => ("stopped".into(), 100),

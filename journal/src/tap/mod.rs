@@ -320,12 +320,7 @@ impl Tap {
                 first || bytes <= 2 * self.limits.frame_bytes_max
             });
             let rest = drafts.split_off(fits.count());
-            let now = Timestamp::now();
-            if self.journal.wants_seal(bytes, now) {
-                self.seal_locked(SealFlags::default())?;
-            }
-            let frame = self.journal.append(std::mem::replace(&mut drafts, rest), now)?;
-            self.absorb(owner, &frame)?;
+            self.append(owner, std::mem::replace(&mut drafts, rest))?;
         }
         if let Some(error) = self.journal.poisoned() {
             return Err(error);
@@ -419,11 +414,29 @@ impl Tap {
 
     /// Appends one record of the context's own in a frame of its own.
     fn append_one(&self, owner: &mut Owner, draft: Draft) -> Result<Arc<Frame>, JournalError> {
+        self.append(owner, vec![draft])
+    }
+
+    /// Appends drafts as one frame, in a new container where they do not fit.
+    fn append(&self, owner: &mut Owner, drafts: Vec<Draft>) -> Result<Arc<Frame>, JournalError> {
         let now = Timestamp::now();
-        if self.journal.wants_seal(draft.len(), now) {
+        if let Some(from) = self.journal.clock_ahead_of(now) {
+            // Rule L5. The step ends its container, so that ages and times of the next one count from the new clock.
+            let body = RecordBody::ClockStep { from, to: now };
+            let frame = self.journal.append(
+                vec![Draft {
+                    volume: VolumeIndex(0),
+                    body,
+                }],
+                now,
+            )?;
+            self.absorb(owner, &frame)?;
             self.seal_locked(SealFlags::default())?;
         }
-        let frame = self.journal.append(vec![draft], now)?;
+        if self.journal.wants_seal(drafts.iter().map(Draft::len).sum(), now) {
+            self.seal_locked(SealFlags::default())?;
+        }
+        let frame = self.journal.append(drafts, now)?;
         self.absorb(owner, &frame)?;
         Ok(frame)
     }

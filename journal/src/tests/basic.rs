@@ -567,3 +567,27 @@ fn a_sync_beside_an_appender_never_passes_it() {
     });
     assert_eq!(j.sync().unwrap(), j.cursors().appended);
 }
+
+#[test]
+fn l5_a_step_back_of_more_than_a_second_is_told() {
+    let lab = Lab::new();
+    let j = lab.fresh();
+    let second = |s: u64| Timestamp(s * Timestamp::SECOND_NS);
+    j.append(vec![write(0, 0, [1])], second(100)).unwrap();
+    assert_eq!(j.clock_ahead_of(second(200)), None);
+    assert_eq!(j.clock_ahead_of(second(99)), None, "slewed");
+    assert_eq!(j.clock_ahead_of(second(98)), Some(second(100)));
+    let step = RecordBody::ClockStep {
+        from: second(100),
+        to: second(98),
+    };
+    let draft = Draft {
+        volume: VolumeIndex(0),
+        body: step,
+    };
+    j.append(vec![draft], second(98)).unwrap();
+    assert_eq!(j.clock_ahead_of(second(98)), None, "the step was followed");
+    j.seal(SealFlags::default()).unwrap();
+    let frame = j.append(vec![write(0, 0, [2])], second(98)).unwrap();
+    assert_eq!(frame.last_time(), second(98));
+}
