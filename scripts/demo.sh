@@ -46,9 +46,9 @@ if [ "$root" = yes ]; then
   db="$top/data/ledger.db" log="$top/log/transfers.log"
   past_db="$top/state/rec/mnt$top/data/ledger.db" past_log="$top/state/rec/mnt$top/log/transfers.log"
 else
-  db="$top/work/ledger.db" log="$top/work/transfers.log"
+  db="$top/files/ledger.db" log="$top/files/transfers.log"
   past_db="$top/past/ledger.db" past_log="$top/past/transfers.log"
-  mkdir -p "$top/work" "$top/past"
+  mkdir -p "$top/files" "$top/past"
 fi
 make_ledger() {
   sqlite3 "$db" "PRAGMA journal_mode=DELETE; CREATE TABLE account(id INTEGER PRIMARY KEY, balance INT);
