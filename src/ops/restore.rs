@@ -80,11 +80,6 @@ pub fn failover_restore(op: &mut Op<'_>, id: u32, to: &RestoreTo, volume: Option
             "{text}: what it writes from now on is received and held, not applied"
         ));
     }
-    if let Some(name) = volume {
-        warnings.push(format!(
-            "only volume {name} is restored: the group is not consistent afterwards"
-        ));
-    }
     let row = RestoreRow {
         target: point.clone(),
         text: target,

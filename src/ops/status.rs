@@ -212,7 +212,14 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
             } else {
                 cursors.applied.0
             },
-            lfc: journal.open_row().map_or(0, |r| r.lfc.0),
+            // The open container while it is empty: the one after the newest sealed.
+            lfc: rows(context).last().map_or(0, |r| {
+                if journal.open_is_empty() {
+                    r.lfc.next().0
+                } else {
+                    r.lfc.0
+                }
+            }),
         },
         volumes: volumes(node, context),
         snapshots: match running.as_deref() {
