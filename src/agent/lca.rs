@@ -93,6 +93,7 @@ struct Link {
     /// The container whose frames were sent last and whose seal was not.
     unsealed: Option<LfcId>,
     completing: bool,
+    copier: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Link {
@@ -104,6 +105,7 @@ impl Link {
             table: Arc::default(),
             unsealed: None,
             completing: false,
+            copier: None,
         }
     }
 
@@ -127,6 +129,10 @@ impl Link {
         });
         let result = self.converse(&mut messages, &outgoing, dialer, stop).await;
         self.table.end();
+        // It ends after the copy it is at; a context that stops must not leave it at work on closed volumes.
+        if let Some(copier) = self.copier.take() {
+            let _ = blocking(move || copier.join()).await;
+        }
         outgoing.shutdown("the link ends").await;
         reader.abort();
         result
@@ -255,7 +261,7 @@ impl Link {
     }
 
     /// Starts copying, if anything is stale or the peer still waits for the word that all is there.
-    fn start_copier(&self, peer_waits: bool) {
+    fn start_copier(&mut self, peer_waits: bool) {
         if !peer_waits && self.context.stale_bytes() == 0 {
             return;
         }
@@ -273,10 +279,8 @@ impl Link {
                 tracing::error!(context = context.id().0, "copies stopped: {e}");
             }
         };
-        std::thread::Builder::new()
-            .name(name)
-            .spawn(work)
-            .expect("a thread can be started");
+        let copier = std::thread::Builder::new().name(name).spawn(work);
+        self.copier = Some(copier.expect("a thread can be started"));
     }
 
     /// Sends what may be sent now.
