@@ -8,7 +8,7 @@ use crate::{
 };
 use model::{
     GenNo, LfcId, Ordinal, WriteSeq,
-    ports::{History, OrdinalKind},
+    ports::{History, OrdinalKind, UndoContainer},
 };
 
 /// A sealed redo container.
@@ -20,6 +20,17 @@ pub struct Lfc {
     pub lfc: LfcId,
     /// Its last record.
     pub last_seq: WriteSeq,
+}
+
+impl Lfc {
+    /// What its undo container says of itself.
+    const fn kind(self) -> OrdinalKind {
+        OrdinalKind::Apply {
+            generation: self.generation,
+            lfc: self.lfc,
+            last_seq: self.last_seq,
+        }
+    }
 }
 
 /// What to do next, given how far overwriting and undo have come.
@@ -87,11 +98,7 @@ pub fn apply(
     let overwritten = match step {
         Step::Repeat(ordinal) => overwrite_again(volumes, changes, history, ordinal, progress)?,
         Step::Fresh(ordinal) => {
-            let kind = OrdinalKind::Apply {
-                generation: lfc.generation,
-                lfc: lfc.lfc,
-                last_seq: lfc.last_seq,
-            };
+            let kind = lfc.kind();
             let undo = UndoPlan {
                 history,
                 ordinal,
@@ -105,6 +112,32 @@ pub fn apply(
         repeated: matches!(step, Step::Repeat(_)),
         overwritten,
     })
+}
+
+/// Applies one sealed container of a first sync: it gets its ordinal, so that positions and ordinals stay matched, but keeps
+/// no undo, because no earlier point can be asked for (`rules.md` C2). Repeating it is harmless. Answers its ordinal.
+///
+/// # Errors
+/// As [`apply`].
+pub fn apply_first_sync(
+    volumes: &Volumes,
+    history: &dyn History,
+    lfc: Lfc,
+    applied: Ordinal,
+    changes: &ChangeSet,
+) -> Result<Ordinal> {
+    let step = Step::after(applied, history)?;
+    if let Step::Fresh(ordinal) = step {
+        let kind = lfc.kind();
+        let blocks = Vec::new();
+        history.commit_undo(&UndoContainer {
+            ordinal,
+            kind,
+            blocks,
+        })?;
+    }
+    write_back(volumes, changes, &mut |_| {})?;
+    Ok(step.ordinal())
 }
 
 /// Writes back on a host that holds no earlier reachable point: no undo. Repeating it is harmless.

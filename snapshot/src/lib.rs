@@ -33,7 +33,7 @@ mod vdev;
 mod view;
 mod volumes;
 
-pub use apply::{Applied, Lfc, Step, apply, write_back};
+pub use apply::{Applied, Lfc, Step, apply, apply_first_sync, write_back};
 pub use change::{ChangeSet, Run};
 pub use error::{Result, SnapshotError};
 pub use overlay::{Overlay, OverlayUsage};

@@ -102,6 +102,17 @@ impl Volumes {
         self.iter().map(|(index, volume)| (index, volume.size)).collect()
     }
 
+    /// Makes everything written to any of the volumes before this call durable.
+    ///
+    /// # Errors
+    /// When a volume fails.
+    pub fn sync(&self) -> Result<()> {
+        for volume in self.volumes.values() {
+            volume.medium().sync().map_err(|e| volume.failed("sync", 0, e))?;
+        }
+        Ok(())
+    }
+
     /// Fills `buf` with the backing's bytes from `at`; past its end all is zero (`rules.md` W6).
     ///
     /// # Errors

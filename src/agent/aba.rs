@@ -300,7 +300,10 @@ impl End<'_> {
         }
         if !self.copies.is_empty() {
             let running = self.running()?;
-            recovery(&running)?.sync_volumes()?;
+            recovery(&running)?
+                .volumes
+                .sync()
+                .map_err(crate::context::ContextError::from)?;
             self.receiver.copies_durable(self.copies.drain(..));
         }
         let rolled_back = matches!(

@@ -111,7 +111,7 @@ fn replay(context: &Context, volumes: &Volumes) -> Result<(), ContextError> {
         from = last.last_seq();
     }
     if from > cursors.checkpointed {
-        sync_volumes(volumes)?;
+        volumes.sync()?;
         journal.set_written_back(from);
         journal.set_checkpointed(from)?;
         tracing::info!(
@@ -120,16 +120,6 @@ fn replay(context: &Context, volumes: &Volumes) -> Result<(), ContextError> {
             to = from.0,
             "volumes replayed"
         );
-    }
-    Ok(())
-}
-
-fn sync_volumes(volumes: &Volumes) -> Result<(), ContextError> {
-    for (_, volume) in volumes.iter() {
-        volume.medium().sync().map_err(|source| ContextError::Io {
-            what: format!("volume {}", volume.name()),
-            source,
-        })?;
     }
     Ok(())
 }
@@ -252,7 +242,7 @@ fn write_back_loop(agent: &Agent) {
 /// Syncs the volumes and moves `checkpointed` to what was written back before.
 fn checkpoint(agent: &Agent) -> Result<(), ContextError> {
     let upto = agent.context.journal.cursors().written_back;
-    sync_volumes(&agent.volumes)?;
+    agent.volumes.sync()?;
     agent.context.journal.set_checkpointed(upto)?;
     Ok(())
 }

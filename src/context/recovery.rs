@@ -10,12 +10,9 @@
 
 use super::{Context, ContextError, Views};
 use crate::bell::Bell;
-use model::{
-    ByteRange, ContextState, Ordinal, Payload, VolumeIndex, WriteSeq,
-    ports::{History, OrdinalKind, UndoContainer},
-};
+use model::{ByteRange, ContextState, Payload, VolumeIndex, WriteSeq, ports::History};
 use parking_lot::{Mutex, MutexGuard};
-use snapshot::{ChangeSet, Lfc, Step, Volumes, apply, write_back};
+use snapshot::{ChangeSet, Lfc, Volumes, apply, apply_first_sync};
 use std::{
     ops::Bound,
     sync::{
@@ -134,20 +131,6 @@ impl Recovery {
             }
         }
     }
-
-    /// Syncs every volume of the replica.
-    ///
-    /// # Errors
-    /// When one fails.
-    pub fn sync_volumes(&self) -> Result<(), ContextError> {
-        for (_, v) in self.volumes.iter() {
-            v.medium().sync().map_err(|source| ContextError::Io {
-                what: format!("volume {}", v.name()),
-                source,
-            })?;
-        }
-        Ok(())
-    }
 }
 
 struct Agent {
@@ -235,7 +218,7 @@ fn apply_next(agent: &Agent) -> Result<bool, ContextError> {
         apply(&agent.volumes, history, lfc, applied, &changes, &mut |_| {})?.ordinal
     } else {
         // First sync: no earlier point can be asked for, so there is nothing to keep (rule C2).
-        apply_first_sync(agent, lfc, applied, &changes)?
+        apply_first_sync(&agent.volumes, history, lfc, applied, &changes)?
     };
     journal.set_applied(ordinal, row.generation, row.lfc, row.last_seq)?;
     Ok(true)
@@ -247,31 +230,4 @@ fn needs_undo(agent: &Agent, last_seq: WriteSeq) -> bool {
         .context
         .consistent_from()
         .is_some_and(|from| last_seq > from)
-}
-
-/// Applies a container of a first sync: it gets its ordinal, so that positions and ordinals stay matched, but no undo.
-fn apply_first_sync(
-    agent: &Agent,
-    lfc: Lfc,
-    applied: Ordinal,
-    changes: &ChangeSet,
-) -> Result<Ordinal, ContextError> {
-    let history: &dyn History = &*agent.context.journal;
-    let step = Step::after(applied, history)?;
-    if let Step::Fresh(ordinal) = step {
-        let kind = OrdinalKind::Apply {
-            generation: lfc.generation,
-            lfc: lfc.lfc,
-            last_seq: lfc.last_seq,
-        };
-        history
-            .commit_undo(&UndoContainer {
-                ordinal,
-                kind,
-                blocks: Vec::new(),
-            })
-            .map_err(snapshot::SnapshotError::from)?;
-    }
-    write_back(&agent.volumes, changes, &mut |_| {})?;
-    Ok(step.ordinal())
 }

@@ -7,9 +7,9 @@ use journal::{
 };
 use model::{
     ContextState, GenId, Role, Term, Timestamp, VolumeIndex, WriteSeq,
-    ports::{History, Medium, OrdinalKind, UndoContainer},
+    ports::{History, Medium},
 };
-use snapshot::{ChangeSet, Lfc, Step, Volumes, apply, write_back};
+use snapshot::{ChangeSet, Lfc, Volumes, apply, apply_first_sync, write_back};
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 use testkit::SimPower;
 
@@ -214,22 +214,7 @@ impl Recovery {
         let ordinal = if needs_undo {
             apply(&self.volumes, self.history(), lfc, applied, &changes, &mut |_| {})?.ordinal
         } else {
-            let step = Step::after(applied, self.history())?;
-            if let Step::Fresh(ordinal) = step {
-                let kind = OrdinalKind::Apply {
-                    generation: lfc.generation,
-                    lfc: lfc.lfc,
-                    last_seq: lfc.last_seq,
-                };
-                let blocks = Vec::new();
-                self.history().commit_undo(&UndoContainer {
-                    ordinal,
-                    kind,
-                    blocks,
-                })?;
-            }
-            write_back(&self.volumes, &changes, &mut |_| {})?;
-            step.ordinal()
+            apply_first_sync(&self.volumes, self.history(), lfc, applied, &changes)?
         };
         journal.set_applied(ordinal, row.generation, row.lfc, row.last_seq)?;
         Ok(true)
