@@ -1,4 +1,4 @@
-//! One conversation, byte for byte as `docs/formats/control.md` describes it. `UPDATE_GOLDEN=1` writes it anew.
+//! One conversation, byte for byte as `docs/formats/control.md` describes it. `BACKSTAY_BLESS=1` writes it anew.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use control::{
@@ -147,7 +147,7 @@ fn the_conversation_is_as_documented() {
         text.extend(codec::encode(event).unwrap());
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/control/conversation.jsonl");
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+    if std::env::var("BACKSTAY_BLESS").is_ok_and(|v| v == "1") {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, &text).unwrap();
     }

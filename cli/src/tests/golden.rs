@@ -1,4 +1,4 @@
-//! Every shape of answer, byte for byte. `UPDATE_GOLDEN=1` writes the files anew.
+//! Every shape of answer, byte for byte. `BACKSTAY_BLESS=1` writes the files anew.
 
 use super::{NOW, berlin, replies};
 use crate::{
@@ -12,7 +12,7 @@ pub(super) fn check(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../testdata/cli")
         .join(name);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+    if std::env::var("BACKSTAY_BLESS").is_ok_and(|v| v == "1") {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
     }
