@@ -395,7 +395,10 @@ impl Link {
 }
 
 /// Whether the peer's position lies on our line.
-fn judge(journal: &Journal, peer: Position) -> Result<Resume, JournalError> {
+///
+/// # Errors
+/// When the journal cannot be read.
+pub fn judge(journal: &Journal, peer: Position) -> Result<Resume, JournalError> {
     if peer.seq == WriteSeq(0) {
         // It has nothing: it can start at our beginning, if that is still here.
         if journal.floors().redo_seq.seq == WriteSeq(0) {

@@ -55,7 +55,10 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Where the journal ends durably, as the wire says it.
-fn end_of(journal: &Journal) -> Result<Position, JournalError> {
+///
+/// # Errors
+/// When the journal cannot be read.
+pub fn end_of(journal: &Journal) -> Result<Position, JournalError> {
     let durable = journal.cursors().durable;
     let Some(generation) = journal.current_generation().filter(|_| durable.0 > 0) else {
         return Ok(Position::default());

@@ -23,8 +23,10 @@ use model::{ContextId, ContextState, Role, Term, Timestamp, VolumeIndex, WriteSe
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use snapshot::Volumes;
 use std::{
+    panic::AssertUnwindSafe,
     path::PathBuf,
     sync::{Arc, Weak},
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -308,6 +310,38 @@ impl Context {
     pub fn shut_down(&self) {
         self.halt();
         let _ = self.journal.raise_bound();
+    }
+
+    /// A failure below poisons this context and no other.
+    pub(crate) fn poison(&self, what: &str, error: &dyn std::fmt::Display) {
+        self.journal.set_poisoned(&format!("{what}: {error}"));
+        tracing::error!(
+            context = self.id().0,
+            "{what}: {error}: the context stops acknowledging"
+        );
+    }
+
+    /// Starts one of the context's threads. One that panics takes its context with it, or whoever waits for its work would
+    /// wait for ever; `ended` runs when the thread ends and the context is poisoned.
+    fn spawn(
+        self: &Arc<Self>,
+        what: &'static str,
+        run: impl FnOnce() + Send + 'static,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> JoinHandle<()> {
+        let context = Arc::clone(self);
+        std::thread::Builder::new()
+            .name(format!("c{}-{what}", self.id()))
+            .spawn(move || {
+                if std::panic::catch_unwind(AssertUnwindSafe(run)).is_err() {
+                    context.poison(what, &"a defect of the program; see the log");
+                }
+                if context.journal.poisoned().is_some() {
+                    ended();
+                    context.bells.durable.ring();
+                }
+            })
+            .expect("a thread can be started")
     }
 
     /// What runs now.

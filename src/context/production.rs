@@ -9,7 +9,7 @@
 use super::{Context, ContextError};
 use crate::{agent, bell::Bell};
 use journal::tap::{Tap, TapLimits};
-use model::VolumeIndex;
+use model::{VolumeIndex, WriteSeq};
 use parking_lot::Mutex;
 use snapshot::{ChangeSet, Volumes, write_back};
 use std::{
@@ -102,11 +102,7 @@ fn replay(context: &Context, volumes: &Volumes) -> Result<(), ContextError> {
     while from < cursors.durable {
         let frames = journal.frames_after(from, WRITE_BACK_BYTES)?;
         let Some(last) = frames.last() else { break };
-        let mut changes = ChangeSet::new();
-        frames
-            .iter()
-            .flat_map(|f| f.records().iter())
-            .for_each(|r| changes.add(r));
+        let changes: ChangeSet = frames.iter().flat_map(|f| f.records()).collect();
         write_back(volumes, &changes, &mut |_| {})?;
         from = last.last_seq();
     }
@@ -136,13 +132,8 @@ impl Agent {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// A failure below poisons this context and no other.
     fn poison(&self, what: &str, error: &dyn std::fmt::Display) {
-        self.context.journal.set_poisoned(&format!("{what}: {error}"));
-        tracing::error!(
-            context = self.context.id().0,
-            "{what}: {error}: the context stops acknowledging"
-        );
+        self.context.poison(what, error);
     }
 }
 
@@ -160,19 +151,8 @@ fn spawn(
         volumes: Arc::clone(volumes),
         stopping: Arc::clone(stopping),
     };
-    std::thread::Builder::new()
-        .name(format!("c{}-{what}", context.id()))
-        .spawn(move || {
-            // A thread that panics takes its context with it, or flushes would wait for it for ever.
-            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&agent))).is_err() {
-                agent.poison(what, &"a defect of the program; see the log");
-            }
-            if agent.context.journal.poisoned().is_some() {
-                agent.tap.flushes().stop();
-                agent.context.bells.durable.ring();
-            }
-        })
-        .expect("a thread can be started")
+    let tap = Arc::clone(tap);
+    context.spawn(what, move || run(&agent), move || tap.flushes().stop())
 }
 
 fn sync_loop(agent: &Agent) {
@@ -218,11 +198,7 @@ fn write_back_loop(agent: &Agent) {
             }
             continue;
         }
-        let mut changes = ChangeSet::new();
-        frames
-            .iter()
-            .flat_map(|f| f.records().iter())
-            .for_each(|r| changes.add(r));
+        let changes: ChangeSet = frames.iter().flat_map(|f| f.records()).collect();
         if let Err(e) = write_back(&agent.volumes, &changes, &mut |_| {}) {
             return agent.poison("write-back", &e);
         }
@@ -250,6 +226,7 @@ fn checkpoint(agent: &Agent) -> Result<(), ContextError> {
 fn seal_loop(agent: &Agent) {
     let journal = &agent.context.journal;
     let mut ear = agent.context.bells.durable.ear();
+    let mut dropped = WriteSeq(0);
     while !agent.stopping() {
         // An open container with records wakes the thread at its age; an empty one lets it sleep until something happens.
         let nap = if journal.open_is_empty() {
@@ -258,7 +235,7 @@ fn seal_loop(agent: &Agent) {
             IDLE
         };
         let rang = ear.wait(nap);
-        let step = || -> Result<(), journal::JournalError> {
+        let mut step = || -> Result<(), journal::JournalError> {
             if agent.tap.seal_if_due(model::Timestamp::now())?.is_some() {
                 agent.context.bells.sealed.ring();
             }
@@ -268,7 +245,13 @@ fn seal_loop(agent: &Agent) {
             if !rang {
                 journal.raise_bound()?;
             }
-            drop_applied(agent)
+            // Every sync rings; the catalog is only looked through when there may be something to free.
+            let cursors = journal.cursors();
+            let upto = cursors.applied_by_peer.min(cursors.checkpointed);
+            if upto > dropped && drop_applied(agent, upto)? {
+                dropped = upto;
+            }
+            Ok(())
         };
         if let Err(e) = step() {
             return agent.poison("journal", &e);
@@ -276,21 +259,21 @@ fn seal_loop(agent: &Agent) {
     }
 }
 
-/// Frees redo that the volumes hold durably and the peer has applied (rule T8; pins and archives are not kept here yet).
-fn drop_applied(agent: &Agent) -> Result<(), journal::JournalError> {
+/// Frees redo up to `upto`, which the volumes hold durably and the peer has applied (rule T8; pins and archives are not kept
+/// here yet). `false`: not all could be freed yet.
+fn drop_applied(agent: &Agent, upto: WriteSeq) -> Result<bool, journal::JournalError> {
     let journal = &agent.context.journal;
     let cursors = journal.cursors();
-    let upto = cursors.applied_by_peer.min(cursors.checkpointed);
     let floor = journal.floors().redo;
     let rows = journal.lfc_rows((Bound::Excluded(floor), Bound::Unbounded));
     let Some(last) = rows.iter().take_while(|r| r.last_seq <= upto).last() else {
-        return Ok(());
+        return Ok(true);
     };
     // What makes the drop right is durable before it: a lower cursor after a crash would ask for what is gone.
     journal.set_peer(cursors.received_by_peer, cursors.applied_by_peer, true)?;
     match journal.drop_redo_through(last.generation, last.lfc) {
         // It was sealed a moment ago and waits to be ingested: the next round drops it.
-        Err(journal::JournalError::NotHeld { .. }) => Ok(()),
-        done => done,
+        Err(journal::JournalError::NotHeld { .. }) => Ok(false),
+        done => done.map(|()| true),
     }
 }

@@ -52,17 +52,7 @@ impl Recovery {
             stopping: Arc::clone(&stopping),
         };
         let spawn = |what: &'static str, agent: Agent, run: fn(&Agent)| {
-            std::thread::Builder::new()
-                .name(format!("c{}-{what}", context.id()))
-                .spawn(move || {
-                    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&agent))).is_err() {
-                        agent.poison(what, &"a defect of the program; see the log");
-                    }
-                    if agent.context.journal.poisoned().is_some() {
-                        agent.context.bells.durable.ring();
-                    }
-                })
-                .expect("a thread can be started")
+            context.spawn(what, move || run(&agent), || {})
         };
         let threads = vec![
             spawn("sync", agent(), sync_loop),
@@ -143,11 +133,7 @@ struct Agent {
 
 impl Agent {
     fn poison(&self, what: &str, error: &dyn std::fmt::Display) {
-        self.context.journal.set_poisoned(&format!("{what}: {error}"));
-        tracing::error!(
-            context = self.context.id().0,
-            "{what}: {error}: the context stops acknowledging"
-        );
+        self.context.poison(what, error);
     }
 }
 
@@ -204,10 +190,8 @@ fn apply_next(agent: &Agent) -> Result<bool, ContextError> {
     let Some(row) = journal.lfc_rows(behind).into_iter().next() else {
         return Ok(false);
     };
-    let mut changes = ChangeSet::new();
-    for frame in journal.frames_of(row.generation, row.lfc)? {
-        frame.records().iter().for_each(|r| changes.add(r));
-    }
+    let frames = journal.frames_of(row.generation, row.lfc)?;
+    let changes: ChangeSet = frames.iter().flat_map(|f| f.records()).collect();
     let lfc = Lfc {
         generation: row.generation,
         lfc: row.lfc,

@@ -4,7 +4,7 @@ use super::{Answer, Op, next, part_way, refused};
 use crate::context::{Context, Running};
 use control::{
     Code, Failure, Progress, Reply, Step, Unit,
-    reply::{PlanReply, StartReply, StopReply},
+    reply::{StartReply, StopReply},
 };
 use model::{ContextState, Role, Timestamp};
 use std::{
@@ -42,14 +42,7 @@ pub fn start(op: &mut Op<'_>, id: u32) -> Answer {
         } else {
             vec![format!("start {}", agent(context.role()))]
         };
-        return Ok((
-            Reply::Plan(PlanReply {
-                point: None,
-                steps,
-                questions: vec![],
-            }),
-            None,
-        ));
+        return super::planned(None, steps);
     }
     if !already {
         op.step(Step::Starting {
@@ -134,14 +127,7 @@ pub fn stop(op: &mut Op<'_>, id: u32, unmount: bool, drain_first: bool) -> Answe
             steps.push("drain to the recovery host".into());
         }
         steps.push(format!("stop {}, close the volumes", agent(context.role())));
-        return Ok((
-            Reply::Plan(PlanReply {
-                point: None,
-                steps,
-                questions: vec![],
-            }),
-            None,
-        ));
+        return super::planned(None, steps);
     }
     let already = !context.is_running();
     if !already {

@@ -2,10 +2,7 @@
 
 use super::{Answer, Op, next, refused};
 use crate::{attach::mount as fs, context::Running};
-use control::{
-    Code, Failure, Reply,
-    reply::{MarkInfo, PlanReply},
-};
+use control::{Code, Failure, Reply, reply::MarkInfo};
 use model::{EventMark, RecordBody, Role};
 
 /// Sets an event mark: syncs the mounted protected file systems first, so that what the application wrote is in it.
@@ -63,14 +60,7 @@ pub fn mark(op: &mut Op<'_>, id: u32, name: &str, description: &str, sync: bool)
             .map(|m| format!("sync {}", m.display()))
             .collect();
         steps.push(format!("set the mark '{name}' and seal the container"));
-        return Ok((
-            Reply::Plan(PlanReply {
-                point: None,
-                steps,
-                questions: vec![],
-            }),
-            None,
-        ));
+        return super::planned(None, steps);
     }
     if sync {
         for at in &mounted {

@@ -22,7 +22,7 @@ mod windows;
 use crate::{context::Context, node::Node};
 use control::{
     Code, Command, Event, Failure, NextStep, Outcome, PointInfo, Progress, Question, Reply, Request, Step,
-    request::Options, server::Session,
+    reply::PlanReply, request::Options, server::Session,
 };
 use std::sync::Arc;
 
@@ -287,6 +287,16 @@ pub(crate) fn next(command: impl Into<String>, host: impl AsRef<str>) -> Option<
         command: command.into(),
         host: host.as_ref().to_owned(),
     })
+}
+
+/// The answer of a dry run.
+pub(crate) fn planned(point: Option<PointInfo>, steps: Vec<String>) -> Answer {
+    let plan = PlanReply {
+        point,
+        steps,
+        questions: Vec::new(),
+    };
+    Ok((Reply::Plan(plan), None))
 }
 
 /// A refusal: nothing changed.

@@ -90,14 +90,7 @@ pub fn mount(op: &mut Op<'_>, id: u32, level: Option<u32>, how: &How) -> Answer 
             Some(at) => format!("attach {}, check it, mount it at {}", i.device, at.display()),
             None => format!("attach {}", i.device),
         });
-        return Ok((
-            Reply::Plan(control::reply::PlanReply {
-                point,
-                steps: steps.collect(),
-                questions: vec![],
-            }),
-            None,
-        ));
+        return super::planned(point, steps.collect());
     }
     op.step(Step::DeterminingMounts);
     let volumes = mount_all(op, &items, how)?;
@@ -231,14 +224,7 @@ pub fn unmount(op: &mut Op<'_>, id: u32, drain: bool, replica_side: bool, force:
                 None => format!("detach {}", a.name.display()),
             })
             .collect();
-        return Ok((
-            Reply::Plan(control::reply::PlanReply {
-                point: None,
-                steps,
-                questions: vec![],
-            }),
-            None,
-        ));
+        return super::planned(None, steps);
     }
     let volumes = unmount_all(op, &context, snapshots, force)?;
     if drain {

@@ -7,7 +7,7 @@ use crate::{
 };
 use control::{
     Code, Failure, NearPoint, PointInfo, Reply, Side,
-    reply::{PlanReply, ReleaseReply, ReleasedSnapshot, SnapshotReply, SnapshotVolume},
+    reply::{ReleaseReply, ReleasedSnapshot, SnapshotReply, SnapshotVolume},
     request::Which,
 };
 use journal::{Reached, ResolveError};
@@ -138,12 +138,7 @@ pub fn snapshot(op: &mut Op<'_>, id: u32, target: &str, name: Option<&str>) -> A
     op.resolved(None, point_info(&context, &point, Some(target)));
     if op.options.dry_run {
         let step = format!("pin record {} and make a snapshot there", point.seq);
-        let plan = PlanReply {
-            point: Some(point_info(&context, &point, Some(target))),
-            steps: vec![step],
-            questions: vec![],
-        };
-        return Ok((Reply::Plan(plan), None));
+        return super::planned(Some(point_info(&context, &point, Some(target))), vec![step]);
     }
     if let Some(name) = name
         && model::EventMark::name_fault(name).is_some()
@@ -288,14 +283,7 @@ pub fn release(op: &mut Op<'_>, id: u32, which: Which) -> Answer {
             .iter()
             .map(|s| format!("release snapshot {}", s.level))
             .collect();
-        return Ok((
-            Reply::Plan(PlanReply {
-                point: None,
-                steps,
-                questions: vec![],
-            }),
-            None,
-        ));
+        return super::planned(None, steps);
     }
     let levels: Vec<Level> = chosen.iter().map(|s| s.level).collect();
     views.release(&levels).map_err(|e| context_failure(&e))?;

@@ -3,14 +3,15 @@
 
 use super::hosts::{Fallible, Production, Recovery};
 use anyhow::bail;
-use journal::{Journal, NewGeneration, SealFlags, tap::CopyTaken};
+use backstay::agent::{end_of, lca::judge};
+use journal::{NewGeneration, SealFlags, tap::CopyTaken};
 use model::{
     ByteRange, ContextId, GenNo, LfcId, Payload, RecordBody, Role, Term, Timestamp, VolumeIndex, WriteSeq,
 };
 use std::collections::{BTreeMap, VecDeque};
 use wire::{
-    Hello, Message, Position, Receiver, ReceiverAction, ReceiverLocal, Resume, Sender, SenderAction,
-    SenderOptions, Version, Welcome,
+    Hello, Message, Receiver, ReceiverAction, ReceiverLocal, Resume, Sender, SenderAction, SenderOptions,
+    Version, Welcome,
 };
 
 const CONTEXT: ContextId = ContextId(1);
@@ -38,33 +39,6 @@ pub struct Link {
 struct Copier {
     at: (VolumeIndex, u64),
     any: bool,
-}
-
-fn end_of(journal: &Journal) -> Fallible<Position> {
-    let durable = journal.cursors().durable;
-    let Some(generation) = journal.current_generation().filter(|_| durable.0 > 0) else {
-        return Ok(Position::default());
-    };
-    let (seq, digest) = journal.digest_at(generation.no, durable)?;
-    Ok(Position {
-        generation: generation.id,
-        seq,
-        digest,
-    })
-}
-
-fn judge(journal: &Journal, peer: Position) -> Fallible<Resume> {
-    let here = match journal.generation_by_id(peer.generation) {
-        _ if peer.seq == WriteSeq(0) => journal.floors().redo_seq.seq == WriteSeq(0),
-        Some(generation) if peer.seq <= journal.cursors().durable => {
-            journal.digest_at(generation.no, peer.seq)? == (peer.seq, peer.digest)
-        }
-        _ => false,
-    };
-    if !here {
-        bail!("the peer's {peer} is not on the line to {}", end_of(journal)?);
-    }
-    Ok(Resume::Here)
 }
 
 impl Link {
@@ -127,6 +101,9 @@ impl Link {
                 SenderAction::Send(message) => self.to_b.push_back(message),
                 SenderAction::CheckPosition { peer, welcome } => {
                     let resume = judge(&a.journal, peer)?;
+                    if resume != Resume::Here {
+                        bail!("the peer's {peer} is not on the line: {resume:?}");
+                    }
                     let actions = self.sender.resume(resume);
                     self.act_a(a, actions)?;
                     self.unsealed = Some(welcome.open_lfc).filter(|l| *l >= LfcId::FIRST && peer.seq.0 > 0);
