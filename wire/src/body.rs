@@ -71,6 +71,7 @@ pub(crate) fn put(message: &Message) -> Result<(BytesMut, Bytes), CodecError> {
         }
         Message::Jump(j) => {
             put_position(&mut b, &j.to);
+            b.put_u64_le(j.lfc.0);
             b.put_u8(j.cause as u8);
         }
         Message::Copy(c) => {
@@ -175,12 +176,13 @@ pub(crate) fn take(kind: Kind, body: Bytes) -> Result<Message, CodecError> {
         }),
         Kind::Jump => {
             let to = take_position(&mut t)?;
+            let lfc = take_redo(&mut t)?;
             let n = t.u8("cause")?;
             let cause = JumpCause::from_number(n).ok_or(CodecError::Value {
                 what: "cause",
                 value: n.into(),
             })?;
-            Message::Jump(Jump { to, cause })
+            Message::Jump(Jump { to, lfc, cause })
         }
         Kind::Copy => take_copy(&mut t)?,
         Kind::CopiesComplete => Message::CopiesComplete {

@@ -309,6 +309,8 @@ pub struct Seal {
 pub struct Jump {
     /// Where the stream now stands.
     pub to: Position,
+    /// The container that the next frame is in.
+    pub lfc: LfcId,
     /// Why.
     pub cause: JumpCause,
 }

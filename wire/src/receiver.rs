@@ -125,7 +125,7 @@ pub struct Receiver {
     local: ReceiverLocal,
     state: State,
     received: Position,
-    /// The container that frames go to; `None` after a seal or jump.
+    /// The container that frames go to; `None` after a seal.
     open: Option<LfcId>,
     /// The highest container seen.
     newest_lfc: LfcId,
@@ -368,11 +368,19 @@ impl Receiver {
                 expected: self.received.seq.0,
             });
         }
+        if j.lfc <= self.newest_lfc {
+            return Err(ProtocolError::Order {
+                what: "a jump to container",
+                got: j.lfc.0,
+                expected: self.newest_lfc.next().0,
+            });
+        }
         // What lies before the gap is settled; nothing is received of what lies in it.
         self.settled = j.to.seq;
         self.received = j.to;
         self.frame_first = j.to.seq.next();
-        self.open = None;
+        self.open = Some(j.lfc);
+        self.newest_lfc = j.lfc;
         self.fresh = false;
         let mut actions = vec![ReceiverAction::Jump(j)];
         actions.extend(self.release());

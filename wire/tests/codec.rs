@@ -94,6 +94,7 @@ fn samples() -> Vec<Message> {
         }),
         Message::Jump(Jump {
             to: position(200),
+            lfc: LfcId(16),
             cause: JumpCause::Dropped,
         }),
         Message::Copy(copy(Payload::Data(Bytes::from_static(b"copy")))),

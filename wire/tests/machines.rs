@@ -408,6 +408,7 @@ fn a_jump_leads_forward_only() {
     let jump = |seq| {
         Message::Jump(Jump {
             to: position(seq),
+            lfc: LfcId(10),
             cause: JumpCause::Dropped,
         })
     };

@@ -105,6 +105,7 @@ impl Production {
         } else if peer.seq < floor.seq {
             Resume::Jump(Jump {
                 to: floor,
+                lfc: self.frames[self.floor - 1].lfc.next(),
                 cause: JumpCause::Dropped,
             })
         } else {
