@@ -171,7 +171,7 @@ impl Journal {
         Ok(row)
     }
 
-    fn redo_floor(&self, row: &LfcRow) -> Floors {
+    pub(crate) fn redo_floor(&self, row: &LfcRow) -> Floors {
         let floors = self.shared.read().floors;
         let redo_seq = Position {
             generation: row.generation,
@@ -235,7 +235,7 @@ impl Journal {
         })
     }
 
-    fn move_floors(&self, floors: Floors) -> Result<(), JournalError> {
+    pub(crate) fn move_floors(&self, floors: Floors) -> Result<(), JournalError> {
         let before = self.floors();
         if floors == before {
             return Ok(());

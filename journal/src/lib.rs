@@ -38,6 +38,7 @@ mod line;
 mod load;
 mod map;
 mod meta;
+mod overflow;
 mod parts;
 mod read;
 mod record;
@@ -61,6 +62,7 @@ pub use frame::{
 pub use journal::{Journal, Opened, Options};
 pub use line::{LineSpan, NewGeneration};
 pub use map::{Cell, MapShape};
+pub use overflow::GaveWay;
 pub use parts::{IndexFloors, Parts};
 pub use record::Draft;
 pub use rocks::RocksStore;

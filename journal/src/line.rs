@@ -193,7 +193,7 @@ impl Journal {
                     known.no
                 )));
             }
-            self.close_open(&mut writer)?;
+            self.close_open(&mut writer, SealFlags::default())?;
             let (seen_seq, seen_lfc) = *self.seen.lock();
             let no = self
                 .shared
@@ -237,7 +237,15 @@ impl Journal {
         self.guarded(|| {
             let mut writer = self.writer.lock();
             let generation = self.current_generation().ok_or(JournalError::NoGeneration)?;
-            self.close_open(&mut writer)?;
+            // The sender's container may go on where ours ends.
+            let cut = self.cursors().appended;
+            self.close_open(
+                &mut writer,
+                SealFlags {
+                    cut: Some(cut),
+                    ..SealFlags::default()
+                },
+            )?;
             let at = {
                 let shared = self.shared.read();
                 let open = shared.open.as_ref().ok_or(JournalError::NoGeneration)?;
@@ -260,10 +268,20 @@ impl Journal {
         })
     }
 
+    /// The last record of the newest sealed container; 0 before the first.
+    #[must_use]
+    pub fn sealed_end(&self) -> WriteSeq {
+        let shared = self.shared.read();
+        shared
+            .sealed_rows()
+            .next_back()
+            .map_or(WriteSeq(0), |row| row.last_seq)
+    }
+
     /// Leaves the open container empty and no container waiting.
-    fn close_open(&self, writer: &mut WriterState) -> Result<(), JournalError> {
+    fn close_open(&self, writer: &mut WriterState, flags: SealFlags) -> Result<(), JournalError> {
         if !self.open_is_empty() {
-            self.seal_locked(writer, SealFlags::default())?;
+            self.seal_locked(writer, flags)?;
         }
         self.ingest_inner().map(drop)
     }

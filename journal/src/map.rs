@@ -18,7 +18,7 @@ use model::{
     ports::{Batch, Family, Store},
 };
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Cells of one row.
 const CHUNK_CELLS: u64 = 1024;
@@ -85,18 +85,45 @@ impl VolumeMap {
         self.size.div_ceil(self.region_size)
     }
 
-    fn cell(&self, cell: u64) -> Cell {
-        let Some(runs) = self.chunks.get(&(cell / CHUNK_CELLS)) else {
-            return self.default;
+    /// State of a cell, and the first cell behind it that may have another.
+    fn run_at(&self, cell: u64) -> (Cell, u64) {
+        let chunk = cell / CHUNK_CELLS;
+        let Some(runs) = self.chunks.get(&chunk) else {
+            let next = self.chunks.range(chunk..).next();
+            return (
+                self.default,
+                next.map_or(self.cells(), |(chunk, _)| chunk * CHUNK_CELLS),
+            );
         };
-        let mut at = cell % CHUNK_CELLS;
+        let mut end = chunk * CHUNK_CELLS;
         for (count, state) in runs {
-            if at < u64::from(*count) {
-                return *state;
+            end += u64::from(*count);
+            if cell < end {
+                return (*state, end);
             }
-            at -= u64::from(*count);
         }
-        self.default
+        (self.default, end)
+    }
+
+    fn cell(&self, cell: u64) -> Cell {
+        self.run_at(cell).0
+    }
+
+    /// The first stretch of stale cells at or after `from`, at most `max` of them.
+    fn next_stale(&self, from: u64, max: u64) -> Option<(u64, u64)> {
+        let (mut at, cells) = (from, self.cells());
+        let mut found: Option<(u64, u64)> = None;
+        while at < cells && found.is_none_or(|(start, end)| end == at && end - start < max) {
+            let (state, end) = self.run_at(at);
+            if state != Cell::Clean {
+                let start = found.map_or(at, |(start, _)| start);
+                found = Some((start, end.min(cells).min(start + max)));
+            } else if found.is_some() {
+                break;
+            }
+            at = end;
+        }
+        found
     }
 
     /// Changes the cells `first..end`; answers the chunks that changed.
@@ -260,6 +287,12 @@ pub(crate) fn load_maps(store: &dyn Store) -> Result<BTreeMap<VolumeIndex, Volum
 }
 
 impl Journal {
+    /// The volumes that have a map.
+    #[must_use]
+    pub fn mapped_volumes(&self) -> Vec<VolumeIndex> {
+        self.maps.0.lock().keys().copied().collect()
+    }
+
     /// The shape of a volume's map.
     #[must_use]
     pub fn map_shape(&self, volume: VolumeIndex) -> Option<MapShape> {
@@ -299,48 +332,75 @@ impl Journal {
         })
     }
 
-    /// The regions of `range` differ from the peer: `seq` is the newest position dropped for them. Durable when it returns.
+    /// The regions of these ranges differ from the peer: `seq` is the newest position dropped for them. Durable when it
+    /// returns.
     ///
     /// # Errors
     /// [`JournalError::UnknownVolume`], or a failure.
-    pub fn mark_stale(
-        &self,
-        volume: VolumeIndex,
-        range: ByteRange,
-        seq: WriteSeq,
-    ) -> Result<(), JournalError> {
-        self.change_map(volume, None, |map| {
+    pub fn mark_stale(&self, ranges: &[(VolumeIndex, ByteRange)], seq: WriteSeq) -> Result<(), JournalError> {
+        let mark = |map: &mut VolumeMap, range: ByteRange| {
             let end = range.end.min(map.size).div_ceil(map.region_size);
-            Ok(map.change(range.start / map.region_size, end, |cell| match cell {
+            map.change(range.start / map.region_size, end, |cell| match cell {
                 Cell::Stale(old) if old >= seq => cell,
                 _ => Cell::Stale(seq),
-            }))
-        })
+            })
+        };
+        // What it stands in for is dropped next.
+        self.change_cells(true, ranges.iter().map(|(volume, range)| (*volume, *range, mark)))
     }
 
-    /// A copy of `range`, taken at `copied`, is acknowledged: its whole regions become clean where nothing at or past
-    /// `copied` was dropped (`rules.md` C4).
+    /// Copies are acknowledged, each taken at its position: their whole regions become clean where nothing at or past that
+    /// was dropped (`rules.md` C4). After a crash they may be stale again: then they are copied again.
     ///
     /// # Errors
     /// [`JournalError::UnknownVolume`], or a failure.
-    pub fn clear_if_older(
+    pub fn clear_if_older(&self, copies: &[(VolumeIndex, ByteRange, WriteSeq)]) -> Result<(), JournalError> {
+        let clear = |copied: WriteSeq| {
+            move |map: &mut VolumeMap, range: ByteRange| {
+                let first = range.start.div_ceil(map.region_size);
+                // The last region may be cut short by the volume's end.
+                let end = if range.end >= map.size {
+                    map.cells()
+                } else {
+                    range.end / map.region_size
+                };
+                map.change(first, end, |cell| match cell {
+                    Cell::Stale(seq) if seq < copied => Cell::Clean,
+                    _ => cell,
+                })
+            }
+        };
+        let copies = copies
+            .iter()
+            .map(|(volume, range, copied)| (*volume, *range, clear(*copied)));
+        self.change_cells(false, copies)
+    }
+
+    /// Changes cells of any volumes in one batch.
+    fn change_cells<F: Fn(&mut VolumeMap, ByteRange) -> Vec<u64>>(
         &self,
-        volume: VolumeIndex,
-        range: ByteRange,
-        copied: WriteSeq,
+        relied: bool,
+        changes: impl Iterator<Item = (VolumeIndex, ByteRange, F)>,
     ) -> Result<(), JournalError> {
-        self.change_map(volume, None, |map| {
-            let first = range.start.div_ceil(map.region_size);
-            // The last region may be cut short by the volume's end.
-            let end = if range.end >= map.size {
-                map.cells()
+        self.guarded(|| {
+            // Changed under the lock, before the commit: if that fails the journal is poisoned and nobody acts on it.
+            let mut maps = self.maps.0.lock();
+            let mut chunks = BTreeSet::new();
+            for (volume, range, change) in changes {
+                let map = maps.get_mut(&volume).ok_or(JournalError::UnknownVolume(volume))?;
+                chunks.extend(change(map, range).into_iter().map(|chunk| (volume, chunk)));
+            }
+            let mut batch = Batch::default();
+            for (volume, chunk) in chunks {
+                if let Some(map) = maps.get(&volume) {
+                    map.put_chunk(&mut batch, volume, chunk);
+                }
+            }
+            if batch.0.is_empty() {
+                Ok(())
             } else {
-                range.end / map.region_size
-            };
-            Ok(map.change(first, end, |cell| match cell {
-                Cell::Stale(seq) if seq < copied => Cell::Clean,
-                _ => cell,
-            }))
+                self.commit(batch, relied)
+            }
         })
     }
 
@@ -351,7 +411,7 @@ impl Journal {
         change: impl FnOnce(&mut VolumeMap) -> Result<Vec<u64>, JournalError>,
     ) -> Result<(), JournalError> {
         self.guarded(|| {
-            // Changed under the lock, before the commit: if that fails the journal is poisoned and nobody acts on it.
+            // As in `change_cells`.
             let mut maps = self.maps.0.lock();
             let is_new = !maps.contains_key(&volume);
             let map = match new {
@@ -401,17 +461,18 @@ impl Journal {
             .unwrap_or_default()
     }
 
-    /// The first run of stale cells with one position at or after byte `from`.
+    /// The first stretch of stale regions at or after byte `from`, whole regions, at most `bytes_max` of them (at least one
+    /// region).
     #[must_use]
-    pub fn next_stale(&self, volume: VolumeIndex, from: u64) -> Option<(ByteRange, WriteSeq)> {
+    pub fn next_stale(&self, volume: VolumeIndex, from: u64, bytes_max: u64) -> Option<ByteRange> {
         let maps = self.maps.0.lock();
         let map = maps.get(&volume)?;
-        map.runs(from.div_ceil(map.region_size))
-            .into_iter()
-            .find_map(|(range, cell)| match cell {
-                Cell::Stale(seq) => Some((range, seq)),
-                Cell::Clean => None,
-            })
+        let max = (bytes_max / map.region_size).max(1);
+        let (start, end) = map.next_stale(from.div_ceil(map.region_size), max)?;
+        Some(ByteRange {
+            start: start * map.region_size,
+            end: (end * map.region_size).min(map.size),
+        })
     }
 
     /// State of the region that holds byte `at`.

@@ -199,9 +199,12 @@ fn choose(
             verdict.damage(damage)?;
             continue;
         };
-        // Behind the newest row everything is free; so is an empty container that a new start replaced.
+        // Behind the newest row everything is free; so is an empty container that a new start replaced, be it one of the
+        // same id behind a gap.
         let key = (generation, header.start.lfc);
-        let replaced = scan.frames.is_empty() && next.is_some_and(|(no, s)| key < (*no, s.lfc));
+        let start = (generation, header.start.lfc, header.start.first_seq);
+        let replaced =
+            scan.frames.is_empty() && next.is_some_and(|(no, s)| start < (*no, s.lfc, s.first_seq));
         if tables
             .rows
             .last()

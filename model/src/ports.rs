@@ -250,6 +250,9 @@ pub enum OrdinalKind {
         /// Redo laid over `base`.
         redo: Vec<RedoSpan>,
     },
+    /// Regions that production sent again (a resync): no position of its own, because the volumes are not consistent
+    /// before the last of them.
+    Copies,
 }
 
 /// The before-images that one overwrite replaces.

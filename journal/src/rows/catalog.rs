@@ -214,6 +214,9 @@ impl OrdinalRow {
                 w.u8(1).u64(restore_from.0).u64(base.0);
                 put_spans(&mut w, redo);
             }
+            OrdinalKind::Copies => {
+                w.u8(2);
+            }
         }
         w.done()
     }
@@ -232,6 +235,7 @@ impl OrdinalRow {
                 base: Ordinal(r.u64()?),
                 redo: spans(&mut r)?,
             },
+            2 => OrdinalKind::Copies,
             _ => return Err(Malformed("an ordinal's kind is not known")),
         };
         r.end()?;

@@ -470,54 +470,55 @@ fn c4_cells_hold_the_newest_dropped_position() {
     )
     .unwrap();
     assert_eq!(j.stale_bytes(VolumeIndex(1)), shape.size);
-    j.mark_stale(v, ByteRange::at(region * 3 + 1, 10), WriteSeq(18))
+    j.mark_stale(&[(v, ByteRange::at(region * 3 + 1, 10))], WriteSeq(18))
         .unwrap();
-    j.mark_stale(v, ByteRange::at(region * 3, region * 2), WriteSeq(25))
+    j.mark_stale(&[(v, ByteRange::at(region * 3, region * 2))], WriteSeq(25))
         .unwrap();
-    j.clear_if_older(v, ByteRange::at(region * 3, region), WriteSeq(20))
-        .unwrap();
-    assert_eq!(
-        j.next_stale(v, 0),
-        Some((ByteRange::at(region * 3, region * 2), WriteSeq(25)))
-    );
-    j.clear_if_older(v, ByteRange::at(region * 3, region + 1), WriteSeq(26))
+    j.clear_if_older(&[(v, ByteRange::at(region * 3, region), WriteSeq(20))])
         .unwrap();
     assert_eq!(
-        j.next_stale(v, 0),
-        Some((ByteRange::at(region * 4, region), WriteSeq(25)))
+        j.next_stale(v, 0, 1 << 20),
+        Some(ByteRange::at(region * 3, region * 2))
     );
-    j.mark_stale(
-        v,
-        ByteRange {
-            start: 0,
-            end: u64::MAX,
-        },
-        WriteSeq(30),
-    )
-    .unwrap();
+    j.clear_if_older(&[(v, ByteRange::at(region * 3, region + 1), WriteSeq(26))])
+        .unwrap();
+    assert_eq!(
+        j.next_stale(v, 0, 1 << 20),
+        Some(ByteRange::at(region * 4, region))
+    );
+    let all = ByteRange {
+        start: 0,
+        end: u64::MAX,
+    };
+    j.mark_stale(&[(v, all)], WriteSeq(30)).unwrap();
     assert_eq!(j.stale_bytes(v), shape.size);
-    j.clear_if_older(
-        v,
-        ByteRange {
-            start: shape.size - 5,
-            end: shape.size,
-        },
-        WriteSeq(31),
-    )
-    .unwrap();
+    assert_eq!(
+        j.next_stale(v, region + 1, region),
+        Some(ByteRange::at(2 * region, region))
+    );
+    let end = ByteRange {
+        start: shape.size - 5,
+        end: shape.size,
+    };
+    assert_eq!(j.next_stale(v, shape.size - 4, 1), None);
+    assert_eq!(
+        j.next_stale(v, (shape.size / region) * region, 1 << 20),
+        Some(end)
+    );
+    j.clear_if_older(&[(v, end, WriteSeq(31))]).unwrap();
     let dump = j.map_runs(v);
     drop(j);
     let (j, _) = lab.open().unwrap();
     assert_eq!(j.map_runs(v), dump);
     assert_eq!(j.cell(v, shape.size - 1), Some(Cell::Clean));
     assert_eq!(j.cell(v, 0), Some(Cell::Stale(WriteSeq(30))));
-    j.clear_if_older(VolumeIndex(1), ByteRange::at(region, region), WriteSeq(1))
+    j.clear_if_older(&[(VolumeIndex(1), ByteRange::at(region, region), WriteSeq(1))])
         .unwrap();
     assert_eq!(j.stale_bytes(VolumeIndex(1)), shape.size - region);
     j.reset_map(v, Cell::Clean).unwrap();
     assert_eq!(j.stale_bytes(v), 0);
     assert!(matches!(
-        j.mark_stale(VolumeIndex(9), ByteRange::at(0, 1), WriteSeq(1)),
+        j.mark_stale(&[(VolumeIndex(9), ByteRange::at(0, 1))], WriteSeq(1)),
         Err(JournalError::UnknownVolume(_))
     ));
 }

@@ -96,7 +96,7 @@ fn step(j: &Journal, book: &mut Book, what: u32, rng: &mut dyn RngCore) -> Step 
         19 => {
             let region = rng.random_range(0..8);
             let seq = j.cursors().appended;
-            j.mark_stale(V, ByteRange::at(region << 15, 1), seq)?;
+            j.mark_stale(&[(V, ByteRange::at(region << 15, 1))], seq)?;
             book.stale.insert(region, seq);
             Ok(())
         }

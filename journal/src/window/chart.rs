@@ -30,7 +30,7 @@ pub(super) struct ChartRow {
     pub(super) is_sealed: bool,
     /// The container has later records that are not shown: past a cut, or not durable.
     pub(super) is_clipped: bool,
-    /// The line left the container before its end.
+    /// The line left the container before its end, or it ends here before it ends at the sender.
     pub(super) is_cut: bool,
     /// Records are missing between the container before and this one.
     pub(super) after_gap: bool,
@@ -106,7 +106,7 @@ impl Chart {
                     held: shared.is_held(&row),
                     is_sealed,
                     is_clipped: row.last_seq > upto,
-                    is_cut: row.last_seq > span.upto,
+                    is_cut: row.last_seq > span.upto || row.sealed.cut.is_some(),
                     after_gap: row.after_gap || !follows,
                 });
             }
@@ -129,7 +129,13 @@ impl Chart {
         Self {
             segments: segments(&line, &rows, &boundaries),
             from_zero: builds_undo && shared.floors.undo == Ordinal(0) && starts_whole,
-            consistent: shared.consistent.clone(),
+            // Copies are on the volumes and in no redo: no point of a span can be shown before its first one is applied.
+            consistent: shared
+                .consistent
+                .iter()
+                .filter(|c| c.from.seq <= cursors.applied)
+                .copied()
+                .collect(),
             marks: shared
                 .marks
                 .iter()
@@ -401,6 +407,8 @@ fn boundaries(
                 };
                 to.filter(|_| is_last)
             }
+            // Copies lie between points: the volumes are not consistent while they arrive.
+            OrdinalKind::Copies => None,
         };
         if let Some(position) = position {
             of_ordinal.insert(*ordinal, position);

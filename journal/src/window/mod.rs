@@ -90,7 +90,7 @@ pub enum Note {
         /// Nanoseconds from the instant asked for to the mark.
         after_ns: u64,
     },
-    /// The container was cut by a failover: its end on this line is meant (L3).
+    /// The container ends earlier on this line than elsewhere, by a failover or a gap in the stream: that end is meant (L3).
     CutEnd {
         /// The container.
         lfc: LfcId,
@@ -109,10 +109,7 @@ impl fmt::Display for Note {
                     tenths % 10
                 )
             }
-            Self::CutEnd { lfc } => write!(
-                f,
-                "container {lfc} was cut by a failover: its end on this line is meant"
-            ),
+            Self::CutEnd { lfc } => write!(f, "container {lfc} was cut short: its end on this line is meant"),
         }
     }
 }

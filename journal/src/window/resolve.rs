@@ -72,6 +72,11 @@ impl Asked<'_> {
         });
         let last = last.ok_or(ResolveError::NoHistory)?;
         match &self.target.kind {
+            // While copies arrive the newest points cannot be shown; the newest that can is the one that is meant.
+            TargetKind::Latest if !self.chart.is_consistent(last) => {
+                let stretches = self.chart.stretches();
+                Ok((stretches.last().map_or(last, |(_, end)| *end), None))
+            }
             TargetKind::Latest | TargetKind::Restored => Ok((last, None)),
             TargetKind::Lfc(lfc) => self.lfc(*lfc),
             TargetKind::Seq(seq) => self.seq(*seq, last),
