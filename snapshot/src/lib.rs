@@ -22,6 +22,7 @@
 
 mod apply;
 mod change;
+mod copies;
 mod error;
 mod lens;
 mod overlay;
@@ -35,6 +36,7 @@ mod volumes;
 
 pub use apply::{Applied, Lfc, Step, apply, apply_first_sync, write_back};
 pub use change::{ChangeSet, Run};
+pub use copies::{RegionCopy, write_copies};
 pub use error::{Result, SnapshotError};
 pub use overlay::{Overlay, OverlayUsage};
 pub use overwrite::{Overwritten, UndoPlan, overwrite, overwrite_again};
