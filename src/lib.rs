@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
 
 pub mod agent;
+pub mod applying;
 pub mod attach;
 pub mod bell;
 pub mod config;

@@ -49,6 +49,9 @@ pub struct ContextStatus {
     pub backlog_bytes: u64,
     /// Bytes in regions that differ from the peer and that no journal covers.
     pub stale_bytes: u64,
+    /// What gave way to the state map since the replica was last consistent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub super_transaction: Option<SuperTransaction>,
     /// A copy that is under way.
     pub resync: Option<Progress>,
     /// Whether the replica can be used as it stands.
@@ -75,6 +78,17 @@ pub struct ContextStatus {
     pub verified: Option<Verified>,
     /// Who stopped it and when, while it is stopped.
     pub stopped: Option<Stopped>,
+}
+
+/// Production's journal reached its limit while the peer was away or too slow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuperTransaction {
+    /// Since when.
+    pub since: Moment,
+    /// Containers that gave way.
+    pub containers: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// What would be lost if production died now. On a replica without a link it is unknown.

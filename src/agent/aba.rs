@@ -4,12 +4,14 @@
 //!
 //! A connection is read by a task; its messages, and the rings of the journal's bells, go to one thread that drives
 //! [`wire::Receiver`] and does what it says, in order. So a frame is in the journal's tail before the next message is looked
-//! at, and a copy is on the volume before any later container can be sealed, let alone applied (rule C3).
+//! at, and a copy is in the apply thread's queue before its container can be sealed, let alone applied (rule C3).
 //!
 //! # Invariants
 //!
 //! - Everything received before is made durable before the welcome: the stream goes on behind it.
 //! - A copy is acknowledged only after the volumes were synced, and only if its stub is durable here.
+//! - Where production dropped records, what was received before stays as it is; no later point is shown before all copies
+//!   are here.
 //! - One connection a context: a newer one from the same pinned peer ends the older, which may be half-open; what the older
 //!   one's thread has not begun to work on by then is dropped.
 
@@ -18,6 +20,7 @@ use crate::context::{Context, Recovery, Running};
 use bytes::Bytes;
 use journal::{Journal, JournalError, NewGeneration, Position};
 use model::{ContextState, GenNo, RecordBody, Role, WriteSeq};
+use snapshot::RegionCopy;
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::mpsc;
 use wire::{
@@ -97,7 +100,6 @@ fn receive(
         receiver: Receiver::new(local),
         outgoing,
         runtime,
-        copies: Vec::new(),
         stubs: BTreeMap::new(),
         may_apply: WriteSeq(0),
         told_rolled_back: false,
@@ -136,8 +138,6 @@ struct End<'a> {
     receiver: Receiver,
     outgoing: &'a Outgoing,
     runtime: &'a tokio::runtime::Handle,
-    /// Copies on the volumes that are not synced yet.
-    copies: Vec<WriteSeq>,
     /// Stubs of copies in the last frame, and the digests of their bytes.
     stubs: BTreeMap<WriteSeq, journal::Digest>,
     may_apply: WriteSeq,
@@ -197,26 +197,11 @@ impl End<'_> {
                     self.context.bells.sealed.ring();
                     self.context.bells.durable.ring();
                 }
-                ReceiverAction::WriteCopy(copy) => {
-                    if self.context.consistent_from().is_some() {
-                        // A copy into a consistent replica needs undo (rule C2), which a first sync does not build.
-                        let text = "a copy came for a replica that is consistent already".to_owned();
-                        return Err(LinkError::Refused(text));
-                    }
-                    // Rule C2: the stub in the journal vouches for the bytes beside it.
-                    if self.stubs.get(&copy.seq) != Some(&journal::tap::digest(copy.range, &copy.payload)) {
-                        let text = format!("the copy of record {} is not what its stub says", copy.seq);
-                        return Err(LinkError::Refused(text));
-                    }
-                    let running = self.running()?;
-                    recovery(&running)?.write_copy(copy.volume, copy.range, &copy.payload)?;
-                    self.copies.push(copy.seq);
-                    self.ring_received()?;
-                }
+                ReceiverAction::WriteCopy(copy) => self.copy(copy)?,
                 ReceiverAction::CopiesComplete { seq } => {
                     let generation = self.journal.current_generation().map_or(GenNo(0), |g| g.no);
                     self.journal.set_consistent_from(Position { generation, seq })?;
-                    tracing::info!(context = self.context.id().0, seq = seq.0, "first sync complete");
+                    tracing::info!(context = self.context.id().0, seq = seq.0, "all copies are here");
                     self.context.bells.sealed.ring();
                 }
                 ReceiverAction::MayApply { seq } => {
@@ -233,17 +218,53 @@ impl End<'_> {
                     self.context.set_peer(false, Some(text.clone()));
                     return Err(LinkError::Refused(text));
                 }
-                ReceiverAction::Jump(_) => {
-                    return Err(LinkError::Refused(
-                        "a gap in the stream is not part of this version".into(),
-                    ));
-                }
+                ReceiverAction::Jump(jump) => self.jump(&jump)?,
                 ReceiverAction::Deliver(_) => {}
                 ReceiverAction::Close => return Err(LinkError::Ended),
                 other => tracing::warn!("an action that ABA does not know: {other:?}"),
             }
         }
         Ok(())
+    }
+
+    /// Hands a copy to the apply thread.
+    fn copy(&mut self, copy: wire::Copy) -> Result<(), LinkError> {
+        if self.context.consistent_from().is_some() {
+            // It would stand in the replica before the records that lead to it.
+            return Err(LinkError::Refused(
+                "a copy came for a replica that is consistent".into(),
+            ));
+        }
+        // Rule C2: the stub in the journal vouches for the bytes beside it.
+        if self.stubs.get(&copy.seq) != Some(&journal::tap::digest(copy.range, &copy.payload)) {
+            let text = format!("the copy of record {} is not what its stub says", copy.seq);
+            return Err(LinkError::Refused(text));
+        }
+        let copy = RegionCopy {
+            seq: copy.seq,
+            volume: copy.volume,
+            range: copy.range,
+            payload: copy.payload,
+        };
+        let running = self.running()?;
+        let behind = self.journal.sealed_end();
+        if !recovery(&running)?.copies.push(copy, behind) {
+            return Err(LinkError::Refused("more copies came than can wait".into()));
+        }
+        self.context.bells.sealed.ring();
+        Ok(())
+    }
+
+    fn jump(&mut self, jump: &wire::Jump) -> Result<(), LinkError> {
+        let last = pass_gap(&self.journal, jump)?;
+        tracing::warn!(
+            context = self.context.id().0,
+            after = last.0,
+            to = jump.to.seq.0,
+            "production dropped records that are not here: their regions are copied"
+        );
+        self.context.bells.sealed.ring();
+        self.ring_received()
     }
 
     fn ring_received(&self) -> Result<(), LinkError> {
@@ -260,6 +281,8 @@ impl End<'_> {
                 .refuse(RefuseCode::Stopped, "the context is stopped here");
             return self.act(actions);
         }
+        let running = self.running()?;
+        recovery(&running)?.copies.begin();
         self.journal.sync()?;
         let cursors = self.journal.cursors();
         let welcome = Welcome {
@@ -298,14 +321,9 @@ impl End<'_> {
         if applied > self.receiver.ack().applied {
             self.receiver.applied(applied);
         }
-        if !self.copies.is_empty() {
-            let running = self.running()?;
-            recovery(&running)?
-                .volumes
-                .sync()
-                .map_err(crate::context::ContextError::from)?;
-            self.receiver.copies_durable(self.copies.drain(..));
-        }
+        let running = self.running()?;
+        let written = recovery(&running)?.copies.take_written();
+        self.receiver.copies_durable(written);
         let rolled_back = matches!(
             self.context.state(),
             ContextState::RolledBack | ContextState::Restoring
@@ -334,6 +352,37 @@ impl End<'_> {
         }
         Ok(())
     }
+}
+
+/// Production dropped records that are not here: what was received stands, later points wait for copies (rule C5). Answers
+/// the last record before the gap.
+///
+/// # Errors
+/// When the journal fails, or the jump does not lead forward.
+pub fn pass_gap(journal: &Journal, jump: &wire::Jump) -> Result<WriteSeq, JournalError> {
+    let first_seq = jump.to.seq.next();
+    let last = match journal.current_generation() {
+        Some(generation) => {
+            let last = journal.cursors().appended;
+            // Before the journal goes on behind the gap: no point past it may be shown, whatever happens next.
+            journal.set_consistent_until(Position {
+                generation: generation.no,
+                seq: last,
+            })?;
+            last
+        }
+        None => {
+            journal.create_generation(NewGeneration {
+                id: jump.to.generation,
+                parent: None,
+                first_seq: Some(first_seq),
+                first_lfc: Some(jump.lfc),
+            })?;
+            WriteSeq(0)
+        }
+    };
+    journal.skip_to(jump.lfc, first_seq, jump.to.digest)?;
+    Ok(last)
 }
 
 fn recovery(running: &Running) -> Result<&Recovery, LinkError> {

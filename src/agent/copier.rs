@@ -57,15 +57,33 @@ impl Table {
 
     /// The peer has these durably on its volumes: their ranges are clean.
     pub fn acknowledged(&self, tap: &Tap, seqs: &[WriteSeq]) -> Result<(), JournalError> {
-        for seq in seqs {
-            let Some((volume, range, bytes)) = self.state.lock().sent.remove(seq) else {
-                continue;
-            };
-            tap.journal().clear_if_older(volume, range, *seq)?;
-            self.state.lock().bytes -= bytes;
+        let known: Vec<_> = {
+            let state = self.state.lock();
+            let known = |seq: &WriteSeq| state.sent.get(seq).map(|sent| (*seq, *sent));
+            seqs.iter().filter_map(known).collect()
+        };
+        let clean: Vec<_> = known.iter().map(|(seq, sent)| (sent.0, sent.1, *seq)).collect();
+        tap.journal().clear_if_older(&clean)?;
+        let mut state = self.state.lock();
+        for (seq, (_, _, bytes)) in known {
+            state.sent.remove(&seq);
+            state.bytes -= bytes;
         }
+        drop(state);
         self.changed.notify_all();
         Ok(())
+    }
+
+    /// The stream leaves out everything up to `seq`: copies whose stubs it will not send any more are lost.
+    pub fn left_out(&self, seq: WriteSeq) {
+        let _stubs = self.stubs.lock();
+        let mut state = self.state.lock();
+        let later = state.waiting.split_off(&seq.next());
+        let lost = std::mem::replace(&mut state.waiting, later);
+        state.bytes -= lost.values().map(|(_, copy)| bytes_of(copy)).sum::<u64>();
+        state.complete = false;
+        drop(state);
+        self.changed.notify_all();
     }
 
     /// The link is gone.
@@ -150,13 +168,7 @@ fn next_stale(
     from: u64,
 ) -> Option<(VolumeIndex, ByteRange)> {
     volumes.iter().filter(|v| **v >= volume).find_map(|v| {
-        let (range, _) = journal.next_stale(*v, if *v == volume { from } else { 0 })?;
-        Some((
-            *v,
-            ByteRange {
-                start: range.start,
-                end: range.end.min(range.start + COPY_BYTES),
-            },
-        ))
+        let range = journal.next_stale(*v, if *v == volume { from } else { 0 }, COPY_BYTES)?;
+        Some((*v, range))
     })
 }

@@ -11,23 +11,24 @@
 //! - Only durable frames are sent (`sent ≤ durable`, asserted by the machine).
 //! - A seal is sent before any frame of the next container, and a completion of the copies only right behind a seal, so that
 //!   the first consistent point is a boundary.
+//! - Where the journal does not hold what comes next, because it gave way to the state map, the stream says so
+//!   ([`wire::Jump`]) and goes on behind it; a completion follows only when nothing is stale.
 //!
 //! # What it does not do
 //!
-//! Modes `mwc` and `sync`, and a journal that overflows while the peer is away, are not part of this version: redo is kept
-//! until the peer has applied it.
+//! Modes `mwc` and `sync` are not part of this version.
 
 use super::{
     LinkError, LinkHandle, blocking, config_digest, copier, copier::Table, end_of, seal_of, stopped,
 };
 use crate::context::Context;
 use journal::{Cell, Journal, JournalError, tap::Tap};
-use model::{LfcId, RecordBody, Role, Timestamp, WriteSeq};
+use model::{ByteRange, LfcId, RecordBody, Role, Timestamp, VolumeIndex, WriteSeq};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use wire::{
-    Connection, ConnectionOptions, Dialer, Expect, Hello, Message, Outgoing, Position, RefuseCode, Resume,
-    Sender, SenderAction, SenderOptions, Version,
+    Connection, ConnectionOptions, Dialer, Expect, Hello, Jump, JumpCause, Message, Outgoing, Position,
+    RefuseCode, Resume, Sender, SenderAction, SenderOptions, Version,
 };
 
 /// Starts the link of a context.
@@ -198,29 +199,46 @@ impl Link {
                 SenderAction::CheckPosition { peer, welcome } => {
                     let journal = Arc::clone(&self.journal);
                     let resume = blocking(move || judge(&journal, peer)).await?;
-                    let here = matches!(resume, Resume::Here);
+                    if !matches!(resume, Resume::Diverged { .. }) {
+                        // What a new store of the peer lacks is stale before the stream goes on without it.
+                        let context = Arc::clone(&self.context);
+                        blocking(move || meet(&context, welcome.instance, peer.seq, welcome.applied)).await?;
+                    }
                     for action in sender.resume(resume) {
                         if let SenderAction::Send(message) = action {
                             outgoing.send(message).await?;
                         }
                     }
-                    if !here {
-                        return Err(LinkError::Refused(format!(
-                            "{} has another history (its record {}): it needs a full sync",
-                            self.context.peer_name(),
-                            peer.seq
-                        )));
-                    }
+                    let jumped = match resume {
+                        Resume::Here => None,
+                        Resume::Jump(jump) => Some(jump),
+                        Resume::Diverged { .. } => {
+                            return Err(LinkError::Refused(format!(
+                                "{} has another history (its record {}): it needs a full sync",
+                                self.context.peer_name(),
+                                peer.seq
+                            )));
+                        }
+                    };
                     dialer.welcomed();
-                    self.unsealed = Some(welcome.open_lfc).filter(|l| *l >= LfcId::FIRST && peer.seq.0 > 0);
-                    let context = Arc::clone(&self.context);
-                    blocking(move || meet(&context, welcome.instance, peer.seq, welcome.applied)).await?;
                     self.context.set_peer(true, None);
                     self.context.set_peer_rolled_back(welcome.copying, false);
-                    self.start_copier(welcome.copying);
+                    if let Some(jump) = jumped {
+                        self.jumped(&jump).await?;
+                    } else {
+                        let open = Some(welcome.open_lfc);
+                        self.unsealed = open.filter(|l| *l >= LfcId::FIRST && peer.seq.0 > 0);
+                        let context = Arc::clone(&self.context);
+                        blocking(move || forget_covered(&context)).await?;
+                        self.start_copier(welcome.copying);
+                    }
                 }
                 SenderAction::Acked(ack) => {
                     self.journal.set_peer(ack.received_durable, ack.applied, false)?;
+                    if self.context.super_transaction().is_some() {
+                        let context = Arc::clone(&self.context);
+                        blocking(move || forget_covered(&context)).await?;
+                    }
                     self.context.peer_acknowledged();
                 }
                 SenderAction::Copied(seqs) => {
@@ -260,11 +278,37 @@ impl Link {
         }
     }
 
+    /// The stream goes on behind records that the peer lacks: their regions are copied.
+    async fn jumped(&mut self, jump: &Jump) -> Result<(), JournalError> {
+        tracing::warn!(
+            context = self.context.id().0,
+            to = jump.to.seq.0,
+            stale = self.context.stale_bytes(),
+            "{} lacks records that the journal gave up: their regions are copied",
+            self.context.peer_name()
+        );
+        self.unsealed = None;
+        self.completing = false;
+        self.table.left_out(jump.to.seq);
+        self.context
+            .set_peer_rolled_back(true, self.context.peer().rolled_back);
+        if self.context.stale_bytes() == 0 {
+            // What was left out changed no volume. The sync still needs a container behind the gap to end with.
+            let (journal, seq) = (Arc::clone(&self.journal), jump.to.seq);
+            let first = [(VolumeIndex(0), ByteRange { start: 0, end: 1 })];
+            blocking(move || journal.mark_stale(&first, seq)).await?;
+        }
+        self.start_copier(true);
+        Ok(())
+    }
+
     /// Starts copying, if anything is stale or the peer still waits for the word that all is there.
     fn start_copier(&mut self, peer_waits: bool) {
-        if !peer_waits && self.context.stale_bytes() == 0 {
+        let at_work = self.copier.as_ref().is_some_and(|c| !c.is_finished());
+        if at_work || (!peer_waits && self.context.stale_bytes() == 0) {
             return;
         }
+        self.context.copying_began();
         let (table, tap, context) = (
             Arc::clone(&self.table),
             Arc::clone(&self.tap),
@@ -293,9 +337,22 @@ impl Link {
             self.seal(sender, outgoing).await?;
             self.complete(sender, outgoing).await?;
             let Some(want) = sender.want() else { return Ok(()) };
+            if let Some(jump) = over_the_gap(&self.journal, want.after) {
+                if let SenderAction::Send(message) = sender.jump(jump) {
+                    outgoing.send(message).await?;
+                }
+                self.jumped(&jump).await?;
+                continue;
+            }
             let journal = Arc::clone(&self.journal);
             let bytes = want.bytes_max as u64;
-            let frames = blocking(move || journal.frames_after(want.after, bytes)).await?;
+            let frames = match blocking(move || journal.frames_after(want.after, bytes)).await {
+                // It gave way since we looked.
+                Err(JournalError::NotHeld { .. }) if over_the_gap(&self.journal, want.after).is_some() => {
+                    continue;
+                }
+                frames => frames?,
+            };
             if frames.is_empty() {
                 return Ok(());
             }
@@ -369,6 +426,12 @@ impl Link {
         if !self.completing || sender.copies_in_flight() > 0 {
             return Ok(());
         }
+        if self.context.stale_bytes() > 0 {
+            // The journal gave way after the copier's last look.
+            self.completing = false;
+            self.start_copier(true);
+            return Ok(());
+        }
         if self.unsealed.is_some() {
             // The container may be open still; sealing it now makes the boundary.
             let tap = Arc::clone(&self.tap);
@@ -384,41 +447,69 @@ impl Link {
         if let SenderAction::Send(message) = sender.copies_complete() {
             outgoing.send(message).await?;
         }
+        let context = Arc::clone(&self.context);
+        blocking(move || context.overflow_ended()).await?;
         self.context.set_peer_synced(sender.cursors().sent);
         tracing::info!(
             context = self.context.id().0,
             seq = sender.cursors().sent.0,
-            "first sync complete"
+            "all stale regions are copied"
         );
         Ok(())
     }
 }
 
-/// Whether the peer's position lies on our line.
+/// Whether the peer's position lies on our line, and whether we hold what comes behind it.
+///
+/// A position inside a container that was dropped cannot be compared by its digest; that it names our generation and is
+/// durable here is enough, because a generation has one writer and never takes a number twice.
 ///
 /// # Errors
 /// When the journal cannot be read.
 pub fn judge(journal: &Journal, peer: Position) -> Result<Resume, JournalError> {
     if peer.seq == WriteSeq(0) {
-        // It has nothing: it can start at our beginning, if that is still here.
-        if journal.floors().redo_seq.seq == WriteSeq(0) {
-            return Ok(Resume::Here);
-        }
-        return Ok(Resume::Diverged {
-            ours: end_of(journal)?,
-        });
+        // It has nothing: it starts at our beginning, if that is still here.
+        let jump = jump_to_floor(journal, JumpCause::FirstSync);
+        return Ok(jump.map_or(Resume::Here, Resume::Jump));
     }
-    let ours = match journal.generation_by_id(peer.generation) {
-        Some(generation) if peer.seq <= journal.cursors().durable => {
-            Some(journal.digest_at(generation.no, peer.seq)?)
-        }
-        _ => None,
+    let known = journal
+        .generation_by_id(peer.generation)
+        .filter(|_| peer.seq <= journal.cursors().durable);
+    let ours = match known {
+        Some(generation) => match journal.digest_at(generation.no, peer.seq) {
+            Err(JournalError::NotHeld { .. }) => Some((peer.seq, peer.digest)),
+            ours => Some(ours?),
+        },
+        None => None,
     };
     if ours == Some((peer.seq, peer.digest)) {
-        return Ok(Resume::Here);
+        let jump = over_the_gap(journal, peer.seq);
+        return Ok(jump.map_or(Resume::Here, Resume::Jump));
     }
     Ok(Resume::Diverged {
         ours: end_of(journal)?,
+    })
+}
+
+/// The jump that a stream needs which stands at `sent`, if the journal gave up what comes next.
+#[must_use]
+pub fn over_the_gap(journal: &Journal, sent: WriteSeq) -> Option<Jump> {
+    jump_to_floor(journal, JumpCause::Dropped).filter(|jump| sent < jump.to.seq)
+}
+
+/// A jump behind the newest container that is not kept; `None` when all are.
+fn jump_to_floor(journal: &Journal, cause: JumpCause) -> Option<Jump> {
+    let (generation, lfc) = journal.floors().redo;
+    let row = journal.lfc_row(generation, lfc)?;
+    let generation = journal.generations().into_iter().find(|g| g.no == generation)?;
+    Some(Jump {
+        to: Position {
+            generation: generation.id,
+            seq: row.last_seq,
+            digest: row.end_digest,
+        },
+        lfc: lfc.next(),
+        cause,
     })
 }
 
@@ -446,6 +537,14 @@ fn meet(context: &Context, instance: u64, received: WriteSeq, applied: WriteSeq)
         context.change_row(|row| drop(row.notes.insert(PEER_INSTANCE.to_owned(), instance)))?;
     }
     journal.reset_peer(received, applied)
+}
+
+/// A consistent peer that has received everything that was dropped lacks nothing.
+fn forget_covered(context: &Context) -> Result<(), JournalError> {
+    if context.peer().copying || !context.journal.forget_covered()? {
+        return Ok(());
+    }
+    context.overflow_ended()
 }
 
 /// A frame as the wire carries it.

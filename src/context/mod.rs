@@ -4,11 +4,13 @@
 //! volumes are open only while it runs: [`Running`] holds them and the threads that work on them, and is dropped by a stop.
 
 mod command_lock;
+mod overflow;
 mod production;
 mod recovery;
 mod views;
 
 pub use command_lock::{CommandGuard, CommandLock};
+pub use overflow::SuperTransaction;
 pub use production::Production;
 pub use recovery::Recovery;
 pub use views::{Reader, Snapshot, SnapshotError, Views};
@@ -43,6 +45,9 @@ pub enum ContextError {
     /// The snapshot engine.
     #[error(transparent)]
     Snapshot(#[from] snapshot::SnapshotError),
+    /// Applying.
+    #[error(transparent)]
+    Apply(#[from] crate::applying::ApplyError),
     /// A file.
     #[error("{what}: {source}")]
     Io {
@@ -76,7 +81,9 @@ pub struct PeerView {
     pub last_ack: Option<Timestamp>,
     /// Whether its replica still waits for its first sync.
     pub copying: bool,
-    /// Where its first sync ended, once it did on this connection.
+    /// When the copies that are under way began, and the bytes that were stale then.
+    pub copying_since: Option<(Timestamp, u64)>,
+    /// Where its copies ended, once they did on this connection.
     pub synced_at: Option<WriteSeq>,
     /// Whether its replica is rolled back: it receives and applies nothing.
     pub rolled_back: bool,
@@ -452,6 +459,12 @@ impl Context {
             .map(|c| c.from.seq)
     }
 
+    /// Whether the replica has ever been consistent, so that an earlier point may be asked for.
+    #[must_use]
+    pub fn was_consistent(&self) -> bool {
+        !self.journal.consistent().is_empty()
+    }
+
     /// Bytes that the peer does not have and no journal covers.
     #[must_use]
     pub fn stale_bytes(&self) -> u64 {
@@ -479,6 +492,12 @@ impl Context {
             Role::Production => self.config.recovery_node(),
             Role::Recovery => &self.config.production,
         }
+    }
+
+    /// The folder of its journal.
+    #[must_use]
+    pub fn journal_dir(&self) -> PathBuf {
+        self.folder.join("journal")
     }
 
     /// The folder of its overlays.
@@ -514,10 +533,17 @@ impl Context {
         self.bells.acknowledged.ring();
     }
 
-    /// The first sync ended here; the peer is consistent when it has applied that.
+    /// Copies begin on this connection.
+    pub fn copying_began(&self) {
+        let stale = self.stale_bytes();
+        self.peer.lock().copying_since = Some((Timestamp::now(), stale));
+    }
+
+    /// All copies ended here; the peer is consistent when it has applied that.
     pub fn set_peer_synced(&self, at: WriteSeq) {
         let mut peer = self.peer.lock();
         peer.copying = false;
+        peer.copying_since = None;
         peer.synced_at = Some(at);
         drop(peer);
         self.bells.acknowledged.ring();

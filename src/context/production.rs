@@ -235,7 +235,7 @@ fn seal_loop(agent: &Agent) {
             IDLE
         };
         let rang = ear.wait(nap);
-        let mut step = || -> Result<(), journal::JournalError> {
+        let mut step = || -> Result<(), ContextError> {
             if agent.tap.seal_if_due(model::Timestamp::now())?.is_some() {
                 agent.context.bells.sealed.ring();
             }
@@ -251,7 +251,7 @@ fn seal_loop(agent: &Agent) {
             if upto > dropped && drop_applied(agent, upto)? {
                 dropped = upto;
             }
-            Ok(())
+            agent.context.relieve(|| checkpoint(agent))
         };
         if let Err(e) = step() {
             return agent.poison("journal", &e);

@@ -3,18 +3,20 @@
 //! | thread | sleeps on | does |
 //! | --- | --- | --- |
 //! | sync | received frames | one journal sync, rings `durable`: the receiver acknowledges |
-//! | apply | `sealed`, `applied` | ingests sealed containers and applies them in order: undo durable, then overwritten |
+//! | apply | `sealed`, received copies | writes copies; ingests sealed containers and applies them in order: undo durable, then overwritten |
 //!
-//! Whoever overwrites the replica holds [`Recovery::writer`]: the apply thread for one container, a restore for its whole
-//! length, the receiver for one copy.
+//! Whoever overwrites the replica holds [`Recovery::writer`]: the apply thread for some copies and one container, a restore
+//! for its whole length.
 
 use super::{Context, ContextError, Views};
-use crate::bell::Bell;
-use model::{ByteRange, ContextState, Payload, VolumeIndex, WriteSeq, ports::History};
+use crate::{
+    applying::{Applier, CopyQueue},
+    bell::Bell,
+};
+use model::ContextState;
 use parking_lot::{Mutex, MutexGuard};
-use snapshot::{ChangeSet, Lfc, Volumes, apply, apply_first_sync};
+use snapshot::Volumes;
 use std::{
-    ops::Bound,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -31,6 +33,8 @@ pub struct Recovery {
     pub views: Views,
     /// Rung by the receiver when it appended frames.
     pub received: Bell,
+    /// Copies that were received and are not on the replica yet; `sealed` is rung for them.
+    pub copies: Arc<CopyQueue>,
     writer: Arc<Mutex<()>>,
     stopping: Arc<AtomicBool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -42,12 +46,14 @@ impl Recovery {
         let volumes = Arc::new(volumes);
         let views = Views::open(context, &volumes)?;
         let received = Bell::default();
+        let copies = Arc::new(CopyQueue::default());
         let writer = Arc::new(Mutex::new(()));
         let stopping = Arc::new(AtomicBool::new(false));
         let agent = || Agent {
             context: Arc::clone(context),
             volumes: Arc::clone(&volumes),
             received: received.clone(),
+            copies: Arc::clone(&copies),
             writer: Arc::clone(&writer),
             stopping: Arc::clone(&stopping),
         };
@@ -63,6 +69,7 @@ impl Recovery {
             volumes,
             views,
             received,
+            copies,
             writer,
             stopping,
             threads: Mutex::new(threads),
@@ -90,43 +97,13 @@ impl Recovery {
     pub fn writer(&self) -> MutexGuard<'_, ()> {
         self.writer.lock()
     }
-
-    /// Writes a copy of a first sync (rule C3): no undo, because no earlier point can be asked for; synced by the caller.
-    ///
-    /// # Errors
-    /// When the volume fails.
-    pub fn write_copy(
-        &self,
-        volume: VolumeIndex,
-        range: ByteRange,
-        payload: &Payload,
-    ) -> Result<(), ContextError> {
-        let v = self.volumes.get(volume)?;
-        let failed = |source| ContextError::Io {
-            what: format!("volume {}", v.name()),
-            source,
-        };
-        let _writer = self.writer();
-        match payload {
-            Payload::Data(data) => v.medium().write_at(range.start, data).map_err(failed),
-            Payload::Zero => {
-                // A hole is zero already; writing it would only take space.
-                let next = v.medium().next_data(range.start).map_err(failed)?;
-                if next.is_some_and(|data| data.start < range.end) {
-                    v.medium()
-                        .write_zeroes(range.start, range.len())
-                        .map_err(failed)?;
-                }
-                Ok(())
-            }
-        }
-    }
 }
 
 struct Agent {
     context: Arc<Context>,
     volumes: Arc<Volumes>,
     received: Bell,
+    copies: Arc<CopyQueue>,
     writer: Arc<Mutex<()>>,
     stopping: Arc<AtomicBool>,
 }
@@ -176,7 +153,8 @@ fn apply_loop(agent: &Agent) {
     }
 }
 
-/// Ingests what is sealed, then applies the next container; `false` when there is none, or none may be applied now.
+/// Ingests what is sealed, writes the copies that wait, applies the next container; `false` when there was nothing to do, or
+/// nothing may be done now.
 fn apply_next(agent: &Agent) -> Result<bool, ContextError> {
     let journal = &agent.context.journal;
     while journal.ingest_sealed()?.is_some() {}
@@ -185,33 +163,10 @@ fn apply_next(agent: &Agent) -> Result<bool, ContextError> {
     if agent.context.state() != ContextState::Enabled {
         return Ok(false);
     }
-    let applied = journal.cursors().applied_ordinal;
-    let behind = (Bound::Excluded(journal.cursors().applied_lfc), Bound::Unbounded);
-    let Some(row) = journal.lfc_rows(behind).into_iter().next() else {
-        return Ok(false);
+    let applier = Applier {
+        journal,
+        volumes: &agent.volumes,
+        copies: &agent.copies,
     };
-    let frames = journal.frames_of(row.generation, row.lfc)?;
-    let changes: ChangeSet = frames.iter().flat_map(|f| f.records()).collect();
-    let lfc = Lfc {
-        generation: row.generation,
-        lfc: row.lfc,
-        last_seq: row.last_seq,
-    };
-    let history: &dyn History = &**journal;
-    let ordinal = if needs_undo(agent, row.last_seq) {
-        apply(&agent.volumes, history, lfc, applied, &changes, &mut |_| {})?.ordinal
-    } else {
-        // First sync: no earlier point can be asked for, so there is nothing to keep (rule C2).
-        apply_first_sync(&agent.volumes, history, lfc, applied, &changes)?
-    };
-    journal.set_applied(ordinal, row.generation, row.lfc, row.last_seq)?;
-    Ok(true)
-}
-
-/// Whether an earlier point than this container's start can be asked for.
-fn needs_undo(agent: &Agent, last_seq: WriteSeq) -> bool {
-    agent
-        .context
-        .consistent_from()
-        .is_some_and(|from| last_seq > from)
+    Ok(applier.step(&mut || agent.context.bells.applied.ring())?)
 }

@@ -287,13 +287,8 @@ impl Views {
     /// # Errors
     /// When the target is not reachable or the replica is not consistent.
     pub fn resolve(&self, target: &Target) -> Result<Point, SnapshotError> {
-        let from = self
-            .journal
-            .consistent()
-            .last()
-            .filter(|c| c.until.is_none())
-            .map(|c| c.from.seq);
-        if from.is_none_or(|from| self.journal.cursors().applied < from) {
+        let applied = self.journal.cursors().applied;
+        if self.journal.consistent().iter().all(|c| applied < c.from.seq) {
             return Err(SnapshotError::NotConsistent);
         }
         Ok(self.journal.resolve(target, Timestamp::now())?.point)

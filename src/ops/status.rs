@@ -157,14 +157,16 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
     } else {
         Rpo::default()
     };
-    let total: u64 = context.config.volumes.iter().map(|v| v.size.0).sum();
-    let resync = (stale > 0).then(|| Progress {
-        what: "first sync".into(),
-        done: total - stale.min(total),
-        total: Some(total),
-        unit: Unit::Bytes,
-        ..Progress::default()
-    });
+    let resync = (stale > 0).then(|| copies(context, stale));
+    let overflow = context.super_transaction();
+    if let Some(s) = overflow {
+        warnings.push(format!(
+            "super transaction: {} containers ({}) that {} lacks gave way to the state map; their regions are copied when it is there",
+            s.containers,
+            crate::config::Size(s.bytes),
+            context.peer_name()
+        ));
+    }
     let (verdict, node_status) = verdict(context, row.state, unacked, stale, consistent_here);
     let healthy =
         node_status == 30 && peer.connected && warnings.is_empty() && row.state == ContextState::Enabled;
@@ -188,6 +190,11 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
             bytes_between(context, cursors.applied, cursors.durable)
         },
         stale_bytes: stale,
+        super_transaction: overflow.map(|s| control::status::SuperTransaction {
+            since: s.since.into(),
+            containers: s.containers,
+            bytes: s.bytes,
+        }),
         resync,
         consistent: if production {
             peer.connected && !peer.copying && stale == 0
@@ -236,13 +243,36 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
             .filter(|r| journal.is_held(r))
             .map(|r| r.bytes)
             .sum(),
-        journal_limit_bytes: None,
+        journal_limit_bytes: production.then(|| context.journal_limit().ok()).flatten(),
         proven_good: None,
         verified: None,
         stopped: (row.state == ContextState::Stopped).then(|| Stopped {
             by: row.notes.get("stopped_by").cloned().unwrap_or_default(),
             at: row.since.into(),
         }),
+    }
+}
+
+/// How far the copies are, with the rate since they began.
+fn copies(context: &Context, stale: u64) -> Progress {
+    let total: u64 = context.config.volumes.iter().map(|v| v.size.0).sum();
+    let rate = context.peer().copying_since.and_then(|(since, then)| {
+        let seconds = Timestamp::now().0.saturating_sub(since.0) as f64 / 1e9;
+        let rate = then.saturating_sub(stale) as f64 / seconds.max(0.001);
+        (rate > 0.0).then_some(rate)
+    });
+    Progress {
+        what: if context.super_transaction().is_some() {
+            "resync".into()
+        } else {
+            "first sync".into()
+        },
+        done: total - stale.min(total),
+        total: Some(total),
+        unit: Unit::Bytes,
+        rate,
+        eta_s: rate.map(|rate| (stale as f64 / rate).ceil() as u64),
+        job: None,
     }
 }
 
@@ -271,11 +301,20 @@ fn verdict(
         ),
         (ContextState::Enabled, Role::Production) => match (peer.connected, stale, unacked) {
             (false, _, n) => (format!("{name} is not connected: {n} records wait for it"), 60),
+            (true, 1.., _) if context.super_transaction().is_some() => (
+                "resync: the replica stands at its last consistent point".into(),
+                30,
+            ),
             (true, 1.., _) => ("first sync: the replica is not consistent yet".into(), 30),
             (true, 0, 0) => (format!("every write is at {name}"), 30),
             (true, 0, n) => (format!("{n} records are on their way to {name}"), 30),
         },
         (ContextState::Enabled, Role::Recovery) => match (consistent, peer.connected) {
+            (false, _) if context.was_consistent() => (
+                "resync: points up to the last consistent one can be used, later ones when all copies are here"
+                    .into(),
+                30,
+            ),
             (false, _) => (
                 "the replica is not consistent: the first sync is not complete".into(),
                 30,

@@ -15,7 +15,8 @@ pub fn small() -> Shape {
     }
 }
 
-/// A history that has everything in it: a first sync under writes, marks, seals, a restore and its undo.
+/// A history that has everything in it: a first sync under writes, marks, seals, an overflow and its resync, restores and
+/// their undo.
 fn script(rng: &mut dyn RngCore) -> Vec<Step> {
     let mut steps = Vec::new();
     let work = |steps: &mut Vec<Step>, n| (0..n).for_each(|_| steps.push(Step::Work));
@@ -42,6 +43,25 @@ fn script(rng: &mut dyn RngCore) -> Vec<Step> {
         stream(&mut steps, 2);
         steps.extend([Step::Apply, Step::WriteBack, Step::View, Step::Drop]);
     }
+    // The link breaks and the journal gives way; the replica is restored to its last point amid the resync.
+    steps.push(Step::Cut);
+    for _ in 0..3 {
+        work(&mut steps, 5);
+        steps.extend([Step::Sync, Step::WriteBack, Step::WriteBack]);
+    }
+    steps.extend([
+        Step::Checkpoint,
+        Step::Ingest,
+        Step::Overflow,
+        Step::Overflow,
+        Step::View,
+    ]);
+    stream(&mut steps, 2);
+    steps.extend([Step::Apply, Step::View, Step::Restore, Step::View]);
+    stream(&mut steps, 1);
+    steps.extend([Step::Undo, Step::Apply, Step::Apply]);
+    stream(&mut steps, 8);
+    steps.extend([Step::Apply; 4]);
     steps.extend([
         Step::Checkpoint,
         Step::Drop,

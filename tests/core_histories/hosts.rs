@@ -1,5 +1,6 @@
 //! The two hosts, each one power supply with real parts on it.
 
+use backstay::applying::{Applier, CopyQueue};
 use bytes::Bytes;
 use journal::{
     Cell, ContextRow, Draft, Journal, MapShape, NewGeneration, Options, Parts, SUPERBLOCK_BYTES, tail_bytes,
@@ -9,7 +10,7 @@ use model::{
     ContextState, GenId, Role, Term, Timestamp, VolumeIndex, WriteSeq,
     ports::{History, Medium},
 };
-use snapshot::{ChangeSet, Lfc, Volumes, apply, apply_first_sync, write_back};
+use snapshot::{ChangeSet, Volumes, write_back};
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 use testkit::SimPower;
 
@@ -138,6 +139,15 @@ impl Production {
         Ok(self.journal.set_checkpointed(upto)?)
     }
 
+    /// The journal is at its limit: the oldest containers give way.
+    pub fn give_way(&self, containers: usize) -> Fallible {
+        while self.journal.ingest_sealed()?.is_some() {}
+        for _ in 0..containers {
+            self.journal.give_way()?;
+        }
+        Ok(())
+    }
+
     /// Frees what the peer has applied.
     pub fn drop_applied(&self) -> Fallible {
         let journal = &self.journal;
@@ -157,6 +167,7 @@ impl Production {
 pub struct Recovery {
     pub journal: Arc<Journal>,
     pub volumes: Volumes,
+    pub copies: CopyQueue,
 }
 
 impl Recovery {
@@ -166,7 +177,12 @@ impl Recovery {
             journal.put_context(&context_row(Role::Recovery))?;
         }
         let volumes = volumes(power, sizes);
-        Ok(Self { journal, volumes })
+        let copies = CopyQueue::default();
+        Ok(Self {
+            journal,
+            volumes,
+            copies,
+        })
     }
 
     pub fn history(&self) -> &dyn History {
@@ -177,16 +193,31 @@ impl Recovery {
         Ok(self.journal.context()?.expect("made at boot").state)
     }
 
-    /// From where on the replica is consistent.
+    /// The consistent stretches that can be shown, oldest first; the last may go on.
+    pub fn spans(&self) -> Vec<(WriteSeq, WriteSeq)> {
+        let c = self.journal.cursors();
+        let shown = |span: &journal::Consistent| span.from.seq <= c.applied;
+        let spans = self.journal.consistent().into_iter().filter(shown);
+        spans
+            .map(|s| (s.from.seq, s.until.map_or(c.durable, |until| until.seq)))
+            .collect()
+    }
+
+    /// Since when the replica is consistent, as production has said.
     pub fn consistent_from(&self) -> Option<WriteSeq> {
-        self.journal.consistent().last().map(|c| c.from.seq)
+        let last = self.journal.consistent().pop();
+        last.filter(|s| s.until.is_none()).map(|s| s.from.seq)
+    }
+
+    /// No overwrite is under way.
+    pub fn is_settled(&self) -> bool {
+        self.journal.cursors().applied_ordinal == self.journal.published()
     }
 
     /// The volumes are at `cursors().applied`, and may be compared raw.
     pub fn stands(&self) -> bool {
-        let c = self.journal.cursors();
-        c.applied_ordinal == self.journal.published()
-            && self.consistent_from().is_some_and(|f| f <= c.applied)
+        let applied = self.journal.cursors().applied;
+        self.is_settled() && self.consistent_from().is_some_and(|f| f <= applied)
     }
 
     /// Ingests what is sealed and applies the next container, if one may be applied.
@@ -196,28 +227,12 @@ impl Recovery {
         if self.state()? != ContextState::Enabled {
             return Ok(false);
         }
-        let applied = journal.cursors().applied_ordinal;
-        let behind = (Bound::Excluded(journal.cursors().applied_lfc), Bound::Unbounded);
-        let Some(row) = journal.lfc_rows(behind).into_iter().next() else {
-            return Ok(false);
+        let applier = Applier {
+            journal,
+            volumes: &self.volumes,
+            copies: &self.copies,
         };
-        let mut changes = ChangeSet::new();
-        for frame in journal.frames_of(row.generation, row.lfc)? {
-            frame.records().iter().for_each(|r| changes.add(r));
-        }
-        let lfc = Lfc {
-            generation: row.generation,
-            lfc: row.lfc,
-            last_seq: row.last_seq,
-        };
-        let needs_undo = self.consistent_from().is_some_and(|from| row.last_seq > from);
-        let ordinal = if needs_undo {
-            apply(&self.volumes, self.history(), lfc, applied, &changes, &mut |_| {})?.ordinal
-        } else {
-            apply_first_sync(&self.volumes, self.history(), lfc, applied, &changes)?
-        };
-        journal.set_applied(ordinal, row.generation, row.lfc, row.last_seq)?;
-        Ok(true)
+        Ok(applier.step(&mut || {})?)
     }
 }
 

@@ -3,15 +3,18 @@
 
 use super::hosts::{Fallible, Production, Recovery};
 use anyhow::bail;
-use backstay::agent::{end_of, lca::judge};
-use journal::{NewGeneration, SealFlags, tap::CopyTaken};
-use model::{
-    ByteRange, ContextId, GenNo, LfcId, Payload, RecordBody, Role, Term, Timestamp, VolumeIndex, WriteSeq,
+use backstay::agent::{
+    aba::pass_gap,
+    end_of,
+    lca::{judge, over_the_gap},
 };
+use journal::{NewGeneration, SealFlags, tap::CopyTaken};
+use model::{ByteRange, ContextId, GenNo, LfcId, RecordBody, Role, Term, Timestamp, VolumeIndex, WriteSeq};
+use snapshot::RegionCopy;
 use std::collections::{BTreeMap, VecDeque};
 use wire::{
-    Hello, Message, Receiver, ReceiverAction, ReceiverLocal, Resume, Sender, SenderAction, SenderOptions,
-    Version, Welcome,
+    Hello, Jump, Message, Receiver, ReceiverAction, ReceiverLocal, Resume, Sender, SenderAction,
+    SenderOptions, Version, Welcome,
 };
 
 const CONTEXT: ContextId = ContextId(1);
@@ -30,8 +33,10 @@ pub struct Link {
     copier: Option<Copier>,
     waiting: BTreeMap<WriteSeq, (VolumeIndex, CopyTaken)>,
     sent: BTreeMap<WriteSeq, (VolumeIndex, ByteRange)>,
-    /// Copies on the replica that are not synced.
-    unsynced: Vec<WriteSeq>,
+    /// Times that the stream left something out.
+    pub jumps: u32,
+    /// The peer waits for copies.
+    peer_copies: bool,
     may_apply: WriteSeq,
 }
 
@@ -76,7 +81,8 @@ impl Link {
             copier: None,
             waiting: BTreeMap::new(),
             sent: BTreeMap::new(),
-            unsynced: Vec::new(),
+            jumps: 0,
+            peer_copies: false,
             may_apply: WriteSeq(0),
         };
         link.act_a(a, vec![greeting])?;
@@ -101,22 +107,28 @@ impl Link {
                 SenderAction::Send(message) => self.to_b.push_back(message),
                 SenderAction::CheckPosition { peer, welcome } => {
                     let resume = judge(&a.journal, peer)?;
-                    if resume != Resume::Here {
-                        bail!("the peer's {peer} is not on the line: {resume:?}");
-                    }
                     let actions = self.sender.resume(resume);
                     self.act_a(a, actions)?;
                     self.unsealed = Some(welcome.open_lfc).filter(|l| *l >= LfcId::FIRST && peer.seq.0 > 0);
-                    a.journal.set_peer(peer.seq, welcome.applied, true)?;
+                    a.journal.reset_peer(peer.seq, welcome.applied)?;
+                    self.peer_copies = welcome.copying;
+                    match resume {
+                        Resume::Here => self.forget_covered(a)?,
+                        Resume::Jump(jump) => self.jumped(a, &jump)?,
+                        Resume::Diverged { .. } => bail!("the peer's {peer} is not on the line: {resume:?}"),
+                    }
                     if welcome.copying || self.stale(a, (VolumeIndex(0), 0)).is_some() {
-                        self.copier = Some(Copier::default());
+                        self.copier.get_or_insert_default();
                     }
                 }
-                SenderAction::Acked(ack) => a.journal.set_peer(ack.received_durable, ack.applied, false)?,
+                SenderAction::Acked(ack) => {
+                    a.journal.set_peer(ack.received_durable, ack.applied, false)?;
+                    self.forget_covered(a)?;
+                }
                 SenderAction::Copied(seqs) => {
                     for seq in seqs {
                         let (volume, range) = self.sent.remove(&seq).expect("a copy that was sent");
-                        a.journal.clear_if_older(volume, range, seq)?;
+                        a.journal.clear_if_older(&[(volume, range, seq)])?;
                     }
                 }
                 other => bail!("{other:?}"),
@@ -125,18 +137,34 @@ impl Link {
         Ok(())
     }
 
+    /// As the LCA does.
+    fn forget_covered(&self, a: &Production) -> Fallible {
+        if !self.peer_copies {
+            a.journal.forget_covered()?;
+        }
+        Ok(())
+    }
+
+    /// The stream left out what the journal gave up.
+    fn jumped(&mut self, a: &Production, jump: &Jump) -> Fallible {
+        self.jumps += 1;
+        self.peer_copies = true;
+        self.unsealed = None;
+        self.completing = false;
+        self.waiting = self.waiting.split_off(&jump.to.seq.next());
+        if self.stale(a, (VolumeIndex(0), 0)).is_none() {
+            let first = [(VolumeIndex(0), ByteRange { start: 0, end: 1 })];
+            a.journal.mark_stale(&first, jump.to.seq)?;
+        }
+        self.copier.get_or_insert_default();
+        Ok(())
+    }
+
     fn stale(&self, a: &Production, from: (VolumeIndex, u64)) -> Option<(VolumeIndex, ByteRange)> {
         let volumes = a.volumes.iter().map(|(v, _)| v).filter(|v| *v >= from.0);
         volumes.into_iter().find_map(|v| {
-            let (range, _) = a.journal.next_stale(v, if v == from.0 { from.1 } else { 0 })?;
-            let end = range.end.min(range.start + COPY_BYTES);
-            Some((
-                v,
-                ByteRange {
-                    start: range.start,
-                    end,
-                },
-            ))
+            let from = if v == from.0 { from.1 } else { 0 };
+            Some((v, a.journal.next_stale(v, from, COPY_BYTES)?))
         })
     }
 
@@ -171,6 +199,12 @@ impl Link {
         let Some(want) = self.sender.want() else {
             return Ok(false);
         };
+        if let Some(jump) = over_the_gap(&a.journal, want.after) {
+            let sent = self.sender.jump(jump);
+            self.act_a(a, vec![sent])?;
+            self.jumped(a, &jump)?;
+            return Ok(true);
+        }
         let frames = a.journal.frames_after(want.after, want.bytes_max as u64)?;
         let Some(frame) = frames.first() else {
             return Ok(false);
@@ -239,6 +273,11 @@ impl Link {
         if !self.completing || self.sender.copies_in_flight() > 0 {
             return Ok(());
         }
+        if self.stale(a, (VolumeIndex(0), 0)).is_some() {
+            self.completing = false;
+            self.copier.get_or_insert_default();
+            return Ok(());
+        }
         if self.unsealed.is_some() {
             a.tap.seal_now()?;
             self.seal(a)?;
@@ -247,6 +286,7 @@ impl Link {
             }
         }
         self.completing = false;
+        self.peer_copies = false;
         let sent = self.sender.copies_complete();
         self.act_a(a, vec![sent])
     }
@@ -268,6 +308,7 @@ impl Link {
             match action {
                 ReceiverAction::Send(message) => self.to_a.push_back(message),
                 ReceiverAction::Greeted(_) => {
+                    b.copies.begin();
                     journal.sync()?;
                     let welcome = Welcome {
                         version: Version::NEWEST,
@@ -304,13 +345,17 @@ impl Link {
                     journal.seal_received(seal.lfc, seal.last, &seal.digest, flags)?;
                 }
                 ReceiverAction::WriteCopy(copy) => {
-                    let medium = b.volumes.get(copy.volume)?.medium();
-                    match &copy.payload {
-                        Payload::Data(data) => medium.write_at(copy.range.start, data)?,
-                        Payload::Zero => medium.write_zeroes(copy.range.start, copy.range.len())?,
-                    }
-                    self.unsynced.push(copy.seq);
+                    let copy = RegionCopy {
+                        seq: copy.seq,
+                        volume: copy.volume,
+                        range: copy.range,
+                        payload: copy.payload,
+                    };
+                    assert!(b.consistent_from().is_none(), "a copy for a consistent replica");
+                    let room = b.copies.push(copy, journal.sealed_end());
+                    assert!(room, "the window is smaller than the queue");
                 }
+                ReceiverAction::Jump(jump) => drop(pass_gap(journal, &jump)?),
                 ReceiverAction::CopiesComplete { seq } => {
                     let generation = journal.current_generation().map_or(GenNo(0), |g| g.no);
                     journal.set_consistent_from(journal::Position { generation, seq })?;
@@ -328,17 +373,15 @@ impl Link {
     /// Recovery's journal or volumes moved: says what can be said.
     pub fn moved(&mut self, b: &Recovery) -> Fallible {
         let c = b.journal.cursors();
-        self.receiver.durable(c.durable);
-        let applied = c.applied.min(self.may_apply).min(c.durable);
+        // As in the daemon: this stream vouches for its own end only.
+        let durable = c.durable.min(self.receiver.received().seq);
+        self.receiver
+            .durable(durable.max(self.receiver.ack().received_durable));
+        let applied = c.applied.min(self.may_apply).min(durable);
         if applied > self.receiver.ack().applied {
             self.receiver.applied(applied);
         }
-        if !self.unsynced.is_empty() {
-            for (_, v) in b.volumes.iter() {
-                v.medium().sync()?;
-            }
-            self.receiver.copies_durable(self.unsynced.drain(..));
-        }
+        self.receiver.copies_durable(b.copies.take_written());
         self.acknowledge();
         Ok(())
     }

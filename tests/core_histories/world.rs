@@ -45,6 +45,8 @@ pub enum Step {
     Checkpoint,
     Ingest,
     Drop,
+    /// Production's journal is at its limit.
+    Overflow,
     Bound,
     /// Connects, or moves frames, copies and answers.
     Copy,
@@ -62,13 +64,14 @@ pub enum Step {
 }
 
 /// Steps with how often they come, as the clock of a random history.
-pub const STEPS: [(Step, u32); 17] = [
+pub const STEPS: [(Step, u32); 18] = [
     (Step::Work, 34),
     (Step::Sync, 8),
     (Step::WriteBack, 6),
     (Step::Checkpoint, 3),
     (Step::Ingest, 3),
     (Step::Drop, 2),
+    (Step::Overflow, 1),
     (Step::Bound, 1),
     (Step::Copy, 14),
     (Step::Ship, 14),
@@ -135,6 +138,8 @@ pub struct Counts {
     pub restores: u32,
     pub applied: u32,
     pub copies: u32,
+    pub overflows: u32,
+    pub jumps: u32,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -144,6 +149,8 @@ impl std::ops::AddAssign for Counts {
         self.restores += o.restores;
         self.applied += o.applied;
         self.copies += o.copies;
+        self.overflows += o.overflows;
+        self.jumps += o.jumps;
     }
 }
 
@@ -333,6 +340,12 @@ impl World {
             Step::Checkpoint => self.a().checkpoint(),
             Step::Ingest => self.a().journal.ingest_sealed().map(drop).map_err(Into::into),
             Step::Drop => self.a().drop_applied(),
+            Step::Overflow => {
+                let before = self.a().journal.floors().redo_seq;
+                let done = self.a().give_way(rng.random_range(1..4));
+                self.counts.overflows += u32::from(self.a().journal.floors().redo_seq != before);
+                done
+            }
             Step::Bound => {
                 self.a().journal.raise_bound()?;
                 Ok(self.b().journal.raise_bound()?)
@@ -468,6 +481,8 @@ impl World {
             Some(link) => link,
             none => none.insert(Link::connect(a, b)?),
         };
+        let jumps = std::mem::take(&mut link.jumps);
+        self.counts.jumps += jumps;
         for _ in 0..times {
             match step {
                 Step::Copy => {
@@ -527,13 +542,19 @@ impl World {
             Some(_) => return,
             None => (applied, None),
         };
-        if !b.stands() {
+        if !b.is_settled() {
             return;
         }
+        let restored = b.journal.restore().unwrap().is_some();
         for (index, size) in indexes(&self.sizes) {
             let at = match only {
-                Some(only) if only != index => applied,
-                _ => target,
+                Some(only) if only != index => None,
+                _ if restored => Some(target),
+                _ => None,
+            };
+            // Between a gap and the last copy the volumes are no point of the line.
+            let Some(at) = at.or(b.stands().then_some(applied)) else {
+                continue;
             };
             let mut read = |v, at, out: &mut [u8]| b.volumes.read(v, at, out).map_err(io::Error::other);
             let whole = ByteRange::at(0, size);
@@ -546,26 +567,28 @@ impl World {
     fn point(&self, rng: &mut dyn RngCore) -> Option<Point> {
         let b = self.b();
         let c = b.journal.cursors();
-        let from = b.consistent_from().filter(|f| *f <= c.applied)?;
+        let spans = b.spans();
+        let (from, until) = *spans.get(rng.random_range(0..spans.len().max(1)))?;
+        let newest = spans.last().map(|s| s.1)?;
         let kind = match rng.random_range(0..4) {
             0 => TargetKind::Latest,
             1 => {
-                let received = |m: &&(String, WriteSeq)| from <= m.1 && m.1 <= c.durable;
-                let marks: Vec<_> = self.marks.iter().filter(received).collect();
+                let shown = |m: &&(String, WriteSeq)| from <= m.1 && m.1 <= until;
+                let marks: Vec<_> = self.marks.iter().filter(shown).collect();
                 let (name, _) = marks.get(rng.random_range(0..marks.len().max(1)))?;
                 TargetKind::Mark(name.clone())
             }
-            _ => TargetKind::Seq(WriteSeq(rng.random_range(from.0..=c.durable.0))),
+            _ => TargetKind::Seq(WriteSeq(rng.random_range(from.0..=until.0))),
         };
         let seq = match &kind {
             TargetKind::Seq(seq) => *seq,
             TargetKind::Mark(name) => self.oracle.mark_at(name)?,
-            _ => c.durable,
+            _ => newest,
         };
         let target = Target::from(kind);
         let resolved = b.journal.resolve(&target, Timestamp(u64::MAX));
         let point = resolved
-            .unwrap_or_else(|e| panic!("{target} of {from}..={}: {e}", c.durable))
+            .unwrap_or_else(|e| panic!("{target} of {spans:?} up to {}: {e}", c.durable))
             .point;
         assert_eq!(point.seq, seq, "{target}");
         Some(point)

@@ -282,6 +282,7 @@ pub(super) fn status() -> StatusReply {
             },
             backlog_bytes: 3 << 20,
             stale_bytes: 0,
+            super_transaction: None,
             resync: None,
             consistent: true,
             window: Some(window(3, true, vec![])),

@@ -1,0 +1,125 @@
+//! The journal's limit on production (R10, K2): the application never waits for a peer.
+//!
+//! While the peer is away, or too slow, redo grows. At the limit the oldest containers give way ([`journal::GaveWay`]); what
+//! the peer lacks of them is stale and copied at the next contact. From the first such container until the last copy is
+//! acknowledged the context is in a *super transaction*: its replica stays at its last consistent point. That is noted
+//! durably, with since when and how much, and shown by `status`.
+
+use super::{Context, ContextError};
+use journal::JournalError;
+use model::Timestamp;
+
+/// Name of the note.
+const NOTE: &str = "super_transaction";
+/// Most bytes of a file system that are left free when no limit is configured.
+const RESERVE_BYTES: u64 = 1 << 30;
+
+/// What gave way since the replica was last consistent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SuperTransaction {
+    /// When the first container gave way.
+    pub since: Timestamp,
+    /// How many did.
+    pub containers: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl SuperTransaction {
+    fn parse(note: &str) -> Option<Self> {
+        let mut parts = note.split(' ').map(str::parse::<u64>);
+        let mut next = || parts.next()?.ok();
+        Some(Self {
+            since: Timestamp(next()?),
+            containers: next()?,
+            bytes: next()?,
+        })
+    }
+
+    fn text(self) -> String {
+        format!("{} {} {}", self.since.0, self.containers, self.bytes)
+    }
+}
+
+impl Context {
+    /// The super transaction that this production is in, if it is.
+    #[must_use]
+    pub fn super_transaction(&self) -> Option<SuperTransaction> {
+        SuperTransaction::parse(self.row().notes.get(NOTE)?)
+    }
+
+    /// Bytes of redo that may be kept: as configured, else all but a reserve of the file system.
+    ///
+    /// # Errors
+    /// When the file system does not say how full it is.
+    pub fn journal_limit(&self) -> Result<u64, ContextError> {
+        if let Some(limit) = self.config.journal_limit {
+            return Ok(limit.0);
+        }
+        let folder = self.journal_dir();
+        let fs = rustix::fs::statvfs(&folder).map_err(|e| ContextError::Io {
+            what: folder.display().to_string(),
+            source: e.into(),
+        })?;
+        let (free, size) = (fs.f_bavail * fs.f_frsize, fs.f_blocks * fs.f_frsize);
+        let reserve = RESERVE_BYTES.min(size / 20);
+        Ok((self.journal.redo_bytes() + free).saturating_sub(reserve))
+    }
+
+    /// The replica has everything again.
+    ///
+    /// # Errors
+    /// When it could not be noted.
+    pub fn overflow_ended(&self) -> Result<(), JournalError> {
+        if self.super_transaction().is_none() {
+            return Ok(());
+        }
+        tracing::info!(context = self.id().0, "the super transaction has ended");
+        self.change_row(|row| drop(row.notes.remove(NOTE)))
+    }
+
+    /// Lets the oldest containers give way until the journal is within its limit. `checkpoint` makes the volumes hold more
+    /// durably: what they do not hold stays, limit or not.
+    pub(super) fn relieve(
+        &self,
+        mut checkpoint: impl FnMut() -> Result<(), ContextError>,
+    ) -> Result<(), ContextError> {
+        let limit = self.journal_limit()?;
+        while self.journal.redo_bytes() > limit {
+            let before = self.journal.cursors().checkpointed;
+            let Some(gave) = self.journal.give_way()? else {
+                checkpoint()?;
+                if self.journal.cursors().checkpointed == before {
+                    return Ok(());
+                }
+                continue;
+            };
+            if gave.stale {
+                self.note_overflow(gave.row.bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn note_overflow(&self, bytes: u64) -> Result<(), JournalError> {
+        let before = self.super_transaction();
+        if before.is_none() {
+            tracing::warn!(
+                context = self.id().0,
+                "the journal is at its limit: what {} lacks gives way to the state map",
+                self.peer_name()
+            );
+        }
+        let before = before.unwrap_or(SuperTransaction {
+            since: Timestamp::now(),
+            containers: 0,
+            bytes: 0,
+        });
+        let now = SuperTransaction {
+            containers: before.containers + 1,
+            bytes: before.bytes + bytes,
+            ..before
+        };
+        self.change_row(|row| drop(row.notes.insert(NOTE.to_owned(), now.text())))
+    }
+}
