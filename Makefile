@@ -3,12 +3,16 @@
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/backstay/target
 BACKSTAY := $(CARGO_TARGET_DIR)/debug/backstay
 
-.PHONY: bench demo test build setup lint install fmt
+.PHONY: bench demo test mutants build setup lint install fmt
 demo: build
 	@BACKSTAY=$(BACKSTAY) scripts/demo.sh
 
 test: setup lint
 	@scripts/test.sh
+
+# Breaks every rule once and demands that its test fails; minutes a mutant. RULES="T1 W5" takes only those.
+mutants: setup
+	@cargo run --quiet --locked --example mutants -- $(RULES)
 
 build: setup
 	@cargo build --quiet --locked
