@@ -177,24 +177,6 @@ fn a_received_stream_is_checked_and_sealed_as_it_was() {
     assert_eq!(*again, *row);
 }
 
-/// T2: after a seal, a sync of the new tail alone makes everything durable, because the seal synced the old one.
-#[test]
-fn t2_a_seal_syncs_its_tail() {
-    let lab = Lab::new();
-    let j = lab.fresh();
-    fill(&j, 3, 500);
-    j.sync().unwrap();
-    let frame3 = fill(&j, 1, 500);
-    j.seal(SealFlags::default()).unwrap();
-    assert_eq!(j.cursors().durable, frame3);
-    let frame4 = fill(&j, 1, 500);
-    assert_eq!(j.sync().unwrap(), frame4);
-    lab.power.freeze_now();
-    lab.power.cut(&mut rand::rng());
-    let (j, _) = lab.open().unwrap();
-    assert_eq!(j.cursors().appended, frame4);
-}
-
 /// T1: a frame that was appended while a sync runs is not durable when that sync ends.
 #[test]
 fn t1_a_sync_covers_what_was_appended_before_it() {
@@ -258,8 +240,10 @@ fn t8_drop_instead_of_ingest() {
     assert_eq!(j.frames_after(last, u64::MAX).unwrap().len(), 5);
 }
 
+/// Frames go below the floor; the rows with positions, digests and touched regions stay until they are forgotten themselves,
+/// and never the newest.
 #[test]
-fn floors_free_redo_and_rows_outlive_it() {
+fn t9_floors_free_redo_and_rows_outlive_it() {
     let lab = Lab::new();
     lab.power.store("db").set_lazy_drops(true);
     let j = lab.fresh();
@@ -523,8 +507,9 @@ fn c4_cells_hold_the_newest_dropped_position() {
     ));
 }
 
+/// What the peer has received was here once: a journal that does not reach it has lost it.
 #[test]
-fn a_peer_that_has_more_proves_a_loss() {
+fn t5_a_peer_that_has_more_proves_a_loss() {
     let lab = Lab::new();
     let j = lab.fresh();
     fill(&j, 3, 500);

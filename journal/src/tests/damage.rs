@@ -90,7 +90,7 @@ fn t5_a_torn_end_is_cut_off() {
 }
 
 #[test]
-fn a_rotten_header_is_damage() {
+fn t5_a_rotten_header_is_damage() {
     with_seeds("header", 60, |rng| {
         let lab = Lab::new();
         let j = lab.fresh();
@@ -156,7 +156,7 @@ fn t7_lost_metadata_is_found() {
 
 /// What the peer acknowledged, and what is on the volumes, are bounds, too.
 #[test]
-fn the_peer_and_the_volumes_are_bounds() {
+fn t5_the_peer_and_the_volumes_are_bounds() {
     for peer in [true, false] {
         let lab = Lab::new();
         let j = lab.fresh();

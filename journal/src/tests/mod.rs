@@ -6,6 +6,7 @@ mod damage;
 mod golden;
 mod past;
 mod rocks;
+mod tails;
 
 use crate::{Draft, Journal, JournalError, NewGeneration, Opened, Options, Parts, tail};
 use bytes::Bytes;

@@ -8,6 +8,29 @@ use snapshot::{
 };
 use testkit::sim::Op;
 
+/// Cut at every durable action of an apply: whatever the volume holds then, every earlier point is what it was.
+#[test]
+fn t3_undo_is_durable_before_the_first_overwrite() {
+    let mut cuts = 0;
+    for seed in 0..10 {
+        for n in 1.. {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let mut world = World::new(&[9000]);
+            world.receive_and_apply(vec![write(0, 100, 1, 5000)]);
+            world.receive(vec![write(0, 4000, 2, 3000), zero(0, 0, 200)]);
+            world.power.freeze_at(n);
+            let ended = world.apply().is_ok();
+            world.crash(&mut rng);
+            world.check_all();
+            if ended {
+                break;
+            }
+            cuts += 1;
+        }
+    }
+    assert!(cuts >= 20, "{cuts}");
+}
+
 /// LFC 10 writes b, LFC 12 writes c; the view at the end of 10 must not show c.
 #[test]
 fn w2_containers_are_applied_one_by_one() {
