@@ -38,6 +38,16 @@ impl Draft {
     pub fn len(&self) -> u64 {
         RECORD_HEADER_BYTES as u64 + body_len(&self.body)
     }
+
+    /// Most bytes of undo that overwriting a volume with it makes (`rules.md` W5).
+    pub(crate) fn undo_bytes_max(&self) -> u64 {
+        let range = match &self.body {
+            RecordBody::Write { offset, data } => ByteRange::at(*offset, data.len() as u64),
+            RecordBody::Zero { range, .. } => *range,
+            _ => return 0,
+        };
+        range.block_aligned().len()
+    }
 }
 
 fn body_len(body: &RecordBody) -> u64 {

@@ -312,12 +312,16 @@ impl Tap {
 
     /// Appends drafts as one or more frames, sealing where they do not fit; answers the last record appended so far.
     fn commit(&self, owner: &mut Owner, mut drafts: Vec<Draft>) -> Result<WriteSeq, JournalError> {
+        // A container is sealed between frames only: a frame of many small zeroes must not carry the undo of many containers
+        // (rule W5).
+        let undo_max = self.journal.options.lfc_size;
         while !drafts.is_empty() {
-            let mut bytes = 0;
+            let (mut bytes, mut undo) = (0, 0);
             let fits = drafts.iter().take_while(|d| {
                 let first = bytes == 0;
                 bytes += d.len();
-                first || bytes <= 2 * self.limits.frame_bytes_max
+                undo += d.undo_bytes_max();
+                first || (bytes <= 2 * self.limits.frame_bytes_max && undo <= undo_max)
             });
             let rest = drafts.split_off(fits.count());
             self.append(owner, std::mem::replace(&mut drafts, rest))?;
