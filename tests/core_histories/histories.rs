@@ -108,23 +108,23 @@ fn every_sync_of(production: bool, rng: &mut dyn RngCore, total: &mut Counts) ->
 #[test]
 fn a_cut_at_every_sync_of_production() {
     let (mut cuts, mut total) = (0, Counts::default());
-    let tried = with_seeds("core: every sync of production", 4, |rng| {
+    let tried = with_seeds("core: every sync of production", 8, |rng| {
         cuts += every_sync_of(true, rng, &mut total);
     });
     println!("{cuts} cuts at syncs of production in {tried} histories: {total:?}");
     let all = total.views > 0 && total.restores > 0 && total.copies > 0;
-    assert!(tried < 4 || (cuts > 50 * tried && all));
+    assert!(tried < 8 || (cuts > 50 * tried && all));
 }
 
 #[test]
 fn a_cut_at_every_sync_of_recovery() {
     let (mut cuts, mut total) = (0, Counts::default());
-    let tried = with_seeds("core: every sync of recovery", 4, |rng| {
+    let tried = with_seeds("core: every sync of recovery", 8, |rng| {
         cuts += every_sync_of(false, rng, &mut total);
     });
     println!("{cuts} cuts at syncs of recovery in {tried} histories: {total:?}");
     let all = total.views > 0 && total.restores > 0 && total.applied > 0;
-    assert!(tried < 4 || (cuts > 50 * tried && all));
+    assert!(tried < 8 || (cuts > 50 * tried && all));
 }
 
 /// Anything may follow anything, and either host may crash at any sync, also in the middle of a recovery.

@@ -7,6 +7,7 @@
 //! | the stream | [`link`] |
 //! | steps, promises, comparisons | [`world`] |
 //! | which histories | [`histories`] |
+//! | write-back, discards, bytes | [`writes`] |
 //! | the tap under races and failures | [`tap`] |
 //! | readers while a container is applied | [`readers`] |
 //!
@@ -19,3 +20,4 @@ mod link;
 mod readers;
 mod tap;
 mod world;
+mod writes;

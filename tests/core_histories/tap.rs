@@ -24,7 +24,7 @@ use std::{
 use testkit::{Oracle, SimMedium, SimPower, sim::Op, with_seeds};
 
 const V: VolumeIndex = VolumeIndex(0);
-const SIZE: u64 = 64 << 10;
+pub const SIZE: u64 = 64 << 10;
 /// Longer than any of this takes; a test that waits so long hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -39,12 +39,13 @@ impl Drop for Stops<'_> {
     }
 }
 
-struct Lab {
-    power: SimPower,
-    host: Production,
+/// One production host.
+pub struct Lab {
+    pub power: SimPower,
+    pub host: Production,
 }
 
-fn lab() -> Lab {
+pub fn lab() -> Lab {
     let power = SimPower::new();
     let host = Production::boot(&power, &[SIZE]).unwrap();
     Lab { power, host }
@@ -61,11 +62,11 @@ impl Lab {
         if self.host.journal.has_sealed() { b } else { a }
     }
 
-    fn volume(&self) -> SimMedium {
+    pub fn volume(&self) -> SimMedium {
         self.power.medium("v0", SIZE)
     }
 
-    fn ask(&self, change: Option<VolumeChange>, durable: bool) -> mpsc::Receiver<Answer> {
+    pub fn ask(&self, change: Option<VolumeChange>, durable: bool) -> mpsc::Receiver<Answer> {
         let (tell, told) = mpsc::channel();
         self.host.tap.submit(vec![Request {
             change,
@@ -75,7 +76,7 @@ impl Lab {
         told
     }
 
-    fn write(&self, offset: u64, fill: u8, len: usize) {
+    pub fn write(&self, offset: u64, fill: u8, len: usize) {
         let told = self.ask(Some(write(offset, fill, len)), false);
         // Whoever leads answers, and that may be another thread.
         told.recv_timeout(Duration::from_secs(60))
@@ -83,14 +84,14 @@ impl Lab {
             .unwrap();
     }
 
-    fn read(&self, range: ByteRange) -> Vec<u8> {
+    pub fn read(&self, range: ByteRange) -> Vec<u8> {
         let mut out = vec![0; usize::try_from(range.len()).unwrap()];
         self.host.tap.read(V, range.start, &mut out).unwrap();
         out
     }
 }
 
-fn write(offset: u64, fill: u8, len: usize) -> VolumeChange {
+pub fn write(offset: u64, fill: u8, len: usize) -> VolumeChange {
     VolumeChange::Write {
         volume: V,
         offset,
@@ -119,6 +120,13 @@ fn t1_a_flush_joins_only_a_sync_that_starts_after_its_frame() {
         assert_eq!(lab.host.tap.sync_once().unwrap(), WriteSeq(3));
         flush.recv_timeout(PATIENCE).unwrap().unwrap();
     });
+    let power = lab.power.clone();
+    drop(lab);
+    power.cut(&mut StdRng::seed_from_u64(1));
+    let host = Production::boot(&power, &[SIZE]).unwrap();
+    let mut there = [0; 300];
+    host.tap.read(V, 0, &mut there).unwrap();
+    assert_eq!((there[99], there[299]), (1, 2), "what was flushed is there");
 }
 
 /// W1 is durable, W2 on the same block is not: write-back writes W1, and reads go on to see W2.

@@ -158,8 +158,9 @@ impl World {
     /// Two machines with volumes of these sizes; production's hold something already.
     pub fn new(sizes: &[u64], shape: Shape, rng: &mut dyn RngCore) -> Self {
         let (a_power, b_power) = (SimPower::new(), SimPower::new());
-        a_power.set_tear(Tear::Byte);
-        b_power.set_tear(Tear::Byte);
+        for power in [&a_power, &b_power] {
+            power.set_tear([Tear::Sector, Tear::Byte, Tear::Bit][rng.random_range(0..3)]);
+        }
         let mut oracle = Oracle::new(sizes);
         for (volume, size) in indexes(sizes) {
             let at = rng.random_range(0..size / 2);

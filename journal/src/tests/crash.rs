@@ -278,7 +278,7 @@ fn a_cut_at_every_sync_of_a_history() {
         let mut ended = false;
         with_seeds("cut at every sync", 3, |rng| {
             let lab = Lab::new();
-            lab.power.set_tear(Tear::Byte);
+            lab.power.set_tear(Tear::Bit);
             let mut book = Book::default();
             {
                 let j = start(&lab);

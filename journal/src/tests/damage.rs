@@ -74,7 +74,7 @@ fn t5_a_torn_end_is_cut_off() {
     let mut torn = 0;
     let tried = with_seeds("torn end", 100, |rng| {
         let lab = Lab::new();
-        lab.power.set_tear(testkit::sim::Tear::Byte);
+        lab.power.set_tear(testkit::sim::Tear::Bit);
         let j = lab.fresh();
         let durable = fill(&j, 5, 600);
         j.sync().unwrap();

@@ -165,7 +165,8 @@ fn w6_one_byte_requests_and_a_partial_last_block() {
         panic!("no data")
     };
     assert_eq!(image.len(), 4096);
-    assert_eq!(image[..4], [1, 0, 3, 0]);
+    assert_eq!(image[..3], [1, 0, 3]);
+    assert_eq!(image[3..], [0; 4093], "past the end of the volume");
     assert_eq!(full(&world.media[0])[4096..], [1, 0, 0]);
 }
 
@@ -177,6 +178,10 @@ fn w5_zeroes_deallocate_and_zero_images_are_flags() {
     world.receive_and_apply(vec![zero(0, 0, 64 << 10)]);
     assert_eq!(model::ports::Medium::next_data(&world.media[0], 0).unwrap(), None);
     world.receive_and_apply(vec![write(0, 5, 1, 1)]);
+    let images = world
+        .history
+        .first_undo(VolumeIndex(0), model::BlockNo(0), 1, Ordinal(2), Ordinal(3));
+    assert_eq!(images.unwrap(), [Some(Payload::Zero)]);
     world.check_all();
 }
 

@@ -134,7 +134,8 @@ impl SimMedium {
     }
 
     /// Holds operations of this kind, after `pass` more of them were let through, until the answer is dropped. A held
-    /// write has its first half already visible; a held sync has begun, and covers no write that comes after it.
+    /// write has its first half already visible; a held sync has begun, and covers no write that comes after it; a held read
+    /// has its bytes already, and sees nothing that is written meanwhile.
     pub fn hold(&self, op: Op, pass: u64) -> Held {
         self.disk.gate.hold(op, pass)
     }
@@ -248,10 +249,12 @@ impl Medium for SimMedium {
     }
 
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
-        let _alive = self.power.alive(self.epoch)?;
+        let alive = self.power.alive(self.epoch)?;
         self.range(at, buf.len() as u64)?;
         self.disk.faults.strike(Op::Read)?;
         self.disk.bytes.lock().live.read(at, buf);
+        drop(alive);
+        self.disk.gate.pass(Op::Read);
         Ok(())
     }
 

@@ -2,12 +2,13 @@
 //!
 //! The model is the one that a page cache over a disk with atomic sectors gives: each sector ends as it was durable, or as
 //! it was after *any* of the unsynced writes to it, and sectors are chosen independently. So later writes may be there
-//! without earlier ones, and a write may be there in parts. [`Tear::Byte`] breaks the atomicity of sectors as well.
+//! without earlier ones, and a write may be there in parts. [`Tear::Byte`] breaks the atomicity of sectors as well, and
+//! [`Tear::Bit`] that of bytes.
 //!
 //! Choosing every sector by a coin of its own would nearly never show the interesting cases (one write missing among a
 //! hundred, all but the first half of the last), so a cut first draws a mood and the mood draws for each write.
 
-use super::pages::Pages;
+use super::pages::{Pages, small};
 use model::ByteRange;
 use rand::{Rng, RngCore};
 
@@ -21,6 +22,9 @@ pub enum Tear {
     Sector,
     /// At any byte: worse than any disk; for formats that must not trust sectors.
     Byte,
+    /// As [`Tear::Byte`], and parts of a torn write hold old and new bits at random: bytes that nobody ever wrote. Bits that
+    /// the write does not change stay.
+    Bit,
 }
 
 /// One write that no sync has made durable yet.
@@ -94,9 +98,31 @@ pub(super) fn after_cut(durable: &Pages, writes: &[Unsynced], tear: Tear, rng: &
                     image.copy_from(&current, part);
                 }
             }
+            (None, Tear::Bit) => {
+                for part in some_of(write.range, 1, rng) {
+                    if rng.random() {
+                        image.copy_from(&current, part);
+                    } else {
+                        mix(&mut image, &current, part, rng);
+                    }
+                }
+            }
         }
     }
     image
+}
+
+/// Each bit of the range as it was or as it is to be.
+fn mix(image: &mut Pages, current: &Pages, range: ByteRange, rng: &mut dyn RngCore) {
+    let mut old = vec![0; small(range.len())];
+    let (mut new, mut mask) = (old.clone(), old.clone());
+    image.read(range.start, &mut old);
+    current.read(range.start, &mut new);
+    rng.fill_bytes(&mut mask);
+    for ((old, new), mask) in old.iter_mut().zip(new).zip(mask) {
+        *old = *old & mask | new & !mask;
+    }
+    image.write(range.start, &old);
 }
 
 /// The range widened to whole sectors.

@@ -119,6 +119,41 @@ fn tearing_is_as_told() {
     }
 }
 
+/// Of one write over other bytes a cut leaves nothing, all, a beginning, an end, a middle, and bytes that nobody wrote.
+#[test]
+fn every_kind_of_torn_write_is_drawn() {
+    let (mut none, mut whole, mut head, mut end, mut middle, mut bits) = (0, 0, 0, 0, 0, 0);
+    let runs = with_seeds("kinds of tearing", 600, |rng| {
+        let power = SimPower::new();
+        power.set_tear(Tear::Bit);
+        let medium = power.medium("m", 4096);
+        medium.write_at(0, &[0x0F; 4096]).unwrap();
+        medium.sync().unwrap();
+        medium.write_at(0, &[0x5A; 4096]).unwrap();
+        power.cut(rng);
+        let bytes = all(&medium.reopen());
+        assert!(
+            bytes.iter().all(|b| b & 0x0A == 0x0A && b & 0xA0 == 0),
+            "bits that stay"
+        );
+        let is_new = |b: &u8| *b == 0x5A;
+        if bytes.iter().any(|b| *b != 0x0F && !is_new(b)) {
+            bits += 1;
+            return;
+        }
+        let ends = (is_new(&bytes[0]), is_new(&bytes[4095]));
+        match (ends, bytes.iter().any(is_new), bytes.iter().all(is_new)) {
+            (_, false, _) => none += 1,
+            (_, _, true) => whole += 1,
+            ((true, false), ..) => head += 1,
+            ((false, true), ..) => end += 1,
+            _ => middle += 1,
+        }
+    });
+    let kinds = [none, whole, head, end, middle, bits];
+    assert!(runs < 600 || kinds.iter().all(|n| *n > 3), "{kinds:?}");
+}
+
 /// One script frozen at each of its four syncs and not at all: what completed before is there after the cut.
 #[test]
 fn a_freeze_strikes_the_nth_sync_of_all() {
