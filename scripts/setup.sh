@@ -3,7 +3,7 @@
 set -euo pipefail
 declare -A package=(
   [c++]=g++ [clang]=clang [nbdkit]=nbdkit [nbdinfo]=libnbd-bin [nbdcopy]=libnbd-bin [nbdfuse]=libnbd-bin
-  [qemu-img]=qemu-utils [qemu-io]=qemu-utils [fio]=fio [mkfs.ext4]=e2fsprogs [losetup]=mount [sqlite3]=sqlite3
+  [qemu-img]=qemu-utils [qemu-io]=qemu-utils [fio]=fio [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [losetup]=mount [sqlite3]=sqlite3
 )
 missing=()
 for tool in "${!package[@]}"; do

@@ -112,7 +112,11 @@ impl Pair {
 
     /// As [`Pair::new`], with neither node started.
     pub fn stopped(name: &str, setup: &Setup) -> Self {
-        let scratch = Scratch::new(name);
+        Self::stopped_in(Scratch::new(name), setup)
+    }
+
+    /// As [`Pair::stopped`], in a folder that is there already: something may be mounted at `state/NODE`.
+    pub fn stopped_in(scratch: Scratch, setup: &Setup) -> Self {
         let etc = scratch.folder("etc");
         let ports = [port(), port()];
         let keys = [PROD, REC].map(|node| {

@@ -196,6 +196,13 @@ impl Ledger {
             .retain(|entry| entries[*entry].state == State::Acknowledged);
     }
 
+    /// Power was lost: what was answered and not flushed may be gone, and no later flush covers it.
+    pub(super) fn power_lost(&mut self) {
+        for entry in self.unflushed.drain(..) {
+            self.entries[entry].state = State::Unknown;
+        }
+    }
+
     /// Feeds every write of self-describing blocks and zeroes that was not refused to an oracle, its version as position.
     /// With one write in flight at a time this is the server's order.
     pub fn tell(&self, oracle: &mut Oracle) {

@@ -110,6 +110,12 @@ impl Session {
         self.doing.clear();
     }
 
+    /// The server's machine lost its power: the connection is gone, and with it perhaps all that was not flushed.
+    pub fn power_lost(&mut self) {
+        self.drop_connection();
+        self.ledger.power_lost();
+    }
+
     /// What became of each write.
     #[must_use]
     pub fn ledger(&self) -> &Ledger {

@@ -296,6 +296,15 @@ fn broken_promises_are_found() {
         "never flushed"
     );
     assert_eq!(check(Promise::Acknowledged, 6 * 4096, &[0; 4096]), lost(6, 3, 0));
+    session.power_lost();
+    session.connect().unwrap();
+    session.run(1, [Step::Flush]).unwrap();
+    let after = session.ledger();
+    assert_eq!(
+        [1, 2, 3].map(|version| after.entries()[version - 1].state),
+        [State::Flushed, State::Unknown, State::Unknown],
+        "a flush after a power loss covers nothing from before it"
+    );
     let invented = check(Promise::Flushed, at, &block(3, 5));
     assert_eq!(
         invented,

@@ -1,0 +1,240 @@
+//! A writer that knows the position of everything it writes.
+//!
+//! One thread writes over one connection to each volume. Requests that are in flight together go over one connection and do
+//! not overlap; the server gives positions in the order in which a connection brings requests, so every write's position is
+//! known before it is answered, and the oracle is right at every record, across all volumes.
+
+use crate::common::{PROD, Pair};
+use model::{BLOCK_SIZE, BlockNo, ByteRange, Timestamp, VolumeIndex, WriteSeq};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::sync::atomic::{AtomicU8, Ordering};
+use testkit::{
+    Oracle,
+    block::{self, Header},
+    nbd::{Client, Error, Request},
+    workload::noise,
+};
+
+/// What the writer is told meanwhile.
+#[derive(Default)]
+pub struct Orders(AtomicU8);
+
+/// To set a mark; everything else but [`END`] means to go on.
+const MARK: u8 = 1;
+const MARKED: u8 = 2;
+const END: u8 = 3;
+
+impl Orders {
+    /// Ends the writer.
+    pub fn end(&self) {
+        self.0.store(END, Ordering::Release);
+    }
+
+    /// Asks for an event mark, which ends its container, and waits until it is set; `false`: the writer ended before.
+    pub fn mark(&self, ended: impl Fn() -> bool) -> bool {
+        self.0.store(MARK, Ordering::Release);
+        while self.0.load(Ordering::Acquire) != MARKED {
+            if ended() {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        true
+    }
+}
+
+/// The writer and its history.
+pub struct Load {
+    volumes: Vec<(&'static str, u64)>,
+    clients: Vec<Client>,
+    /// What every byte was at every position.
+    pub oracle: Oracle,
+    /// Positions of marks.
+    pub marks: Vec<(String, WriteSeq)>,
+    sent: u64,
+    acknowledged: u64,
+    flushed: u64,
+    /// Writes that were answered, never flushed, and gone after a cut: they show that the cuts bite.
+    pub lost: u64,
+}
+
+impl Load {
+    /// A writer for a pair at rest whose volumes are zero.
+    pub fn new(pair: &Pair, volumes: &[(&'static str, u64)]) -> Self {
+        let head = pair.received().0;
+        let sizes: Vec<u64> = volumes.iter().map(|(_, size)| *size).collect();
+        let mut oracle = Oracle::new(&sizes);
+        oracle.mark(WriteSeq(head), Timestamp::now(), "start");
+        let mut load = Self {
+            volumes: volumes.to_vec(),
+            clients: Vec::new(),
+            oracle,
+            marks: Vec::new(),
+            sent: head,
+            acknowledged: head,
+            flushed: head,
+            lost: 0,
+        };
+        load.connect(pair);
+        load
+    }
+
+    /// Connects again.
+    pub fn connect(&mut self, pair: &Pair) {
+        let open = |(volume, _): &(&str, u64)| pair.open(PROD, &format!("c1/{volume}"));
+        self.clients = self.volumes.iter().map(open).collect();
+    }
+
+    /// Breaks the connections.
+    pub fn disconnect(&mut self) {
+        self.clients.clear();
+    }
+
+    /// The newest position that was sent.
+    pub fn head(&self) -> WriteSeq {
+        WriteSeq(self.sent)
+    }
+
+    /// Writes until told to end, or until production fails.
+    pub fn run(&mut self, pair: &Pair, seed: u64, orders: &Orders) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        loop {
+            let step = match orders.0.load(Ordering::Acquire) {
+                END => return,
+                MARK => self.mark(pair, orders),
+                _ if rng.random_range(0..12) == 0 => self.flush(),
+                _ => self.batch(&mut rng),
+            };
+            if step.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Some batches and a flush.
+    pub fn burst(&mut self, rng: &mut StdRng, batches: usize) {
+        for _ in 0..batches {
+            self.batch(rng).unwrap();
+        }
+        self.flush().unwrap();
+    }
+
+    /// Sets a mark while nobody else writes.
+    pub fn set_mark(&mut self, pair: &Pair) -> String {
+        self.mark(pair, &Orders::default()).unwrap();
+        self.marks.last().unwrap().0.clone()
+    }
+
+    fn mark(&mut self, pair: &Pair, orders: &Orders) -> Result<(), Error> {
+        self.sent += 1;
+        let (seq, name) = (WriteSeq(self.sent), format!("m{}", self.sent));
+        self.oracle.mark(seq, Timestamp::now(), &name);
+        let set = pair.cli(PROD, &["rtmark", "-C", "1", "--name", &name]);
+        if set.code != 0 {
+            return Err(Error::Protocol(set.stderr));
+        }
+        // Durable when it is answered (`Tap::mark`).
+        (self.acknowledged, self.flushed) = (self.sent, self.sent);
+        self.marks.push((name, seq));
+        // An order to end that came meanwhile stands.
+        let _ = orders
+            .0
+            .compare_exchange(MARK, MARKED, Ordering::AcqRel, Ordering::Acquire);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        let upto = self.acknowledged;
+        for client in &mut self.clients {
+            client.flush()?;
+        }
+        self.flushed = upto;
+        Ok(())
+    }
+
+    /// Up to eight writes in flight on one volume.
+    fn batch(&mut self, rng: &mut StdRng) -> Result<(), Error> {
+        let index = rng.random_range(0..self.volumes.len());
+        let volume = VolumeIndex(u16::try_from(index).unwrap());
+        let blocks = self.volumes[index].1 / BLOCK_SIZE;
+        let count = rng.random_range(1..=8u64);
+        // Each write has a stretch of the volume for itself.
+        let stretch = blocks / count;
+        let mut durable = self.flushed;
+        for i in 0..count {
+            self.sent += 1;
+            let (seq, time) = (WriteSeq(self.sent), Timestamp::now());
+            let most = if rng.random_range(0..10) == 0 { 32 } else { 4 };
+            let len = rng.random_range(1..=most.min(stretch));
+            let first = BlockNo(i * stretch + rng.random_range(0..=stretch - len));
+            let range = ByteRange::at(first.start(), len * BLOCK_SIZE);
+            let fua = rng.random_range(0..16) == 0;
+            let request = match rng.random_range(0..10) {
+                0 => {
+                    self.oracle.zero(seq, time, volume, range);
+                    Request::Zero {
+                        range,
+                        fua,
+                        no_hole: false,
+                    }
+                }
+                1 => {
+                    // Anything but whole blocks.
+                    let offset = range.start + rng.random_range(1..512);
+                    let data = noise(rng.random_range(1..range.len() - 512), rng);
+                    self.oracle.write(seq, time, volume, offset, &data);
+                    Request::Write {
+                        offset,
+                        data: data.to_vec(),
+                        fua,
+                    }
+                }
+                _ => {
+                    let header = |block| Header {
+                        volume,
+                        block,
+                        version: seq.0,
+                        time,
+                        seed: 1,
+                    };
+                    self.oracle.describe(seq, time, &header(first), len);
+                    let data = range.blocks().flat_map(|n| block::make(&header(n))).collect();
+                    Request::Write {
+                        offset: range.start,
+                        data,
+                        fua,
+                    }
+                }
+            };
+            if fua {
+                durable = seq.0;
+            }
+            self.clients[index].submit(&request)?;
+        }
+        let mut failed = None;
+        while let Some(done) = self.clients[index].complete()? {
+            failed = failed.or(done.result.err());
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        self.acknowledged = self.sent;
+        self.flushed = self.flushed.max(durable);
+        Ok(())
+    }
+
+    /// Production says that its journal ends at `head` now. That must be a prefix of what was sent with all that was flushed;
+    /// what is behind it never was.
+    pub fn settle(&mut self, head: WriteSeq, why: &str) {
+        let (flushed, sent) = (self.flushed, self.sent);
+        assert!(
+            (flushed..=sent).contains(&head.0),
+            "{why}: {flushed} was flushed, {sent} was sent, the journal ends at {head}"
+        );
+        self.lost += self.acknowledged.saturating_sub(head.0);
+        self.oracle.truncate(head);
+        self.marks.retain(|(_, seq)| *seq <= head);
+        // What was found again was made durable again before it was served (rule T6).
+        (self.sent, self.acknowledged, self.flushed) = (head.0, head.0, head.0);
+    }
+}
