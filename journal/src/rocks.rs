@@ -9,7 +9,10 @@
 //! # Crash consistency
 //!
 //! Batches are synced through the write-ahead log. RocksDB may end that log silently at a damaged record; the caller's
-//! counter in every batch finds that out (`rules.md` T7). Half-built files are removed on open.
+//! counter in every batch finds that out (`rules.md` T7). It may do the same with its list of files: `manifest` looks
+//! at that before RocksDB does. Half-built files are removed on open.
+
+mod manifest;
 
 use crate::parts::IndexFloors;
 use bytes::Bytes;
@@ -61,6 +64,14 @@ fn library(op: &'static str) -> impl Fn(rocksdb::Error) -> StoreError {
     move |e| StoreError::Library {
         op,
         text: e.to_string(),
+    }
+}
+
+/// As [`library`], with the family: some of RocksDB's messages name no file.
+fn library_in(family: Family, op: &'static str) -> impl Fn(rocksdb::Error) -> StoreError {
+    move |e| StoreError::Library {
+        op,
+        text: format!("{}: {e}", name(family)),
     }
 }
 
@@ -126,6 +137,13 @@ impl RocksStore {
             let left = left.map_err(io_error("list half-built files"))?;
             std::fs::remove_file(left.path()).map_err(io_error("remove a half-built file"))?;
         }
+        let failed = |text: String| StoreError::Library {
+            op: "open",
+            text: format!("{}: {text}", dir.display()),
+        };
+        manifest::check(dir)
+            .map_err(io_error("check the list of files"))?
+            .map_err(failed)?;
         let mut o = Options::default();
         o.create_if_missing(true);
         o.create_missing_column_families(true);
@@ -137,7 +155,7 @@ impl RocksStore {
         o.set_stats_dump_period_sec(0);
         let cache = Cache::new_lru_cache(CACHE_BYTES);
         let families = Family::ALL.map(|f| ColumnFamilyDescriptor::new(name(f), options(f, &cache, &floors)));
-        let db = Db::open_cf_descriptors(&o, dir, families).map_err(library("open"))?;
+        let db = Db::open_cf_descriptors(&o, dir, families).map_err(|e| failed(e.into_string()))?;
         Ok(Self {
             db,
             ingest_dir,
@@ -159,7 +177,7 @@ impl RocksStore {
         path: &Path,
         pairs: &mut dyn Iterator<Item = (Vec<u8>, Bytes)>,
     ) -> Result<bool, StoreError> {
-        let failed = library("build a file");
+        let failed = library_in(family, "build a file");
         let o = options(family, &Cache::new_lru_cache(0), &Arc::default());
         let mut writer = SstFileWriter::create(&o);
         let mut any = false;
@@ -182,7 +200,7 @@ impl Store for RocksStore {
         let value = self
             .db
             .get_pinned_cf(&self.family(family)?, key)
-            .map_err(library("get"))?;
+            .map_err(library_in(family, "get"))?;
         Ok(value.map(|v| Bytes::copy_from_slice(&v)))
     }
 
@@ -203,7 +221,7 @@ impl Store for RocksStore {
             }
             at.next();
         }
-        at.status().map_err(library("scan"))
+        at.status().map_err(library_in(family, "scan"))
     }
 
     fn first_of_each(
@@ -220,7 +238,7 @@ impl Store for RocksStore {
         let mut out = Vec::with_capacity(ranges.len());
         for (from, to) in ranges {
             at.seek(from);
-            at.status().map_err(library("seek"))?;
+            at.status().map_err(library_in(family, "seek"))?;
             let found = at.item().filter(|(key, _)| *key < to.as_slice());
             out.push(found.map(|(key, value)| (key.to_vec(), Bytes::copy_from_slice(value))));
         }
@@ -235,7 +253,7 @@ impl Store for RocksStore {
         match self.db.iterator_cf_opt(&self.family(family)?, read, mode).next() {
             None => Ok(None),
             Some(Ok((key, value))) => Ok(Some((key.into_vec(), Bytes::from(value.into_vec())))),
-            Some(Err(e)) => Err(library("find the last")(e)),
+            Some(Err(e)) => Err(library_in(family, "find the last")(e)),
         }
     }
 
@@ -257,7 +275,7 @@ impl Store for RocksStore {
         let moved = self
             .db
             .ingest_external_file_cf_opts(&self.family(family)?, &o, vec![&path]);
-        moved.map_err(library("ingest"))
+        moved.map_err(library_in(family, "ingest"))
     }
 
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {
@@ -277,7 +295,7 @@ impl Store for RocksStore {
         let cf = self.family(family)?;
         self.db
             .delete_file_in_range_cf(&cf, from, to)
-            .map_err(library("drop files"))?;
+            .map_err(library_in(family, "drop files"))?;
         // Files end where containers end, so this is rarely needed; a range tombstone would stay for good.
         let mut left = false;
         self.scan(family, from, to, &mut |_, _| {
@@ -289,7 +307,7 @@ impl Store for RocksStore {
             o.set_sync(true);
             self.db
                 .delete_range_cf_opt(&cf, from, to, &o)
-                .map_err(library("drop a range"))?;
+                .map_err(library_in(family, "drop a range"))?;
         }
         Ok(())
     }
