@@ -3,6 +3,7 @@
 //! One thread writes over one connection to each volume. Requests that are in flight together go over one connection and do
 //! not overlap; the server gives positions in the order in which a connection brings requests, so every write's position is
 //! known before it is answered, and the oracle is right at every record, across all volumes.
+#![allow(dead_code, reason = "every test file uses its own part of this")]
 
 use crate::common::{PROD, Pair};
 use model::{BLOCK_SIZE, BlockNo, ByteRange, Timestamp, VolumeIndex, WriteSeq};

@@ -23,6 +23,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod disk;
+#[path = "../common/load.rs"]
 mod load;
 mod stopped;
 
