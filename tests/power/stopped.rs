@@ -65,6 +65,7 @@ fn state_after(journal: &Journal, ordinal: Ordinal) -> WriteSeq {
         OrdinalKind::Local { base, redo, .. } => redo
             .last()
             .map_or_else(|| state_after(journal, *base), |span| span.upto),
+        OrdinalKind::Copies => panic!("the journal never gave way here"),
     }
 }
 
@@ -150,6 +151,7 @@ impl Stopped {
             OrdinalKind::Local { restore_from, .. } => {
                 (*restore_from, state_after(&journal, *restore_from), "restoring")
             }
+            OrdinalKind::Copies => panic!("the journal never gave way here"),
         };
         let mut begin = volumes;
         for (index, bytes) in (0..).map(VolumeIndex).zip(&mut begin) {
