@@ -305,7 +305,7 @@ fn t7_nothing_relies_on_a_batch_that_could_be_lost_in_silence() {
         }),
         ("a restore", |j| j.put_restore(None, None).unwrap()),
         ("a stale region", |j| {
-            j.mark_stale(V, ByteRange::at(0, 1), WriteSeq(1)).unwrap();
+            j.mark_stale(&[(V, ByteRange::at(0, 1))], WriteSeq(1)).unwrap();
         }),
         ("the first consistent point", |j| {
             j.set_consistent_from(j.head().unwrap().0).unwrap();
