@@ -18,6 +18,7 @@ mod histories;
 mod hosts;
 mod link;
 mod readers;
+mod resync;
 mod tap;
 mod world;
 mod writes;

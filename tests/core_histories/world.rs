@@ -732,6 +732,12 @@ impl World {
         Ok(())
     }
 
+    /// Whether the replica was consistent and waits for copies.
+    pub fn is_amid_copies(&self) -> bool {
+        let spans = self.b.as_ref().map_or(Vec::new(), |b| b.journal.consistent());
+        spans.last().is_some_and(|s| s.until.is_some())
+    }
+
     /// Everything comes to its end: all is written back, shipped and applied; both volumes are the head.
     pub fn settle(&mut self, rng: &mut dyn RngCore) {
         self.a_power.never_freeze();

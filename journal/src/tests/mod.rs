@@ -4,6 +4,7 @@ mod basic;
 mod crash;
 mod damage;
 mod golden;
+mod overflow;
 mod past;
 mod rocks;
 mod tails;

@@ -42,7 +42,7 @@ fn undo(ordinal: u64, blocks: std::ops::Range<u64>, fill: u8) -> UndoContainer {
 
 /// Runs `history` cut at its first durable action, at its second, and so on, until one is not struck; answers how many
 /// were. `check` opens what is left and looks at it.
-fn cut_at_every_sync(
+pub(super) fn cut_at_every_sync(
     rng: &mut dyn RngCore,
     prepare: impl Fn() -> (Lab, Journal),
     history: impl Fn(&Journal) -> Result<(), JournalError>,
@@ -146,7 +146,7 @@ fn t3_the_row_is_the_commit_of_undo() {
 }
 
 /// Several seeds of [`cut_at_every_sync`]; answers the fewest cuts of one.
-fn with_cuts(name: &str, mut test: impl FnMut(&mut dyn RngCore) -> u64) -> u64 {
+pub(super) fn with_cuts(name: &str, mut test: impl FnMut(&mut dyn RngCore) -> u64) -> u64 {
     let mut least = u64::MAX;
     with_seeds(name, 12, |rng| least = least.min(test(rng)));
     least

@@ -1,0 +1,119 @@
+//! `rules.md` C4 and invariant 6: what gives way is stale before it goes, and only what must be.
+
+use super::{
+    tails::{cut_at_every_sync, with_cuts},
+    *,
+};
+use crate::{Cell, MapShape, SealFlags};
+use model::{ByteRange, GenNo, LfcId};
+
+const V: VolumeIndex = VolumeIndex(0);
+const REGION: u64 = 32 << 10;
+const FIRST: LfcId = LfcId(2);
+
+/// Two containers of five records each, in the store and on the volumes; the second writes where the first one did and one
+/// region further. The map is clean.
+fn prepare() -> (Lab, Journal) {
+    let lab = Lab::new();
+    let j = lab.fresh();
+    let shape = MapShape {
+        size: 100 * REGION,
+        region_size: REGION,
+        default: Cell::Clean,
+    };
+    j.set_map(V, shape).unwrap();
+    for n in 0..2 {
+        for i in 0..5 {
+            let at = if i == 4 { n * REGION } else { i * 4096 };
+            let now = Timestamp(j.cursors().appended.0 * 1_000_000_000);
+            j.append(vec![write(0, at, vec![7; 600])], now).unwrap();
+        }
+        j.seal(SealFlags::default()).unwrap();
+    }
+    while j.ingest_sealed().unwrap().is_some() {}
+    let last = j.cursors().appended;
+    j.set_written_back(last);
+    j.set_checkpointed(last).unwrap();
+    (lab, j)
+}
+
+fn is_held(j: &Journal) -> bool {
+    j.frames_of(GenNo(1), FIRST).is_ok()
+}
+
+/// Regions first, the floor second, the frames last: cut anywhere, what is not there is stale.
+#[test]
+fn c4_regions_are_stale_before_their_records_go() {
+    let cuts = with_cuts("c4", |rng| {
+        let history = |j: &Journal| j.give_way().map(drop);
+        let check = |lab: &Lab| {
+            let (j, _) = lab.open().unwrap();
+            let cell = j.cell(V, 0).unwrap();
+            assert!(is_held(&j) || cell == Cell::Stale(WriteSeq(5)), "{cell:?}");
+            assert_eq!(j.cell(V, REGION), Some(Cell::Clean), "only what it touched");
+        };
+        cut_at_every_sync(rng, prepare, history, check)
+    });
+    assert!(cuts >= 4, "{cuts} cuts");
+}
+
+/// A copy was taken at 6. Overflow drops a container that ends at 10 and touched the region. The acknowledgement of the
+/// copy comes: the region is stale still.
+#[test]
+fn c4_a_copy_clears_no_region_that_lost_more_since() {
+    let (_lab, j) = prepare();
+    j.give_way().unwrap().unwrap();
+    j.give_way().unwrap().unwrap();
+    assert_eq!(j.cell(V, 0), Some(Cell::Stale(WriteSeq(10))));
+    let region = ByteRange::at(0, REGION);
+    j.clear_if_older(&[(V, region, WriteSeq(6))]).unwrap();
+    assert_eq!(j.cell(V, 0), Some(Cell::Stale(WriteSeq(10))));
+    j.clear_if_older(&[(V, region, WriteSeq(11))]).unwrap();
+    assert_eq!(j.cell(V, 0), Some(Cell::Clean));
+    assert_eq!(j.cell(V, REGION), Some(Cell::Stale(WriteSeq(10))));
+}
+
+/// Staleness stands in for a peer and never for the local volume.
+#[test]
+fn i6_what_the_volumes_do_not_hold_does_not_give_way() {
+    let lab = Lab::new();
+    let j = lab.fresh();
+    let last = fill(&j, 5, 600);
+    j.seal(SealFlags::default()).unwrap();
+    while j.ingest_sealed().unwrap().is_some() {}
+    j.set_written_back(last);
+    j.set_checkpointed(WriteSeq(4)).unwrap();
+    assert_eq!(j.give_way().unwrap(), None);
+    assert!(is_held(&j));
+}
+
+/// What the peer has received goes without a mark.
+#[test]
+fn i6_what_the_peer_has_leaves_no_region_stale() {
+    let (_lab, j) = prepare();
+    j.set_peer(WriteSeq(7), WriteSeq(0), false).unwrap();
+    let gave = j.give_way().unwrap().unwrap();
+    assert!(!gave.stale && gave.row.last_seq == WriteSeq(5));
+    assert_eq!(j.stale_bytes(V), 0);
+    assert!(
+        j.give_way().unwrap().unwrap().stale,
+        "the peer has a part of it only"
+    );
+    assert_eq!(j.stale_bytes(V), 2 * REGION);
+    assert_eq!(j.give_way().unwrap(), None, "nothing is left");
+    assert!(j.poisoned().is_none());
+}
+
+/// The acknowledgement came after the container had given way: a peer that has all of it lacks nothing.
+#[test]
+fn c4_a_late_word_of_the_peer_clears_what_it_has() {
+    let (_lab, j) = prepare();
+    assert!(j.give_way().unwrap().unwrap().stale);
+    assert!(!j.forget_covered().unwrap());
+    j.set_peer(WriteSeq(4), WriteSeq(0), false).unwrap();
+    assert!(!j.forget_covered().unwrap(), "record 5 is dropped and not there");
+    assert_eq!(j.stale_bytes(V), REGION);
+    j.set_peer(WriteSeq(5), WriteSeq(0), false).unwrap();
+    assert!(j.forget_covered().unwrap());
+    assert_eq!(j.stale_bytes(V), 0);
+}

@@ -1,0 +1,90 @@
+//! Rules C2 and C3 with both hosts: histories in which one rule decides the end.
+
+use super::{
+    histories::{SMALL, small},
+    world::{Step, World},
+};
+use rand::RngCore;
+use testkit::with_seeds;
+
+fn steps(world: &mut World, steps: &[Step], times: usize, rng: &mut dyn RngCore) {
+    for _ in 0..times {
+        for step in steps {
+            world.step(*step, rng);
+        }
+    }
+}
+
+const STREAM: [Step; 5] = [Step::Sync, Step::Ship, Step::HearB, Step::Keep, Step::HearA];
+
+/// Production writes without its peer until the journal gives way.
+fn overflow(world: &mut World, rng: &mut dyn RngCore) {
+    world.step(Step::Cut, rng);
+    let write = [Step::Work, Step::Sync, Step::WriteBack, Step::WriteBack];
+    steps(world, &write, 14, rng);
+    let give_way = [Step::Checkpoint, Step::Ingest, Step::Overflow, Step::Overflow];
+    steps(world, &give_way, 1, rng);
+}
+
+fn synced(rng: &mut dyn RngCore) -> World {
+    let mut world = World::new(&SMALL, small(), rng);
+    steps(&mut world, &[Step::Work], 6, rng);
+    world.settle(rng);
+    steps(&mut world, &[Step::Work], 8, rng);
+    steps(&mut world, &STREAM, 6, rng);
+    world
+}
+
+/// Copies arrive, containers behind them are applied, and every point before the gap is what it was.
+#[test]
+fn c2_points_before_the_gap_stay_while_copies_arrive() {
+    let mut looked = 0;
+    with_seeds("c2", 12, |rng| {
+        let mut world = synced(rng);
+        steps(&mut world, &[Step::Apply], 4, rng);
+        overflow(&mut world, rng);
+        for _ in 0..12 {
+            steps(&mut world, &[Step::Copy, Step::Work], 1, rng);
+            steps(&mut world, &STREAM, 1, rng);
+            steps(&mut world, &[Step::Apply, Step::View], 1, rng);
+            looked += usize::from(world.is_amid_copies());
+        }
+        world.settle(rng);
+        steps(&mut world, &[Step::View], 5, rng);
+    });
+    println!("{looked} looks amid copies");
+    assert!(looked > 30, "{looked}");
+}
+
+/// The region is written again behind its copy, in the same container: the copy must come first.
+#[test]
+fn c3_a_copy_comes_before_the_records_behind_it() {
+    with_seeds("c3 behind", 25, |rng| {
+        let mut world = synced(rng);
+        overflow(&mut world, rng);
+        // Copies and writes take turns, and nothing is applied before all of them are there.
+        steps(
+            &mut world,
+            &[Step::Sync, Step::Ship, Step::HearB, Step::HearA],
+            2,
+            rng,
+        );
+        steps(&mut world, &[Step::Copy, Step::Work], 10, rng);
+        steps(&mut world, &STREAM, 12, rng);
+        world.settle(rng);
+    });
+}
+
+/// Records before the gap were received and not applied; one that was dropped came after them: the copy must come last.
+#[test]
+fn c3_a_copy_comes_after_what_was_received_before_the_gap() {
+    with_seeds("c3 before", 25, |rng| {
+        let mut world = synced(rng);
+        steps(&mut world, &[Step::Work], 12, rng);
+        steps(&mut world, &STREAM, 8, rng);
+        overflow(&mut world, rng);
+        steps(&mut world, &[Step::Copy], 3, rng);
+        steps(&mut world, &STREAM, 8, rng);
+        world.settle(rng);
+    });
+}
