@@ -206,3 +206,33 @@ fn c4_what_gave_way_is_copied_and_only_that() {
         }
     });
 }
+
+/// The recovery host lost all it had, after production dropped redo that was applied there: everything is copied again,
+/// by itself, and the history begins anew.
+#[test]
+fn c5_a_recovery_store_that_was_lost_is_filled_again() {
+    let pair = Pair::new("lost", &setup());
+    with_seeds("lost", 1, |rng| {
+        let mut world = World::new(&pair);
+        world.write(rng, 8 << 20);
+        world.mark("gone");
+        pair.waits(PROD, "drained");
+        until("redo is dropped", LONG, || {
+            (number(&pair.status(PROD)["journal_bytes"]) < 4 << 20).then_some(())
+        });
+        pair.kill9(REC);
+        std::fs::remove_dir_all(pair.scratch.join("state/rec/c1")).unwrap();
+        pair.start(REC);
+        world.write(rng, 1 << 20);
+        pair.waits(PROD, "resynced");
+        let image = world.mark("anew");
+        pair.waits(PROD, "drained");
+        pair.waits(REC, "consistent");
+        same("anew", &read(&pair, "mark:anew"), &image);
+        let gone = pair.cli(REC, &["scrt_ra", "-C", "1", "--mark", "gone"]);
+        assert_eq!(gone.code, 3, "{gone:?}");
+        world.clients.clear();
+        pair.drain();
+        pair.same_files(&VOLUMES.map(|(v, _)| v));
+    });
+}

@@ -234,7 +234,12 @@ impl Link {
                     }
                 }
                 SenderAction::Acked(ack) => {
+                    let applied = self.journal.cursors().applied_by_peer;
                     self.journal.set_peer(ack.received_durable, ack.applied, false)?;
+                    if ack.applied > applied {
+                        // Redo may be dropped, also when nobody writes.
+                        self.context.bells.durable.ring();
+                    }
                     if self.context.super_transaction().is_some() {
                         let context = Arc::clone(&self.context);
                         blocking(move || forget_covered(&context)).await?;

@@ -149,6 +149,31 @@ fn w1_write_back_takes_durable_frames_and_keeps_what_newer_records_own() {
     assert_eq!(lab.host.tap.pinned_bytes(), 0);
 }
 
+/// The copier has read R; then W gets its position, then the copy its own: the copy must hold W.
+#[test]
+fn c1_a_region_that_is_written_while_it_is_read_is_read_again() {
+    let lab = lab();
+    let range = ByteRange::at(4096, 8192);
+    lab.write(4096, 1, 8192);
+    lab.host.tap.sync_once().unwrap();
+    lab.host.write_back(u64::MAX).unwrap();
+    let held = lab.volume().hold(Op::Read, 0);
+    let copy = thread::scope(|s| {
+        let copier = s.spawn(|| lab.host.tap.copy(V, range, false).unwrap());
+        while held.waiting() == 0 {
+            thread::yield_now();
+        }
+        lab.write(5000, 2, 100);
+        drop(held);
+        copier.join().unwrap()
+    });
+    let Payload::Data(data) = &copy.payload else {
+        panic!("{copy:?}");
+    };
+    assert_eq!(copy.seq, lab.host.journal.cursors().appended);
+    assert_eq!((data[903], data[904], data[1003], data[1004]), (1, 2, 2, 1));
+}
+
 /// Copies of a region that a writer never leaves alone are each the region exactly as of their stub.
 #[test]
 fn c1_a_copy_is_the_region_exactly_at_its_position() {
