@@ -8,7 +8,7 @@
 //!
 //! # What it does not do
 //!
-//! It does not keep a mounted file system alive over a restart of the daemon, and only ext4 is checked and mounted. The
+//! It does not keep a mounted file system alive over a restart of the daemon, and only ext4 and xfs are checked and mounted. The
 //! kernel's nbd was never run on the machines that Backstay is developed on; there `nbdfuse` with a loop device serves.
 
 mod command;

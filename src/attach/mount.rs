@@ -24,17 +24,14 @@ pub struct MountOptions {
 /// # Errors
 /// When the program fails.
 pub fn make(filesystem: Filesystem, device: &Path) -> Result<(), AttachError> {
-    let Filesystem::Ext4 = filesystem;
-    must(
-        "mkfs.ext4",
-        &[
-            "-q",
-            "-F",
-            "-E",
-            "lazy_itable_init=0,lazy_journal_init=0",
-            &device.display().to_string(),
-        ],
-    )?;
+    let path = device.display().to_string();
+    match filesystem {
+        Filesystem::Ext4 => must(
+            "mkfs.ext4",
+            &["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", &path],
+        )?,
+        Filesystem::Xfs => must("mkfs.xfs", &["-q", "-f", &path])?,
+    };
     Ok(())
 }
 
@@ -57,17 +54,45 @@ pub fn probe(device: &Path) -> Result<Option<String>, AttachError> {
     Ok(Some(done.output.trim().to_owned()).filter(|t| done.code == 0 && !t.is_empty()))
 }
 
-/// Runs the file system's own checker, which replays its journal and mends what is safe; `line` gets its words.
+/// Runs the file system's own checker; `line` gets its words.
+///
+/// ext4's replays the journal and mends what is safe. Of xfs, the kernel replays the log at the mount, and its checker does
+/// not: it runs only for a full check, after a mount at `at` and an unmount, and mends nothing.
 ///
 /// # Errors
 /// When it finds what it does not mend by itself.
 pub fn check(
     filesystem: Filesystem,
     device: &Path,
+    at: &Path,
     full: bool,
     line: &mut dyn FnMut(String),
 ) -> Result<(), AttachError> {
-    let Filesystem::Ext4 = filesystem;
+    match filesystem {
+        Filesystem::Ext4 => check_ext4(device, full, line),
+        Filesystem::Xfs if full => check_xfs(device, at, line),
+        Filesystem::Xfs => Ok(()),
+    }
+}
+
+fn check_xfs(device: &Path, at: &Path, line: &mut dyn FnMut(String)) -> Result<(), AttachError> {
+    mount(Filesystem::Xfs, device, at, MountOptions::default())?;
+    unmount(at)?;
+    let path = device.display().to_string();
+    line(format!("xfs_repair -n {path}"));
+    let done = run("xfs_repair", &["-n", &path])?;
+    if done.code == 0 {
+        return Ok(());
+    }
+    done.output.lines().for_each(|l| line(l.to_owned()));
+    Err(AttachError::Unclean {
+        device: path,
+        checker: "xfs_repair",
+        code: done.code,
+    })
+}
+
+fn check_ext4(device: &Path, full: bool, line: &mut dyn FnMut(String)) -> Result<(), AttachError> {
     let path = device.display().to_string();
     let mut args = vec!["-p"];
     if full {
@@ -98,7 +123,6 @@ pub fn mount(
     at: &Path,
     options: MountOptions,
 ) -> Result<(), AttachError> {
-    let Filesystem::Ext4 = filesystem;
     if let Some(there) = mounted_at(at) {
         return Err(AttachError::ForeignMount {
             path: at.to_owned(),
@@ -106,12 +130,18 @@ pub fn mount(
         });
     }
     fs::create_dir_all(at).map_err(AttachError::io(at.display()))?;
-    let flags = if options.read_only { "ro,noload" } else { "rw" };
+    // Views of one xfs have one UUID, and the kernel mounts a UUID once.
+    let flags = match (filesystem, options.read_only) {
+        (Filesystem::Ext4, false) => "rw",
+        (Filesystem::Ext4, true) => "ro,noload",
+        (Filesystem::Xfs, false) => "rw,nouuid",
+        (Filesystem::Xfs, true) => "ro,norecovery,nouuid",
+    };
     must(
         "mount",
         &[
             "-t",
-            "ext4",
+            filesystem.name(),
             "-o",
             flags,
             &device.display().to_string(),

@@ -69,6 +69,25 @@ pub struct VolumeConfig {
 pub enum Filesystem {
     /// ext4.
     Ext4,
+    /// xfs.
+    Xfs,
+}
+
+impl Filesystem {
+    /// Its name, as `mount -t` takes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        }
+    }
+
+    /// The one with this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Ext4, Self::Xfs].into_iter().find(|f| f.name() == name)
+    }
 }
 
 fn default_lfc_size() -> Size {

@@ -138,7 +138,7 @@ fn mount_one(op: &mut Op<'_>, item: &Item, how: &How) -> Result<MountInfo, Attac
     let mut info = MountInfo {
         volume: item.volume.clone(),
         device: attacher.name_of(&item.device).display().to_string(),
-        filesystem: item.filesystem.map(|_| "ext4".to_owned()),
+        filesystem: item.filesystem.map(|f| f.name().to_owned()),
         path: item.at.as_ref().map(|a| a.display().to_string()),
         already: false,
     };
@@ -158,7 +158,9 @@ fn mount_one(op: &mut Op<'_>, item: &Item, how: &How) -> Result<MountInfo, Attac
         // Only vdevs and the acting production are ever checked: a check writes.
         if !how.read_only {
             let mut lines = Vec::new();
-            let checked = fs::check(filesystem, &attached.name, how.full_check, &mut |l| lines.push(l));
+            let checked = fs::check(filesystem, &attached.name, at, how.full_check, &mut |l| {
+                lines.push(l)
+            });
             let mut lines = lines.into_iter();
             if let Some(command) = lines.next() {
                 op.step(Step::Checking { command });

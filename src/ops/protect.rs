@@ -201,13 +201,10 @@ fn volume_config(spec: &VolumeSpec, production: &str, recovery: &str) -> Result<
     let filesystem = match spec.filesystem.as_deref() {
         None if spec.mount.is_some() => Some(Filesystem::Ext4),
         None => None,
-        Some("ext4") => Some(Filesystem::Ext4),
-        Some(other) => {
-            return Err(Failure::new(
-                Code::Usage,
-                format!("file system '{other}' is not part of this version: ext4"),
-            ));
-        }
+        Some(name) => Some(Filesystem::named(name).ok_or_else(|| {
+            let text = format!("file system '{name}' is not part of this version: ext4, xfs");
+            Failure::new(Code::Usage, text)
+        })?),
     };
     Ok(VolumeConfig {
         name: spec.name.clone(),
@@ -237,15 +234,16 @@ fn ready(
             .attach(&device, &device, false)
             .map_err(failed)?;
         let made = match fs::probe(&attached.device).map_err(failed)?.as_deref() {
-            Some("ext4") => Ok(()),
+            Some(name) if name == filesystem.name() => Ok(()),
             None if created => {
-                op.line(format!("mkfs.ext4 {}", attached.name.display()));
+                op.line(format!("mkfs.{} {}", filesystem.name(), attached.name.display()));
                 fs::make(filesystem, &attached.device).map_err(failed)
             }
             other => Err(refused(format!(
-                "volume {} holds {}, not ext4: nothing was written to it",
+                "volume {} holds {}, not {}: nothing was written to it",
                 volume.name,
-                other.unwrap_or("no file system")
+                other.unwrap_or("no file system"),
+                filesystem.name()
             ))),
         };
         // `rtmnt` attaches it again together with its check and mount, as one step.
@@ -262,7 +260,7 @@ fn ready(
             .to_string(),
         recovery_backing,
         created,
-        filesystem: volume.filesystem.map(|_| "ext4".to_owned()),
+        filesystem: volume.filesystem.map(|f| f.name().to_owned()),
         mount: volume
             .mount
             .as_ref()

@@ -355,7 +355,7 @@ fn volumes(node: &Node, context: &Context) -> Vec<VolumeStatus> {
             name: v.name.clone(),
             bytes: v.size.0,
             device: attached.as_ref().map(|a| a.name.display().to_string()),
-            filesystem: v.filesystem.map(|_| "ext4".to_owned()),
+            filesystem: v.filesystem.map(|f| f.name().to_owned()),
             mount: v.mount.as_ref().map(|m| m.display().to_string()),
             mounted: attached.is_some_and(|a| a.mounted.is_some()),
             open: node.readers(|name| name == export) > 0,
