@@ -27,7 +27,7 @@ mod disk;
 mod load;
 mod stopped;
 
-use common::{Clients, PROD, Pair, REC, Setup, root_for};
+use common::{Clients, PROD, Pair, REC, Setup, program, root_for};
 use disk::Disk;
 use load::{Load, Orders};
 use model::{BLOCK_SIZE, BlockNo, ByteRange, VolumeIndex, WriteSeq};
@@ -417,4 +417,51 @@ fn a_first_sync_survives_power_cuts_on_either_host() {
         "{cuts} power cuts around first syncs, {unfinished} of them within: nothing flushed was lost, and each replica came to equal production"
     );
     assert!(unfinished > 0, "no first sync was cut");
+}
+
+/// A node that never ran is cut while it makes its journal, again and again: what a cut leaves half made is made anew.
+#[test]
+fn a_first_start_survives_power_cuts() {
+    if !can_cut() {
+        return;
+    }
+    let mut cuts = 0;
+    for kinds in KINDS {
+        with_seeds(&format!("first start {kinds:?}"), factor() as u64, |rng| {
+            let mut bench = Bench::stopped("start", kinds);
+            for n in 0..8 {
+                let node = [PROD, REC][n % 2];
+                let _ = fs::remove_dir_all(bench.disk(node).path().join("c1"));
+                bench.disk(node).sync();
+                let mut serve = Command::new(program());
+                let config = bench.pair.scratch.join(format!("etc/{node}.toml"));
+                let process = bench
+                    .pair
+                    .scratch
+                    .start(node, serve.args(["serve", "--config"]).arg(config));
+                thread::sleep(Duration::from_millis(rng.random_range(5..150)));
+                bench.disk(node).cut();
+                process.kill9();
+                bench.cuts += 1;
+                bench.disk(node).back();
+                bench.pair.start(node);
+                let status = bench.pair.status(node);
+                assert_eq!(
+                    status["head"]["context"]["state"], "ENABLED",
+                    "cut {n} of {node}: {status}"
+                );
+                bench.pair.stop(node);
+            }
+            bench.pair.start(PROD);
+            bench.pair.start(REC);
+            bench.pair.consistent();
+            let mut load = Load::new(&bench.pair, &VOLUMES);
+            load.burst(rng, 20);
+            load.disconnect();
+            bench.pair.drain();
+            bench.pair.same_files(&VOLUMES.map(|(v, _)| v));
+            cuts += bench.cuts;
+        });
+    }
+    println!("{cuts} power cuts within first starts: each node starts again and works");
 }
