@@ -4,9 +4,12 @@
 mod common;
 
 use common::{Clients, LONG, PROD, Pair, REC, Setup};
+use journal::{Journal, JournalError, Options, Parts};
 use model::{BLOCK_SIZE, BlockNo, ByteRange, VolumeIndex};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
+    fs,
+    path::Path,
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -117,6 +120,53 @@ fn nothing_acknowledged_is_lost() {
         pair.drain();
         pair.same_files(&VOLUMES.map(|(v, _)| v));
     });
+}
+
+/// The bound of `durable` in a superblock: the higher of its slots (docs/formats/journal.md).
+fn bound(journal: &Path) -> u64 {
+    let bytes = fs::read(journal.join("super")).unwrap();
+    let slot = |at: usize| u64::from_le_bytes(bytes[at + 20..at + 28].try_into().unwrap());
+    slot(0).max(slot(4096))
+}
+
+/// A flush was answered, and nothing follows. At rest the bound is raised up to it: when a bit rots in the last frame and
+/// the peer is away, that is damage, not a torn end whose number is given to other bytes.
+#[test]
+fn t5_an_idle_journal_raises_its_bound() {
+    let setup = Setup {
+        context: "lfc_size = \"2M\"\nlfc_max_age = \"1h\"\n",
+        ..Setup::volumes(&VOLUMES)
+    };
+    let pair = Pair::new("idle", &setup);
+    pair.kill9(REC);
+    let mut client = pair.open(PROD, "c1/data");
+    let block: Vec<u8> = (0..4096u32).map(|n| (n * n % 251) as u8).collect();
+    client.write(8192, &block, false).unwrap();
+    client.flush().unwrap();
+    let head = pair.cursor(PROD, "appended").0;
+    let journal = pair.scratch.join("state/prod/c1/journal");
+    until("the bound at the head", LONG, || {
+        (bound(&journal) >= head).then_some(())
+    });
+    pair.kill9(PROD);
+    let at = |tail: &[u8]| tail.windows(block.len()).position(|w| w == block);
+    let tails = ["tail.0", "tail.1"].map(|name| journal.join(name));
+    let mut found = tails
+        .iter()
+        .filter_map(|path| Some((path, at(&fs::read(path).unwrap())?)));
+    let (path, at) = found.next().expect("the frame is in a tail");
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at + 100] ^= 4;
+    fs::write(path, bytes).unwrap();
+    let options = Options {
+        lfc_size: 2 << 20,
+        ..Options::default()
+    };
+    match Journal::open(Parts::open_dir(&journal, 2 << 20).unwrap(), options) {
+        Err(JournalError::Damaged(found)) => println!("{found}"),
+        Err(e) => panic!("{e}"),
+        Ok((journal, opened)) => panic!("{opened:?} at {}", journal.cursors().appended),
+    }
 }
 
 /// All bytes of all volumes behind an export name.

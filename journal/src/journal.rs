@@ -206,6 +206,11 @@ impl Journal {
         self.shared.read().open.as_ref().is_none_or(Container::is_empty)
     }
 
+    /// The open container; `None` before the first generation.
+    pub(crate) fn open_lfc(&self) -> Option<LfcId> {
+        self.shared.read().open.as_ref().map(|o| o.header.start.lfc)
+    }
+
     /// The open container as the row it would have now; `None` while it is empty.
     #[must_use]
     pub fn open_row(&self) -> Option<LfcRow> {

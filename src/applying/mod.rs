@@ -1,6 +1,7 @@
 //! What the apply thread of a recovery host does, step by step, without the thread: containers in order, copies in their
 //! place (rules W2, C2, C3). The daemon runs it on its thread, the core histories at every sync of a simulated host.
 
+pub mod acting;
 mod copies;
 
 pub use copies::{CopyBatch, CopyQueue};

@@ -3,11 +3,15 @@
 //! | thread | sleeps on | does |
 //! | --- | --- | --- |
 //! | sync | unsynced records | one journal sync, answers flushes, rings `durable` |
-//! | write-back | `durable` | overwrites the volumes from durable frames; a checkpoint now and then |
+//! | write-back | `durable` | overwrites the volumes from durable frames; a checkpoint now and then. While this host holds earlier points: applies sealed containers, undo first ([`crate::applying::acting`]) |
 //! | seal | a timer | seals by age, ingests sealed containers, raises the bound when idle, drops what the peer has applied |
 
 use super::{Context, ContextError};
-use crate::{agent, bell::Bell};
+use crate::{
+    agent,
+    applying::acting::{apply_waiting, builds_undo, catch_up},
+    bell::Bell,
+};
 use journal::tap::{Tap, TapLimits};
 use model::{VolumeIndex, WriteSeq};
 use parking_lot::Mutex;
@@ -35,6 +39,7 @@ pub struct Production {
     pub tap: Arc<Tap>,
     /// The volumes below it.
     pub volumes: Arc<Volumes>,
+    builds_undo: bool,
     stopping: Arc<AtomicBool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     link: agent::LinkHandle,
@@ -44,27 +49,37 @@ pub struct Production {
 impl Production {
     pub(super) fn start(context: &Arc<Context>, volumes: Volumes) -> Result<Self, ContextError> {
         let journal = &context.journal;
-        replay(context, &volumes)?;
+        let builds_undo = builds_undo(journal);
+        let open = if builds_undo {
+            catch_up(journal, &volumes)?
+        } else {
+            replay(context, &volumes)?;
+            Vec::new()
+        };
         let media = volumes
             .iter()
             .map(|(index, v)| (index, Arc::clone(v.medium())))
             .collect::<Vec<_>>();
         let limits = TapLimits {
             pinned_bytes_max: context.config.write_back_limit.0,
+            whole_containers: builds_undo,
             ..TapLimits::default()
         };
         let tap = Arc::new(Tap::new(Arc::clone(journal), media, limits));
+        tap.resume(&open)?;
+        let write_back = if builds_undo { apply_loop } else { write_back_loop };
         let volumes = Arc::new(volumes);
         let stopping = Arc::new(AtomicBool::new(false));
         let threads = vec![
             spawn("sync", context, &tap, &volumes, &stopping, sync_loop),
-            spawn("write-back", context, &tap, &volumes, &stopping, write_back_loop),
+            spawn("write-back", context, &tap, &volumes, &stopping, write_back),
             spawn("seal", context, &tap, &volumes, &stopping, seal_loop),
         ];
         let link = agent::lca::start(context, &tap);
         Ok(Self {
             tap,
             volumes,
+            builds_undo,
             stopping,
             threads: Mutex::new(threads),
             link,
@@ -76,6 +91,10 @@ impl Production {
     pub fn stop(&self) {
         self.link.stop();
         let _ = self.tap.sync_once();
+        if self.builds_undo {
+            // Only what is sealed can reach the volumes.
+            let _ = self.tap.seal_now();
+        }
         self.stopping.store(true, Ordering::Release);
         self.tap.flushes().stop();
         // A sync thread that ended with a failure rings no more.
@@ -211,6 +230,22 @@ fn write_back_loop(agent: &Agent) {
                 Ok(()) => unsynced = 0,
                 Err(e) => return agent.poison("checkpoint", &e),
             }
+        }
+    }
+}
+
+/// Write-back of a production that holds earlier points: whole containers, in order, undo first (rule W2).
+fn apply_loop(agent: &Agent) {
+    let mut ear = agent.context.bells.durable.ear();
+    loop {
+        let stopping = agent.stopping();
+        match apply_waiting(&agent.tap, &agent.volumes) {
+            Ok(true) => agent.context.bells.applied.ring(),
+            Ok(false) if stopping => return,
+            Ok(false) => {
+                ear.wait(Duration::from_secs(3600));
+            }
+            Err(e) => return agent.poison("write-back", &e),
         }
     }
 }

@@ -119,7 +119,7 @@ fn a_cut_at_every_sync_of_production() {
 #[test]
 fn a_cut_at_every_sync_of_recovery() {
     let (mut cuts, mut total) = (0, Counts::default());
-    let tried = with_seeds("core: every sync of recovery", 8, |rng| {
+    let tried = with_seeds("core: every sync of recovery", 4, |rng| {
         cuts += every_sync_of(false, rng, &mut total);
     });
     println!("{cuts} cuts at syncs of recovery in {tried} histories: {total:?}");

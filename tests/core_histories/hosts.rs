@@ -21,7 +21,7 @@ pub type Fallible<T = ()> = anyhow::Result<T>;
 pub const LFC: u64 = 48 << 10;
 const REGION: u64 = 16 << 10;
 
-fn open_journal(power: &SimPower, indexed: bool) -> Fallible<Arc<Journal>> {
+pub fn open_journal(power: &SimPower, indexed: bool) -> Fallible<Arc<Journal>> {
     let tail = |n: u8| -> Arc<dyn Medium> { Arc::new(power.medium(&format!("tail.{n}"), tail_bytes(LFC))) };
     let parts = Parts::new(
         Arc::new(power.store("db")),
@@ -53,7 +53,7 @@ pub fn volumes(power: &SimPower, sizes: &[u64]) -> Volumes {
     volumes
 }
 
-fn context_row(role: Role) -> ContextRow {
+pub fn context_row(role: Role) -> ContextRow {
     ContextRow {
         role,
         state: ContextState::Enabled,

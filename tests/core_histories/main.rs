@@ -7,6 +7,7 @@
 //! | the stream | [`link`] |
 //! | steps, promises, comparisons | [`world`] |
 //! | which histories | [`histories`] |
+//! | a production that builds undo | [`acting`] |
 //! | write-back, discards, bytes | [`writes`] |
 //! | the tap under races and failures | [`tap`] |
 //! | readers while a container is applied | [`readers`] |
@@ -14,6 +15,7 @@
 //! `BACKSTAY_SEED=0x…` plays one seed again, `BACKSTAY_SEEDS=20` tries twenty times as many.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod acting;
 mod histories;
 mod hosts;
 mod link;

@@ -26,12 +26,12 @@ use testkit::{Oracle, SimMedium, SimPower, sim::Op, with_seeds};
 const V: VolumeIndex = VolumeIndex(0);
 pub const SIZE: u64 = 64 << 10;
 /// Longer than any of this takes; a test that waits so long hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 type Answer = Result<(), Arc<JournalError>>;
 
 /// Ends a tap's sync thread when it goes, also by a panic: a scope that waits for the thread would hang.
-struct Stops<'a>(&'a Tap);
+pub struct Stops<'a>(pub &'a Tap);
 
 impl Drop for Stops<'_> {
     fn drop(&mut self) {

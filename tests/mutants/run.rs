@@ -59,6 +59,19 @@ impl Copy {
             .env("CARGO_BUILD_BUILD_DIR", &self.build)
             .env("CARGO_TARGET_DIR", self.root.path().join("target"))
             .args(["test", "--quiet", "--locked", "--package", package]);
+        // What cargo tells this program about itself would make build scripts of dependencies run again.
+        for (name, _) in env::vars_os() {
+            let told = [
+                "CARGO_PKG_",
+                "CARGO_MANIFEST_",
+                "CARGO_CRATE_",
+                "CARGO_BIN_",
+                "CARGO_PRIMARY_",
+            ];
+            if told.iter().any(|t| name.to_string_lossy().starts_with(t)) {
+                cargo.env_remove(name);
+            }
+        }
         match target {
             "lib" => cargo.arg("--lib"),
             name => cargo.args(["--test", name]),

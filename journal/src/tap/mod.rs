@@ -125,6 +125,9 @@ pub struct TapLimits {
     pub pinned_bytes_max: u64,
     /// Bytes of records that go into one frame.
     pub frame_bytes_max: u64,
+    /// Frames leave by whole sealed containers ([`Tap::take_container`]), because this host builds undo (rule W2). Then
+    /// at least two containers may wait, and a container that fills the room alone is sealed early.
+    pub whole_containers: bool,
 }
 
 impl Default for TapLimits {
@@ -132,6 +135,7 @@ impl Default for TapLimits {
         Self {
             pinned_bytes_max: 256 << 20,
             frame_bytes_max: 2 << 20,
+            whole_containers: false,
         }
     }
 }
@@ -171,8 +175,11 @@ impl Tap {
     pub fn new(
         journal: Arc<Journal>,
         volumes: impl IntoIterator<Item = (VolumeIndex, Arc<dyn Medium>)>,
-        limits: TapLimits,
+        mut limits: TapLimits,
     ) -> Self {
+        if limits.whole_containers {
+            limits.pinned_bytes_max = limits.pinned_bytes_max.max(2 * journal.options.lfc_size);
+        }
         let volumes = volumes
             .into_iter()
             .map(|(index, medium)| {
@@ -253,6 +260,13 @@ impl Tap {
             && self.journal.poisoned().is_none()
             && !self.flushes.has_ended()
         {
+            if self.limits.whole_containers && self.sealed_frames(&pending) == 0 {
+                // Nothing that waits could ever leave. A seal that fails has poisoned the journal.
+                drop(pending);
+                let _ = self.seal_now();
+                pending = self.pending.lock();
+                continue;
+            }
             self.room
                 .wait_for(&mut pending, std::time::Duration::from_millis(100));
         }
@@ -356,6 +370,8 @@ impl Tap {
     fn seal_locked(&self, flags: SealFlags) -> Result<Arc<LfcRow>, JournalError> {
         let row = self.journal.seal(flags)?;
         self.flushes.synced(self.journal.cursors().durable);
+        // Who waits for whole containers hears of them through the sync thread.
+        self.flushes.appended();
         Ok(row)
     }
 
@@ -523,7 +539,33 @@ impl Tap {
             .collect()
     }
 
-    /// The volumes now hold every record of `frames`, which came from [`Tap::take_durable`]: releases what those records
+    /// All frames of the oldest container that is sealed and not written back; none while it is open (rule W2). They stay
+    /// pinned until [`Tap::written_back`].
+    #[must_use]
+    pub fn take_container(&self) -> Vec<Arc<Frame>> {
+        let pending = self.pending.lock();
+        let frames = pending.frames.iter().take(self.sealed_frames(&pending));
+        let first = pending.frames.front().map(|f| f.lfc());
+        frames.take_while(|f| Some(f.lfc()) == first).cloned().collect()
+    }
+
+    /// How many of the frames that wait are in sealed containers; a seal comes behind all frames of its container.
+    fn sealed_frames(&self, pending: &Pending) -> usize {
+        let open = self.journal.open_lfc();
+        pending.frames.partition_point(|f| Some(f.lfc()) < open)
+    }
+
+    /// After a start of a host that builds undo: takes the frames of the open container, which are in the journal but on no
+    /// volume. Before the first request.
+    ///
+    /// # Errors
+    /// When a volume is unknown.
+    pub fn resume(&self, frames: &[Arc<Frame>]) -> Result<(), JournalError> {
+        let mut owner = self.owner.lock();
+        frames.iter().try_for_each(|frame| self.absorb(&mut owner, frame))
+    }
+
+    /// The volumes now hold every record of `frames`, which came from [`Tap::take_durable`] or [`Tap::take_container`]: releases what those records
     /// own, and moves the cursor.
     ///
     /// # Errors

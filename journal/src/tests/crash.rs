@@ -411,7 +411,7 @@ fn w4_undo_is_never_rebuilt() {
     assert!(
         j.commit_undo(&UndoContainer {
             kind: local,
-            ..container(1, 1)
+            ..container(1, 7)
         })
         .is_err()
     );
