@@ -565,8 +565,8 @@ impl Tap {
         frames.iter().try_for_each(|frame| self.absorb(&mut owner, frame))
     }
 
-    /// The volumes now hold every record of `frames`, which came from [`Tap::take_durable`] or [`Tap::take_container`]: releases what those records
-    /// own, and moves the cursor.
+    /// The volumes now hold every record of `frames`, which came from [`Tap::take_durable`] or [`Tap::take_container`]:
+    /// releases what those records own, and moves the cursor.
     ///
     /// # Errors
     /// When a volume is unknown.
