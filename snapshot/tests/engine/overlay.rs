@@ -160,7 +160,7 @@ fn crash(
 ) {
     bench
         .power
-        .set_tear([Tear::Whole, Tear::Sector, Tear::Byte, Tear::Bit][rng.random_range(0..4)]);
+        .set_tear([Tear::Whole, Tear::Sector, Tear::Byte][rng.random_range(0..3)]);
     let mut lose = || {
         let cut: bool = rng.random();
         if cut {
