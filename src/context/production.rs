@@ -255,6 +255,8 @@ fn checkpoint(agent: &Agent) -> Result<(), ContextError> {
     let upto = agent.context.journal.cursors().written_back;
     agent.volumes.sync()?;
     agent.context.journal.set_checkpointed(upto)?;
+    // Redo may be dropped, also when nobody writes.
+    agent.context.bells.durable.ring();
     Ok(())
 }
 
