@@ -5,14 +5,43 @@
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 /// The bytes ended, or held a value that the format does not know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Malformed(pub(crate) &'static str);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Malformed {
+    /// They are not what they should be.
+    #[error("{0}")]
+    What(&'static str),
+    /// They are of a version that this build does not read.
+    #[error("its version is {found}, this build reads up to {known}")]
+    Version {
+        /// Theirs.
+        found: u8,
+        /// The newest that is read.
+        known: u8,
+    },
+}
+
+/// What is wrong with bytes whose checksum fits and whose magic does not: the last byte of a magic is a version.
+pub(crate) fn other_magic(bytes: &[u8], magic: &[u8], what: &'static str) -> Malformed {
+    match (
+        bytes.get(..magic.len()).and_then(<[u8]>::split_last),
+        magic.split_last(),
+    ) {
+        (Some((found, theirs)), Some((known, ours))) if theirs == ours => Malformed::Version {
+            found: *found,
+            known: *known,
+        },
+        _ => Malformed::What(what),
+    }
+}
 
 pub(crate) type Read<T> = Result<T, Malformed>;
 
 impl<'a> Reader<'a> {
     pub(crate) fn take(&mut self, n: usize) -> Read<&'a [u8]> {
-        let (head, rest) = self.0.split_at_checked(n).ok_or(Malformed("it is too short"))?;
+        let (head, rest) = self
+            .0
+            .split_at_checked(n)
+            .ok_or(Malformed::What("it is too short"))?;
         self.0 = rest;
         Ok(head)
     }
@@ -21,13 +50,21 @@ impl<'a> Reader<'a> {
         let (head, rest) = self
             .0
             .split_first_chunk::<N>()
-            .ok_or(Malformed("it is too short"))?;
+            .ok_or(Malformed::What("it is too short"))?;
         self.0 = rest;
         Ok(*head)
     }
 
     pub(crate) fn u8(&mut self) -> Read<u8> {
         self.array::<1>().map(|b| b[0])
+    }
+
+    /// The version byte at the front of a value.
+    pub(crate) fn version(&mut self, known: u8) -> Read<()> {
+        match self.u8()? {
+            found if found == known => Ok(()),
+            found => Err(Malformed::Version { found, known }),
+        }
     }
 
     pub(crate) fn u16(&mut self) -> Read<u16> {
@@ -46,7 +83,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn text(&mut self) -> Read<String> {
         let n = self.u32()? as usize;
         let bytes = self.take(n)?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| Malformed("a text is not UTF-8"))
+        String::from_utf8(bytes.to_vec()).map_err(|_| Malformed::What("a text is not UTF-8"))
     }
 
     /// Ends a value: trailing bytes are a fault.
@@ -54,7 +91,7 @@ impl<'a> Reader<'a> {
         if self.0.is_empty() {
             Ok(())
         } else {
-            Err(Malformed("it is too long"))
+            Err(Malformed::What("it is too long"))
         }
     }
 }

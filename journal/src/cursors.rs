@@ -1,6 +1,6 @@
 //! How far everything is, and the inequalities between (invariant 7).
 
-use crate::codec::{Malformed, Read, Reader, Writer};
+use crate::codec::{Read, Reader, Writer};
 use model::{GenNo, LfcId, Ordinal, WriteSeq};
 
 /// How far a context is on this host. Sequence numbers are those of the current line.
@@ -87,9 +87,7 @@ impl Cursors {
 
     pub(crate) fn decode(bytes: &[u8]) -> Read<Self> {
         let mut r = Reader(bytes);
-        if r.u8()? != 1 {
-            return Err(Malformed("its version is not known"));
-        }
+        r.version(1)?;
         let mut c = Self {
             checkpointed: WriteSeq(r.u64()?),
             received_by_peer: WriteSeq(r.u64()?),

@@ -39,6 +39,16 @@ pub enum JournalError {
     /// Stored bytes do not check, or are fewer than were durable (invariant 9).
     #[error("damaged: {0}")]
     Damaged(#[from] Damage),
+    /// Something is of a version that this build does not read.
+    #[error("{what}: version {found} was found, this build reads up to {known}")]
+    Version {
+        /// What.
+        what: String,
+        /// Its version.
+        found: u8,
+        /// The newest that is read.
+        known: u8,
+    },
     /// An earlier failure poisoned the journal; the text is that first failure.
     #[error("poisoned by an earlier failure: {0}")]
     Poisoned(String),
@@ -125,13 +135,19 @@ impl JournalError {
     /// Whether the journal can be trusted no more after this.
     #[must_use]
     pub(crate) fn poisons(&self) -> bool {
-        matches!(self, Self::Io { .. } | Self::Store(_) | Self::Internal(_))
+        match self {
+            // Bytes at rest that do not check: what needs them fails, the rest goes on (T10).
+            Self::Store(StoreError::Corrupt { .. }) => false,
+            Self::Io { .. } | Self::Store(_) | Self::Internal(_) => true,
+            _ => false,
+        }
     }
 }
 
 impl From<JournalError> for HistoryError {
     fn from(e: JournalError) -> Self {
         match e {
+            JournalError::Store(e @ StoreError::Corrupt { .. }) => Self::Damaged(e.to_string()),
             JournalError::Store(e) => Self::Store(e),
             JournalError::Io { what, source } => Self::Io { what, source },
             JournalError::Damaged(d) => Self::Damaged(d.to_string()),
@@ -149,6 +165,9 @@ pub enum Damage {
     /// Both slots of the superblock fail their checksums, but the journal is not new.
     #[error("superblock: neither slot checks")]
     Superblock,
+    /// A file of the journal is not there, but others are.
+    #[error("{0} is gone: put it back")]
+    Gone(String),
     /// The store lost synced metadata.
     #[error("store: metadata batch {found} is the last, {bound} was relied on")]
     Metadata {
@@ -224,7 +243,7 @@ pub enum Damage {
         /// Its key in hexadecimal.
         key: String,
         /// What is wrong.
-        what: &'static str,
+        what: String,
     },
     /// A before-image does not check.
     #[error("undo {ordinal}, volume {volume}, block {block}: {what}")]
@@ -236,6 +255,6 @@ pub enum Damage {
         /// Its block.
         block: u64,
         /// What is wrong.
-        what: &'static str,
+        what: String,
     },
 }

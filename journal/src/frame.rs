@@ -5,7 +5,7 @@
 //! continues what is there. What only one host knows (such as its `durable`) is not in it.
 
 use crate::{
-    codec::{Malformed, Reader, Writer, len32},
+    codec::{Malformed, Reader, Writer, len32, other_magic},
     record::{self, Draft},
 };
 use bytes::Bytes;
@@ -30,9 +30,17 @@ const MAGIC: [u8; 4] = *b"BSF\x01";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
-    /// The magic or the version is another.
-    #[error("no frame of a known version")]
+    /// It begins with another magic.
+    #[error("it does not begin as a frame does")]
     Magic,
+    /// The version is another.
+    #[error("its version is {found}, this build reads up to {known}")]
+    Version {
+        /// Its version.
+        found: u8,
+        /// The newest that is read.
+        known: u8,
+    },
     /// The header fails its checksum.
     #[error("the header's checksum is wrong")]
     Header,
@@ -56,8 +64,11 @@ pub enum FrameError {
 }
 
 impl From<Malformed> for FrameError {
-    fn from(_: Malformed) -> Self {
-        Self::Length
+    fn from(fault: Malformed) -> Self {
+        match fault {
+            Malformed::Version { found, known } => Self::Version { found, known },
+            Malformed::What(_) => Self::Length,
+        }
     }
 }
 
@@ -87,7 +98,14 @@ impl FrameHeader {
     pub fn parse(bytes: &[u8]) -> Result<Self, FrameError> {
         let mut r = Reader(bytes);
         if r.array::<4>()? != MAGIC {
-            return Err(FrameError::Magic);
+            let header = bytes
+                .get(..FRAME_HEADER_BYTES)
+                .and_then(|h| h.split_last_chunk::<4>());
+            let checks = header.is_some_and(|(h, crc)| crc32c::crc32c(h).to_le_bytes() == *crc);
+            return Err(match other_magic(bytes, &MAGIC, "no frame") {
+                Malformed::Version { found, known } if checks => FrameError::Version { found, known },
+                _ => FrameError::Magic,
+            });
         }
         let records = r.u32()?;
         let generation = GenId(r.u64()?);
@@ -229,8 +247,10 @@ impl Frame {
         let mut at = 0;
         for i in 0..header.records {
             let seq = WriteSeq(header.first_seq.0 + u64::from(i));
-            let record = record::decode(body, &mut at, seq)
-                .map_err(|Malformed(what)| FrameError::Record { at: i, what })?;
+            let record = record::decode(body, &mut at, seq).map_err(|fault| match fault {
+                Malformed::What(what) => FrameError::Record { at: i, what },
+                fault @ Malformed::Version { .. } => fault.into(),
+            })?;
             records.push(record);
         }
         if at != body.len() {

@@ -50,14 +50,14 @@ fn decode_undo(value: &Bytes) -> Read<Payload> {
         DATA => {
             let crc = r.u32()?;
             if r.0.len() as u64 != BLOCK_SIZE {
-                return Err(Malformed("it has not one block"));
+                return Err(Malformed::What("it has not one block"));
             }
             if crc32c::crc32c(r.0) != crc {
-                return Err(Malformed("its checksum is wrong"));
+                return Err(Malformed::What("its checksum is wrong"));
             }
             Ok(Payload::Data(value.slice(5..)))
         }
-        _ => Err(Malformed("its flag is not known")),
+        _ => Err(Malformed::What("its flag is not known")),
     }
 }
 
@@ -370,19 +370,20 @@ impl Journal {
         volume: VolumeIndex,
         block: BlockNo,
     ) -> Result<Payload, JournalError> {
-        let damage = |what| {
+        let damage = |what: &str| {
             JournalError::Damaged(Damage::Undo {
                 ordinal: ordinal.0,
                 volume: volume.0,
                 block: block.0,
-                what,
+                what: what.to_owned(),
             })
         };
         let value = self
             .store
-            .get(Family::Undo, &keys::undo(ordinal, volume, block))?;
+            .get(Family::Undo, &keys::undo(ordinal, volume, block))
+            .map_err(|e| crate::read::corrupt(e, |_| damage("its part of the store does not check")))?;
         let value = value.ok_or_else(|| damage("it is missing"))?;
-        decode_undo(&value).map_err(|Malformed(what)| damage(what))
+        decode_undo(&value).map_err(|fault| damage(&fault.to_string()))
     }
 
     fn undone_inner(

@@ -16,6 +16,7 @@ use crate::{
     meta::Meta,
     parts::{IndexFloors, Parts},
     record::Draft,
+    rotten::Rotten,
     row_table::RowTable,
     rows::{Consistent, Floors, Generation, LfcRow, OrdinalRow},
     tail::{ENVELOPE_BYTES, FrameLoc, SealFlags, Start, TailHeader, fill_envelope},
@@ -73,6 +74,7 @@ pub(crate) struct Shared {
     pub(crate) ordinals: BTreeMap<Ordinal, OrdinalRow>,
     pub(crate) floors: Floors,
     pub(crate) consistent: Vec<Consistent>,
+    pub(crate) rotten: Rotten,
 }
 
 impl Shared {
@@ -177,11 +179,12 @@ impl Journal {
             return Err(error);
         }
         let result = step();
-        if let Err(e) = &result
-            && e.poisons()
-        {
-            tracing::error!(error = %e, "the journal is poisoned");
-            let _ = self.poison.set(e.to_string());
+        if let Err(e) = &result {
+            self.note_damage(e);
+            if e.poisons() {
+                tracing::error!(error = %e, "the journal is poisoned");
+                let _ = self.poison.set(e.to_string());
+            }
         }
         result
     }

@@ -5,7 +5,7 @@
 //! before its tail header is written, so that recovery knows it even if the header is torn.
 
 use crate::{
-    codec::{Malformed, Read, Reader, Writer},
+    codec::{Read, Reader, Writer},
     container::Container,
     cursors::Cursors,
     error::{JournalError, Position},
@@ -361,9 +361,7 @@ pub(crate) fn encode_start(no: GenNo, start: &Start) -> Vec<u8> {
 
 pub(crate) fn decode_start(bytes: &[u8]) -> Read<(GenNo, Start)> {
     let mut r = Reader(bytes);
-    if r.u8()? != 1 {
-        return Err(Malformed("its version is not known"));
-    }
+    r.version(1)?;
     let no = GenNo(r.u32()?);
     let start = Start {
         generation: GenId(r.u64()?),

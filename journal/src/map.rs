@@ -191,13 +191,11 @@ impl VolumeMap {
 
     fn decode_row(bytes: &[u8]) -> Read<Self> {
         let mut r = Reader(bytes);
-        if r.u8()? != 1 {
-            return Err(Malformed("its version is not known"));
-        }
+        r.version(1)?;
         let (size, region_size, default) = (r.u64()?, r.u64()?, Cell::of(r.u64()?));
         r.end()?;
         if region_size == 0 {
-            return Err(Malformed("its region size is zero"));
+            return Err(Malformed::What("its region size is zero"));
         }
         Ok(Self {
             size,
@@ -249,16 +247,14 @@ fn encode_runs(runs: &[Run]) -> Vec<u8> {
 
 fn decode_runs(bytes: &[u8]) -> Read<Vec<Run>> {
     let mut r = Reader(bytes);
-    if r.u8()? != 1 {
-        return Err(Malformed("its version is not known"));
-    }
+    r.version(1)?;
     let n = r.u16()?;
     let runs = (0..n)
         .map(|_| Ok((r.u32()?, Cell::of(r.u64()?))))
         .collect::<Read<Vec<Run>>>()?;
     r.end()?;
     if runs.iter().map(|(n, _)| u64::from(*n)).sum::<u64>() != CHUNK_CELLS {
-        return Err(Malformed("its runs are not one chunk"));
+        return Err(Malformed::What("its runs are not one chunk"));
     }
     Ok(runs)
 }

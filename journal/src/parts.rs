@@ -1,7 +1,7 @@
 //! What a journal is made of: a store, a superblock and two tails.
 
 use crate::{
-    error::{JournalError, Position},
+    error::{Damage, JournalError, Position},
     rocks::RocksStore,
     superblock::SUPERBLOCK_BYTES,
     tail::{HEADER_BYTES, tail_bytes},
@@ -38,6 +38,7 @@ impl IndexFloors {
 }
 
 /// The media and the store of one context's journal.
+#[derive(Clone)]
 pub struct Parts {
     /// Keys and values.
     pub store: Arc<dyn Store>,
@@ -68,6 +69,7 @@ impl Parts {
     pub fn open_dir(dir: &Path, lfc_size: u64) -> Result<Self, JournalError> {
         let at = |e| JournalError::io(dir.display().to_string(), e);
         std::fs::create_dir_all(dir).map_err(at)?;
+        nothing_is_gone(dir).map_err(at)??;
         let medium = |name: &str, len: u64| -> Result<Arc<dyn Medium>, JournalError> {
             let path = dir.join(name);
             extend(&path, len).map_err(|e| JournalError::io(path.display().to_string(), e))?;
@@ -81,6 +83,8 @@ impl Parts {
         ];
         let index_floors = Arc::<IndexFloors>::default();
         let store = RocksStore::open(&dir.join("db"), Arc::clone(&index_floors))?;
+        // A name that a power cut took back would look like a file that is gone.
+        File::open(dir).and_then(|d| d.sync_all()).map_err(at)?;
         Ok(Self {
             store: Arc::new(store),
             superblock,
@@ -88,6 +92,32 @@ impl Parts {
             index_floors,
         })
     }
+}
+
+/// The files of a journal, in the order in which they are made.
+const FILES: [&str; 4] = ["super", "tail.0", "tail.1", "db"];
+
+/// A file that is missing while a later one is there was made once: making it anew would lose what it held without a word.
+fn nothing_is_gone(dir: &Path) -> io::Result<Result<(), JournalError>> {
+    let mut gone = None;
+    for name in FILES {
+        let path = dir.join(name);
+        match (path.try_exists()?, gone.take()) {
+            (true, Some(lost)) => return Ok(Err(Damage::Gone(lost).into())),
+            (true, None) => {}
+            (false, lost) => gone = lost.or(Some(path.display().to_string())),
+        }
+    }
+    // The store comes last; without it nothing was ever begun, unless the superblock says so.
+    let begun = match File::open(dir.join(FILES[0])) {
+        Ok(mut file) => is_used(&mut file)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+        Err(e) => return Err(e),
+    };
+    Ok(match gone.filter(|_| begun) {
+        Some(lost) => Err(Damage::Gone(lost).into()),
+        None => Ok(()),
+    })
 }
 
 /// Makes a tail that is in use longer (the container size was raised) without touching what it holds. A file without a

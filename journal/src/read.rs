@@ -12,7 +12,10 @@ use crate::{
     tail::{FrameLoc, read_frame},
 };
 use bytes::Bytes;
-use model::{ByteRange, EventMark, GenNo, LfcId, VolumeIndex, WriteSeq, ports::Family};
+use model::{
+    ByteRange, EventMark, GenNo, LfcId, VolumeIndex, WriteSeq,
+    ports::{Family, StoreError},
+};
 use std::{ops::RangeBounds, sync::Arc};
 
 /// Where a container's frames stand.
@@ -144,7 +147,8 @@ impl Journal {
                 Place::Store => {
                     let found = self
                         .store
-                        .get(Family::Redo, &keys::redo(generation, lfc, frame))?;
+                        .get(Family::Redo, &keys::redo(generation, lfc, frame))
+                        .map_err(|e| corrupt(e, |what| container_damage(generation, lfc, what)))?;
                     let held = self.shared.read().place(generation, lfc, frame).is_some();
                     found.ok_or_else(|| match held {
                         true => container_damage(generation, lfc, format!("frame {frame} is missing")),
@@ -229,7 +233,7 @@ impl Journal {
         let mut frames = Vec::new();
         let mut bytes = 0;
         let mut fault = None;
-        self.store.scan(Family::Redo, &first, &last, &mut |_, value| {
+        let scanned = self.store.scan(Family::Redo, &first, &last, &mut |_, value| {
             match FrameHeader::parse(value) {
                 Ok(h) if h.last_seq() < from => return true,
                 _ => {}
@@ -245,7 +249,8 @@ impl Journal {
                     false
                 }
             }
-        })?;
+        });
+        scanned.map_err(|e| corrupt(e, |what| damaged(row, what)))?;
         match fault {
             Some(e) => Err(e),
             None if frames.is_empty() => Err(damaged(row, "its frames are missing".into())),
@@ -335,6 +340,14 @@ fn containers_after(shared: &Shared, line: &[LineSpan], seq: WriteSeq) -> Result
         }
     }
     Ok(out)
+}
+
+/// Bad bytes in the store are damage of what was read; other failures stay what they are.
+pub(crate) fn corrupt(e: StoreError, damage: impl FnOnce(String) -> JournalError) -> JournalError {
+    match e {
+        StoreError::Corrupt { text, .. } => damage(text),
+        e => e.into(),
+    }
 }
 
 pub(crate) fn container_damage(generation: GenNo, lfc: LfcId, what: String) -> JournalError {

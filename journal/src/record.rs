@@ -102,15 +102,17 @@ pub(crate) fn encode(out: &mut Vec<u8>, volume: VolumeIndex, time: Timestamp, bo
 
 /// Reads the record at the front of `body[*at..]`; data are slices of `body`.
 pub(crate) fn decode(body: &Bytes, at: &mut usize, seq: WriteSeq) -> Read<Record> {
-    let rest = body.get(*at..).ok_or(Malformed("a record starts past the end"))?;
+    let rest = body
+        .get(*at..)
+        .ok_or(Malformed::What("a record starts past the end"))?;
     let mut r = Reader(rest);
     let crc = r.u32()?;
     let len = r.u32()? as usize;
     if len < RECORD_HEADER_BYTES || len > rest.len() {
-        return Err(Malformed("a record's length is wrong"));
+        return Err(Malformed::What("a record's length is wrong"));
     }
     if crc32c::crc32c(&rest[4..len]) != crc {
-        return Err(Malformed("a record's checksum is wrong"));
+        return Err(Malformed::What("a record's checksum is wrong"));
     }
     let mut r = Reader(&rest[8..len]);
     let kind = r.u8()?;
@@ -120,19 +122,19 @@ pub(crate) fn decode(body: &Bytes, at: &mut usize, seq: WriteSeq) -> Read<Record
     let range = |r: &mut Reader<'_>, max: u64| {
         let (start, len) = (r.u64()?, r.u64()?);
         if len == 0 || len > max || start.checked_add(len).is_none() {
-            return Err(Malformed("a record's range is wrong"));
+            return Err(Malformed::What("a record's range is wrong"));
         }
         Ok(ByteRange::at(start, len))
     };
     if flags > 1 || (flags == 1 && kind != ZERO && kind != BIRTH) {
-        return Err(Malformed("a record has unknown flags"));
+        return Err(Malformed::What("a record has unknown flags"));
     }
     let record_body = match kind {
         WRITE => {
             let offset = r.u64()?;
             let n = r.0.len();
             if n == 0 || n as u64 > Record::WRITE_BYTES_MAX || offset.checked_add(n as u64).is_none() {
-                return Err(Malformed("a record's range is wrong"));
+                return Err(Malformed::What("a record's range is wrong"));
             }
             r.take(n)?;
             RecordBody::Write {
@@ -148,7 +150,7 @@ pub(crate) fn decode(body: &Bytes, at: &mut usize, seq: WriteSeq) -> Read<Record
             let (name, description) = (r.text()?, r.text()?);
             if EventMark::name_fault(&name).is_some() || description.len() > EventMark::DESCRIPTION_BYTES_MAX
             {
-                return Err(Malformed("a mark's name or description is not allowed"));
+                return Err(Malformed::What("a mark's name or description is not allowed"));
             }
             RecordBody::Mark { name, description }
         }
@@ -168,7 +170,7 @@ pub(crate) fn decode(body: &Bytes, at: &mut usize, seq: WriteSeq) -> Read<Record
                 parent_digest: r.array()?,
             }
         }
-        _ => return Err(Malformed("a record has an unknown kind")),
+        _ => return Err(Malformed::What("a record has an unknown kind")),
     };
     r.end()?;
     *at += len;

@@ -414,6 +414,7 @@ fn build(parts: Parts, options: Options, superblock: Superblock, t: Tables, coun
             ordinals: t.ordinals,
             floors: t.floors,
             consistent: t.consistent,
+            rotten: crate::rotten::Rotten::default(),
         }),
         cursors: Mutex::new(cursors),
         line_changes: AtomicU64::new(0),

@@ -22,7 +22,7 @@ use model::{
 };
 use rocksdb::{
     BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode,
-    DBWithThreadMode, Direction, IngestExternalFileOptions, IteratorMode, MultiThreaded, Options,
+    DBWithThreadMode, Direction, ErrorKind, IngestExternalFileOptions, IteratorMode, MultiThreaded, Options,
     ReadOptions, SstFileWriter, WriteBatch, WriteOptions, compaction_filter::Decision,
 };
 use std::{
@@ -72,6 +72,17 @@ fn library_in(family: Family, op: &'static str) -> impl Fn(rocksdb::Error) -> St
     move |e| StoreError::Library {
         op,
         text: format!("{}: {e}", name(family)),
+    }
+}
+
+/// As [`library`] for reads, where bad bytes are told from a failure of everything; some of RocksDB's messages name no file.
+fn reading(family: Family, op: &'static str) -> impl Fn(rocksdb::Error) -> StoreError {
+    move |e| {
+        let text = format!("{}: {e}", name(family));
+        match e.kind() {
+            ErrorKind::Corruption => StoreError::Corrupt { op, text },
+            _ => StoreError::Library { op, text },
+        }
     }
 }
 
@@ -200,7 +211,7 @@ impl Store for RocksStore {
         let value = self
             .db
             .get_pinned_cf(&self.family(family)?, key)
-            .map_err(library_in(family, "get"))?;
+            .map_err(reading(family, "get"))?;
         Ok(value.map(|v| Bytes::copy_from_slice(&v)))
     }
 
@@ -221,7 +232,7 @@ impl Store for RocksStore {
             }
             at.next();
         }
-        at.status().map_err(library_in(family, "scan"))
+        at.status().map_err(reading(family, "scan"))
     }
 
     fn first_of_each(
@@ -238,7 +249,7 @@ impl Store for RocksStore {
         let mut out = Vec::with_capacity(ranges.len());
         for (from, to) in ranges {
             at.seek(from);
-            at.status().map_err(library_in(family, "seek"))?;
+            at.status().map_err(reading(family, "seek"))?;
             let found = at.item().filter(|(key, _)| *key < to.as_slice());
             out.push(found.map(|(key, value)| (key.to_vec(), Bytes::copy_from_slice(value))));
         }
@@ -253,7 +264,7 @@ impl Store for RocksStore {
         match self.db.iterator_cf_opt(&self.family(family)?, read, mode).next() {
             None => Ok(None),
             Some(Ok((key, value))) => Ok(Some((key.into_vec(), Bytes::from(value.into_vec())))),
-            Some(Err(e)) => Err(library_in(family, "find the last")(e)),
+            Some(Err(e)) => Err(reading(family, "find the last")(e)),
         }
     }
 

@@ -11,7 +11,7 @@
 //! The bounds are lower bounds: the journal may be ahead of them, never behind.
 
 use crate::{
-    codec::{Malformed, Read, Reader, Writer, index},
+    codec::{Malformed, Read, Reader, Writer, index, other_magic},
     error::{JournalError, Position},
 };
 use model::{GenNo, WriteSeq, ports::Medium};
@@ -59,10 +59,18 @@ impl Superblock {
         for slot in 0..2 {
             let mut block = vec![0; index(SLOT_BYTES)];
             medium.read_at(slot * SLOT_BYTES, &mut block).map_err(io)?;
-            if let Ok((counter, bounds)) = decode(&block)
-                && newest.as_ref().is_none_or(|(have, ..)| counter > *have)
-            {
-                newest = Some((counter, slot, bounds, block));
+            match decode(&block) {
+                Ok((counter, bounds)) if newest.as_ref().is_none_or(|(have, ..)| counter > *have) => {
+                    newest = Some((counter, slot, bounds, block));
+                }
+                Err(Malformed::Version { found, known }) => {
+                    return Err(JournalError::Version {
+                        what: "superblock".into(),
+                        found,
+                        known,
+                    });
+                }
+                _ => {}
             }
         }
         let Some((counter, slot, bounds, block)) = newest else {
@@ -143,8 +151,11 @@ fn decode(block: &[u8]) -> Read<(u64, Bounds)> {
     let meta_seq = r.u64()?;
     let checkpointed = position(&mut r)?;
     let (body, crc) = block.split_at(block.len() - 4);
-    if magic != MAGIC || crc != crc32c::crc32c(body).to_le_bytes() {
-        return Err(Malformed("no superblock"));
+    if crc != crc32c::crc32c(body).to_le_bytes() {
+        return Err(Malformed::What("no superblock"));
+    }
+    if magic != MAGIC {
+        return Err(other_magic(block, &MAGIC, "no superblock"));
     }
     Ok((
         counter,

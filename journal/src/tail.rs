@@ -18,7 +18,7 @@
 //! It decides nothing: [`scan`] reports what is there, `recovery` judges.
 
 use crate::{
-    codec::{Malformed, Read, Reader, Writer, index, len32},
+    codec::{Malformed, Read, Reader, Writer, index, len32, other_magic},
     error::JournalError,
     frame::{Digest, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame},
 };
@@ -91,7 +91,13 @@ impl TailHeader {
     fn decode(block: &[u8]) -> Read<Self> {
         let mut r = Reader(block);
         if r.array::<8>()? != HEADER_MAGIC {
-            return Err(Malformed("no tail header"));
+            let checks = block
+                .split_last_chunk::<4>()
+                .is_some_and(|(body, crc)| crc32c::crc32c(body).to_le_bytes() == *crc);
+            return Err(match checks {
+                true => other_magic(block, &HEADER_MAGIC, "no tail header"),
+                false => Malformed::What("no tail header"),
+            });
         }
         let counter = r.u64()?;
         let (generation, lfc, first_seq) = (GenId(r.u64()?), LfcId(r.u64()?), WriteSeq(r.u64()?));
@@ -100,7 +106,7 @@ impl TailHeader {
         let cut = WriteSeq(r.u64()?);
         let (body, crc) = block.split_at(block.len() - 4);
         if crc != crc32c::crc32c(body).to_le_bytes() || flags > 7 || !lfc.is_redo() || first_seq.0 == 0 {
-            return Err(Malformed("the tail header does not check"));
+            return Err(Malformed::What("the tail header does not check"));
         }
         Ok(Self {
             counter,
@@ -153,19 +159,19 @@ fn read_envelope(bytes: &[u8]) -> Read<(usize, WriteSeq)> {
     let mut r = Reader(
         bytes
             .get(..ENVELOPE_BYTES)
-            .ok_or(Malformed("no room for an envelope"))?,
+            .ok_or(Malformed::What("no room for an envelope"))?,
     );
     if r.array::<4>()? != ENTRY_MAGIC {
-        return Err(Malformed("no envelope"));
+        return Err(Malformed::What("no envelope"));
     }
     let len = r.u32()? as usize;
     let durable = WriteSeq(r.u64()?);
     if crc32c::crc32c(&bytes[..ENVELOPE_BYTES - 4]).to_le_bytes() != bytes[ENVELOPE_BYTES - 4..ENVELOPE_BYTES]
     {
-        return Err(Malformed("the envelope's checksum is wrong"));
+        return Err(Malformed::What("the envelope's checksum is wrong"));
     }
     if !(FRAME_HEADER_BYTES..=FRAME_BYTES_MAX).contains(&len) {
-        return Err(Malformed("the envelope's length is wrong"));
+        return Err(Malformed::What("the envelope's length is wrong"));
     }
     Ok((len, durable))
 }
@@ -197,16 +203,33 @@ pub(crate) struct Scan {
     pub(crate) strays: Vec<Stray>,
 }
 
-/// Reads a whole tail.
-pub(crate) fn scan(medium: &dyn Medium, name: &str) -> Result<Scan, JournalError> {
+/// All bytes of a tail.
+pub(crate) fn read_all(medium: &dyn Medium, name: &str) -> Result<Bytes, JournalError> {
     let mut all = vec![0; index(medium.len())];
     medium
         .read_at(0, &mut all)
         .map_err(|e| JournalError::io(name, e))?;
-    let all = Bytes::from(all);
+    Ok(Bytes::from(all))
+}
+
+/// Reads a whole tail.
+pub(crate) fn scan(medium: &dyn Medium, name: &str) -> Result<Scan, JournalError> {
+    let all = read_all(medium, name)?;
     let head = all.get(..index(HEADER_BYTES)).unwrap_or_default();
+    let header = match TailHeader::decode(head) {
+        Ok(header) => Some(header),
+        // A newer build wrote it; whatever is behind it is not ours to judge.
+        Err(Malformed::Version { found, known }) => {
+            return Err(JournalError::Version {
+                what: name.to_owned(),
+                found,
+                known,
+            });
+        }
+        Err(Malformed::What(_)) => None,
+    };
     let mut scan = Scan {
-        header: TailHeader::decode(head).ok(),
+        header,
         frames: Vec::new(),
         end_at: HEADER_BYTES,
         fault: String::new(),
@@ -247,12 +270,12 @@ pub(crate) fn scan(medium: &dyn Medium, name: &str) -> Result<Scan, JournalError
 }
 
 /// The entry at `at` if it continues the chain at `next`; else why not, and how many bytes of a torn entry are there.
-fn read_entry(all: &Bytes, at: usize, next: &Start) -> Result<Frame, (String, u64)> {
+pub(crate) fn read_entry(all: &Bytes, at: usize, next: &Start) -> Result<Frame, (String, u64)> {
     let rest = all.get(at..).unwrap_or_default();
-    let (len, _) = read_envelope(rest).map_err(|Malformed(what)| {
+    let (len, _) = read_envelope(rest).map_err(|fault| {
         let looks_begun = rest.first_chunk::<4>() == Some(&ENTRY_MAGIC);
         (
-            what.to_owned(),
+            fault.to_string(),
             if looks_begun { ENVELOPE_BYTES as u64 } else { 0 },
         )
     })?;

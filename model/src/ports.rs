@@ -120,6 +120,14 @@ pub enum StoreError {
         /// The failure.
         source: io::Error,
     },
+    /// Bytes at rest do not check; never served.
+    #[error("store: {op}: {text}")]
+    Corrupt {
+        /// What was being read.
+        op: &'static str,
+        /// The library's words.
+        text: String,
+    },
     /// The library below failed with a text of its own.
     #[error("store: {op}: {text}")]
     Library {

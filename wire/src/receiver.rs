@@ -228,7 +228,14 @@ impl Receiver {
     fn greeted(&mut self, hello: Hello) -> Vec<ReceiverAction> {
         let local = self.local;
         if Version::common(hello.oldest, hello.newest).is_none() {
-            return self.refuse(RefuseCode::Version, "no common protocol version");
+            let text = format!(
+                "no common protocol version: {} to {} was offered, this node speaks {} to {}",
+                hello.oldest,
+                hello.newest,
+                Version::OLDEST as u16,
+                Version::NEWEST as u16
+            );
+            return self.refuse(RefuseCode::Version, &text);
         }
         if hello.context != local.context {
             let text = format!("context {} is not here", hello.context);

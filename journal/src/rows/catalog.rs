@@ -174,7 +174,7 @@ impl LfcRow {
         row.after_gap = flags & 8 != 0;
         r.end()?;
         if flags > 15 {
-            Err(Malformed("it has unknown flags"))
+            Err(Malformed::What("it has unknown flags"))
         } else {
             Ok(row)
         }
@@ -236,7 +236,7 @@ impl OrdinalRow {
                 redo: spans(&mut r)?,
             },
             2 => OrdinalKind::Copies,
-            _ => return Err(Malformed("an ordinal's kind is not known")),
+            _ => return Err(Malformed::What("an ordinal's kind is not known")),
         };
         r.end()?;
         Ok(Self {

@@ -1,6 +1,6 @@
 //! Typed rows of the store and their bytes (`docs/formats/journal.md`, "Rows").
 //!
-//! Every value starts with a version byte; a row of a version that this build does not know is damage, not a default.
+//! Every value starts with a version byte; a row of a version that this build does not know is refused.
 
 mod catalog;
 mod state;
@@ -28,22 +28,24 @@ fn begin() -> Writer {
 
 fn open(bytes: &[u8]) -> Read<Reader<'_>> {
     let mut r = Reader(bytes);
-    if r.u8()? == VERSION {
-        Ok(r)
-    } else {
-        Err(Malformed("its version is not known"))
-    }
+    r.version(VERSION)?;
+    Ok(r)
 }
 
 /// Turns a malformed value into located damage.
 pub(crate) fn checked<T>(family: &'static str, key: &[u8], value: Read<T>) -> Result<T, JournalError> {
-    value.map_err(|Malformed(what)| {
-        Damage::Row {
+    value.map_err(|fault| match fault {
+        Malformed::Version { found, known } => JournalError::Version {
+            what: format!("{family} row {}", hex(key)),
+            found,
+            known,
+        },
+        fault @ Malformed::What(_) => Damage::Row {
             family,
             key: hex(key),
-            what,
+            what: fault.to_string(),
         }
-        .into()
+        .into(),
     })
 }
 
@@ -52,7 +54,7 @@ pub(crate) fn bad_key(family: &'static str, key: &[u8]) -> JournalError {
     Damage::Row {
         family,
         key: hex(key),
-        what: "the key has another form",
+        what: "the key has another form".into(),
     }
     .into()
 }
@@ -120,6 +122,6 @@ fn option(r: &mut Reader<'_>) -> Read<Option<u64>> {
     match (r.u8()?, r.u64()?) {
         (0, _) => Ok(None),
         (1, v) => Ok(Some(v)),
-        _ => Err(Malformed("a flag is neither 0 nor 1")),
+        _ => Err(Malformed::What("a flag is neither 0 nor 1")),
     }
 }

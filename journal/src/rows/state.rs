@@ -50,14 +50,14 @@ impl ContextRow {
         let role = match r.u8()? {
             0 => Role::Production,
             1 => Role::Recovery,
-            _ => return Err(Malformed("its role is not known")),
+            _ => return Err(Malformed::What("its role is not known")),
         };
         let state = match r.u8()? {
             0 => ContextState::Stopped,
             1 => ContextState::Enabled,
             2 => ContextState::Restoring,
             3 => ContextState::RolledBack,
-            _ => return Err(Malformed("its state is not known")),
+            _ => return Err(Malformed::What("its state is not known")),
         };
         let (term, since) = (Term(r.u64()?), Timestamp(r.u64()?));
         let n = r.u32()?;
@@ -143,7 +143,7 @@ impl PinRow {
             2 => PinKind::Reader,
             3 => PinKind::Restore,
             4 => PinKind::Released,
-            _ => return Err(Malformed("its kind is not known")),
+            _ => return Err(Malformed::What("its kind is not known")),
         };
         let (target, created) = (r.text()?, Timestamp(r.u64()?));
         let expires = option(&mut r)?.map(Timestamp);
@@ -213,7 +213,7 @@ impl RestoreRow {
         let only = option(&mut r)?
             .map(|v| u16::try_from(v).map(VolumeIndex))
             .transpose()
-            .map_err(|_| Malformed("its volume is not one"))?;
+            .map_err(|_| Malformed::What("its volume is not one"))?;
         let from = Ordinal(r.u64()?);
         let cursor = (VolumeIndex(r.u16()?), BlockNo(r.u64()?));
         let text = r.text()?;

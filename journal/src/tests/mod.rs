@@ -4,10 +4,12 @@ mod basic;
 mod crash;
 mod damage;
 mod golden;
+mod mend;
 mod overflow;
 mod past;
 mod rocks;
 mod tails;
+mod versions;
 
 use crate::{Draft, Journal, JournalError, NewGeneration, Opened, Options, Parts, tail};
 use bytes::Bytes;

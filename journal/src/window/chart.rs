@@ -1,5 +1,6 @@
 //! A line's containers, cut at boundaries, and what can be reached on them: pure.
 
+use super::GapCause;
 use crate::{
     cursors::Cursors,
     error::Position,
@@ -34,6 +35,8 @@ pub(super) struct ChartRow {
     pub(super) is_cut: bool,
     /// Records are missing between the container before and this one.
     pub(super) after_gap: bool,
+    /// Its redo is damaged.
+    is_rotten: bool,
 }
 
 /// A part of a container, `after < seq <= upto`; its end may be a boundary.
@@ -57,6 +60,8 @@ pub(super) struct Chart {
     segments: Vec<Segment>,
     /// Whether undo leads back to before the first record.
     from_zero: bool,
+    /// States that cannot be stood on, and the damaged undo that is why.
+    rotten: Vec<(Position, Ordinal)>,
     consistent: Vec<Consistent>,
     /// Marks on the line.
     pub(super) marks: Vec<EventMark>,
@@ -103,7 +108,8 @@ impl Chart {
                     last: row.last_seq.min(upto),
                     first_time: row.first_time,
                     last_time: row.last_time,
-                    held: shared.is_held(&row),
+                    held: shared.is_held(&row) && !shared.rotten.redo(row.generation, row.lfc),
+                    is_rotten: shared.rotten.redo(row.generation, row.lfc),
                     is_sealed,
                     is_clipped: row.last_seq > upto,
                     is_cut: row.last_seq > span.upto || row.sealed.cut.is_some(),
@@ -113,11 +119,19 @@ impl Chart {
         }
         // Where write-back ran ahead of undo, this host builds none, and nothing behind the volume can be reached.
         let builds_undo = cursors.written_back <= cursors.applied;
-        let boundaries = if builds_undo {
+        let mut boundaries = if builds_undo {
             boundaries(shared, cursors, restore)
         } else {
             BTreeMap::new()
         };
+        // Rule T10: a state behind damaged undo is no base.
+        let rotten: Vec<(Position, Ordinal)> = boundaries
+            .iter()
+            .filter_map(|(at, ordinal)| Some((*at, shared.rotten.undo(*ordinal)?)))
+            .collect();
+        for (at, _) in &rotten {
+            boundaries.remove(at);
+        }
         let starts_whole = rows
             .first()
             .zip(line.first())
@@ -128,7 +142,11 @@ impl Chart {
         };
         Self {
             segments: segments(&line, &rows, &boundaries),
-            from_zero: builds_undo && shared.floors.undo == Ordinal(0) && starts_whole,
+            from_zero: builds_undo
+                && shared.floors.undo == Ordinal(0)
+                && starts_whole
+                && shared.rotten.undo(Ordinal(0)).is_none(),
+            rotten,
             // Copies are on the volumes and in no redo: no point of a span can be shown before its first one is applied.
             consistent: shared
                 .consistent
@@ -204,6 +222,27 @@ impl Chart {
                 seq: r.last,
             })
             .collect()
+    }
+
+    /// Why what lies between two places cannot be reached.
+    pub(super) fn cause(&self, from: Along, to: Along) -> GapCause {
+        let within = |at: &Along| from < *at && *at <= to;
+        let end = |r: &&ChartRow| {
+            within(&Along {
+                span: r.span,
+                seq: r.last,
+            })
+        };
+        if let Some(row) = self.rows.iter().filter(end).find(|r| r.is_rotten) {
+            return GapCause::Redo { lfc: row.lfc };
+        }
+        let undo = self
+            .rotten
+            .iter()
+            .find(|(p, _)| self.along(*p).is_some_and(|at| within(&at)));
+        undo.map_or(GapCause::Missing, |(_, ordinal)| GapCause::Undo {
+            ordinal: *ordinal,
+        })
     }
 
     pub(super) fn set_last_time(&mut self, at: Along, time: Timestamp) {

@@ -22,7 +22,7 @@ use crate::{
     journal::Journal,
 };
 use chart::{Along, Chart};
-use model::{EventMark, GenNo, LfcId, Point, Timestamp};
+use model::{EventMark, GenNo, LfcId, Ordinal, Point, Timestamp};
 use std::fmt;
 
 /// A point by its names.
@@ -53,6 +53,36 @@ pub struct Gap {
     pub from: Reached,
     /// First reachable point after it.
     pub to: Reached,
+    /// Why.
+    pub cause: GapCause,
+}
+
+/// Why points cannot be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GapCause {
+    /// The history between is not here.
+    Missing,
+    /// The redo of a container is damaged (T10).
+    Redo {
+        /// The container.
+        lfc: LfcId,
+    },
+    /// The undo of an apply ordinal is damaged (T10).
+    Undo {
+        /// The ordinal.
+        ordinal: Ordinal,
+    },
+}
+
+impl fmt::Display for GapCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("history is missing"),
+            Self::Redo { lfc } => write!(f, "redo of container {lfc} is damaged"),
+            Self::Undo { ordinal } => write!(f, "undo {ordinal} is damaged"),
+        }
+    }
 }
 
 /// What can be reached on one line.
@@ -228,6 +258,7 @@ impl Journal {
                 Ok(Gap {
                     from: self.reached(chart, w[0].1)?,
                     to: self.reached(chart, w[1].0)?,
+                    cause: chart.cause(w[0].1, w[1].0),
                 })
             })
             .collect::<Result<_, JournalError>>()?;

@@ -619,3 +619,116 @@ fn latest_is_durable() {
     assert_eq!(seq(&j, "latest"), 3);
     assert!(matches!(resolve(&j, "seq:4"), Err(ResolveError::Outside(_))));
 }
+
+/// T10: redo that does not check is found by whoever reads it first. Then its points are a gap that says why, its boundaries
+/// stay, and every other point is exact.
+#[test]
+fn t10_rotten_redo_is_a_gap_and_its_boundaries_stay() {
+    with_seeds("t10 redo", 40, |rng| {
+        let mut host = Host::new();
+        for _ in 0..rng.random_range(12..30) {
+            host.write(rng);
+            if rng.random_bool(0.3) {
+                host.seal();
+                host.j.ingest_sealed().unwrap();
+                host.apply();
+            }
+        }
+        host.seal();
+        host.j.ingest_sealed().unwrap();
+        while host.next_to_apply().is_some() {
+            host.apply();
+        }
+        let rows = host.j.lfc_rows(..);
+        let row = Arc::clone(&rows[rng.random_range(0..rows.len())]);
+        let frame = rng.random_range(0..row.frames);
+        let key = crate::keys::redo(row.generation, row.lfc, frame);
+        let byte = rng.random_range(0..80);
+        assert!(
+            host.lab
+                .power
+                .store("db")
+                .flip_bit(model::ports::Family::Redo, &key, byte, rng.random())
+        );
+        host.j = host.lab.open().unwrap().0;
+        assert!(matches!(
+            host.j.frames_of(row.generation, row.lfc),
+            Err(JournalError::Damaged(_))
+        ));
+        // `check` compares every point that resolves with the oracle, and the window with what resolves.
+        host.check();
+        for other in &rows {
+            assert!(
+                resolve(&host.j, &format!("lfc:{}", other.lfc)).is_ok(),
+                "boundary of {}",
+                other.lfc
+            );
+        }
+        for n in row.first_seq.0..row.last_seq.0 {
+            let inside = resolve(&host.j, &format!("seq:{n}"));
+            assert!(inside.is_err(), "{n} needs redo that is damaged");
+        }
+        let window = host.j.window(None).unwrap();
+        let cause = GapCause::Redo { lfc: row.lfc };
+        let first = row.first_seq == WriteSeq(1);
+        let gap = window.gaps.iter().find(|g| g.cause == cause);
+        assert!(
+            gap.is_some() || first || row.first_seq == row.last_seq,
+            "{window:?}"
+        );
+        assert!(host.j.poisoned().is_none());
+    });
+}
+
+/// T10: undo of a block that does not check takes the states that need it, and no others; no read answers other bytes.
+#[test]
+fn t10_rotten_undo_takes_only_the_states_that_need_it() {
+    let (mut taken, mut kept) = (0, 0);
+    with_seeds("t10 undo", 60, |rng| {
+        let mut host = Host::new();
+        let containers = rng.random_range(4..9);
+        for _ in 0..containers {
+            for _ in 0..2 {
+                host.write(rng);
+            }
+            host.seal();
+            host.j.ingest_sealed().unwrap();
+            while host.next_to_apply().is_some() {
+                host.apply();
+            }
+        }
+        // Without redo the states behind undo are all there is.
+        let rows = host.j.lfc_rows(..);
+        let newest = rows.last().unwrap();
+        host.j.set_checkpointed(newest.last_seq).unwrap();
+        host.j.drop_redo_through(newest.generation, newest.lfc).unwrap();
+        let store = host.lab.power.store("db");
+        let ordinal = Ordinal(rng.random_range(1..=host.j.published().0));
+        let rotten = (0..BLOCKS).map(BlockNo).find(|b| {
+            let key = crate::keys::undo(ordinal, V, *b);
+            store.flip_bit(model::ports::Family::Undo, &key, 100, 3)
+        });
+        let Some(block) = rotten else { return };
+        let before = host
+            .j
+            .first_undo(V, block, 1, Ordinal(ordinal.0 - 1), host.j.published());
+        assert!(before.is_err(), "damaged undo was served");
+        let (reached, refused) = host.check();
+        kept += reached;
+        taken += refused;
+        let state = Ordinal(ordinal.0 - 1);
+        for row in host.j.ordinal_rows(..) {
+            let OrdinalKind::Apply { lfc, .. } = row.kind else {
+                continue;
+            };
+            let resolved = resolve(&host.j, &format!("lfc:{lfc}"));
+            if row.ordinal >= ordinal {
+                assert!(resolved.is_ok(), "{lfc} does not need ordinal {ordinal}");
+            } else if row.ordinal == state {
+                assert!(resolved.is_err(), "{lfc} needs ordinal {ordinal}");
+            }
+        }
+        assert!(host.j.poisoned().is_none());
+    });
+    assert!(taken > 0 && kept > 0, "{taken} {kept}");
+}

@@ -118,6 +118,12 @@ impl Header {
         b
     }
 
+    /// The version of a header that is whole and not of ours.
+    fn other_version(b: &[u8; HEADER_USED]) -> Option<char> {
+        let checks = crc32c::crc32c(&b[..HEADER_USED - 4]) == u32_at(b, HEADER_USED - 4);
+        (checks && b[..7] == MAGIC[..7] && b[7] != MAGIC[7]).then_some(char::from(b[7]))
+    }
+
     fn decode(b: &[u8; HEADER_USED]) -> Option<Self> {
         let ok = b[..8] == MAGIC && crc32c::crc32c(&b[..HEADER_USED - 4]) == u32_at(b, HEADER_USED - 4);
         ok.then(|| Self {
@@ -172,6 +178,12 @@ impl Log {
         for half in 0..2 {
             let mut b = [0; HEADER_USED];
             log.read(log.half_at(half), &mut b)?;
+            if let Some(found) = Header::other_version(&b) {
+                let known = char::from(MAGIC[7]);
+                return Err(damaged(format!(
+                    "the index log: version {found} was found, this build reads up to {known}"
+                )));
+            }
             if let Some(header) = Header::decode(&b)
                 && newest.is_none_or(|(_, n)| n.generation < header.generation)
             {
@@ -434,6 +446,21 @@ mod tests {
         log.restart(&read).unwrap();
         let (log, read) = Log::open(medium, ID, SLOTS).unwrap();
         assert_eq!((log.half, log.header.generation, read), (1, 2, entries()));
+    }
+
+    #[test]
+    fn a_log_of_another_version_is_refused_with_both_numbers() {
+        let medium = medium();
+        let mut other = GOLDEN.to_vec();
+        other[7] = b'9';
+        let crc = crc32c::crc32c(&other[..HEADER_USED - 4]);
+        other[HEADER_USED - 4..HEADER_USED].copy_from_slice(&crc.to_le_bytes());
+        medium.write_at(0, &other).unwrap();
+        let refused = Log::open(medium, ID, SLOTS).err().unwrap().to_string();
+        assert!(
+            refused.contains("version 9 was found, this build reads up to 1"),
+            "{refused}"
+        );
     }
 
     /// What an earlier generation left behind a torn end does not come back when the end moves on.
