@@ -12,7 +12,9 @@ pub mod bell;
 pub mod config;
 pub mod context;
 pub mod daemon;
+pub mod damage;
 pub mod exports;
+pub mod format;
 pub mod init;
 pub mod node;
 pub mod ops;
@@ -34,9 +36,11 @@ impl Hooks for Program {
         init::init(args)
     }
 
-    fn status_from_disk(&self, config: &Path) -> Option<StatusReply> {
-        let config = config::NodeConfig::load(config).ok()?;
-        serde_json::from_slice(&std::fs::read(node::status_file(&config.state_dir)).ok()?).ok()
+    fn status_from_disk(&self, config: &Path) -> Result<Option<StatusReply>, String> {
+        let Ok(config) = config::NodeConfig::load(config) else {
+            return Ok(None);
+        };
+        format::status_from(&node::status_file(&config.state_dir)).map_err(|e| e.to_string())
     }
 }
 

@@ -3,11 +3,14 @@
 use crate::{
     attach::Attacher,
     config::{ConfigError, ContextConfig, HostConfig, NodeConfig, VolumeConfig},
-    context::{Context, ContextError},
+    context::{Context, ContextError, Place},
+    damage::{self, Damaged},
     exports::NodeExports,
+    format,
     peer::Peers,
 };
 use anyhow::Context as _;
+use journal::JournalError;
 use model::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::FlockOperation;
@@ -25,6 +28,8 @@ pub struct Node {
     contexts: RwLock<BTreeMap<u32, Arc<Context>>>,
     /// Contexts whose file is here and that could not be opened, with the reason.
     broken: Mutex<BTreeMap<String, String>>,
+    /// Contexts whose journal is damaged.
+    damaged: Mutex<BTreeMap<u32, Arc<Damaged>>>,
     attacher: Attacher,
     peers: Peers,
     since: Timestamp,
@@ -40,6 +45,7 @@ impl Node {
     pub fn open(config_path: &Path) -> anyhow::Result<Arc<Self>> {
         let config = NodeConfig::load(config_path)?;
         let state = &config.state_dir;
+        let is_marked = format::check(state)?;
         std::fs::create_dir_all(config.contexts_dir())
             .with_context(|| format!("create {}", state.display()))?;
         std::fs::set_permissions(state, std::os::unix::fs::PermissionsExt::from_mode(0o700))
@@ -48,6 +54,9 @@ impl Node {
             File::create(state.join("lock")).with_context(|| format!("create {}/lock", state.display()))?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .with_context(|| format!("another daemon runs on {}", state.display()))?;
+        if !is_marked {
+            format::mark(state)?;
+        }
         let pid = std::process::id().to_string();
         std::fs::write(state.join("pid"), pid).with_context(|| format!("write {}/pid", state.display()))?;
         let attacher = Attacher::new(&config.attach, state, config.nbd_socket());
@@ -58,6 +67,7 @@ impl Node {
             config: RwLock::new(config),
             contexts: RwLock::default(),
             broken: Mutex::default(),
+            damaged: Mutex::default(),
             attacher,
             peers,
             since: Timestamp::now(),
@@ -78,7 +88,7 @@ impl Node {
         for path in paths {
             let opened = ContextConfig::load(&path)
                 .map_err(ContextError::from)
-                .and_then(|config| self.add_context(config));
+                .and_then(|config| self.open_context(config));
             if let Err(e) = opened {
                 tracing::error!("{}: not started: {e}", path.display());
                 let name = path
@@ -92,13 +102,62 @@ impl Node {
         Ok(())
     }
 
+    /// As [`Node::add_context`]; one that is damaged is kept as that.
+    fn open_context(self: &Arc<Self>, config: ContextConfig) -> Result<(), ContextError> {
+        let id = config.id;
+        let place = Place::open(config, self)?;
+        match Context::open(&place, self) {
+            Ok(context) => drop(self.contexts.write().insert(id, context)),
+            Err(ContextError::Journal(JournalError::Damaged(found))) => {
+                let damaged = Arc::new(Damaged::new(place, &found));
+                tracing::error!("{}", damaged.sentence());
+                self.damaged.lock().insert(id, Arc::clone(&damaged));
+                damage::keep_asking(self, &damaged);
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    /// A damaged context by its primary or failover id.
+    #[must_use]
+    pub fn damaged_context(&self, id: u32) -> Option<Arc<Damaged>> {
+        let damaged = self.damaged.lock();
+        let derived = || damaged.values().find(|d| d.config().failover_id == id);
+        damaged.get(&id).or_else(derived).cloned()
+    }
+
+    /// All damaged contexts.
+    #[must_use]
+    pub fn damaged(&self) -> Vec<Arc<Damaged>> {
+        self.damaged.lock().values().cloned().collect()
+    }
+
+    /// Whether this one still waits to be mended.
+    pub(crate) fn is_damaged(&self, damaged: &Arc<Damaged>) -> bool {
+        let all = self.damaged.lock();
+        all.get(&damaged.config().id)
+            .is_some_and(|d| Arc::ptr_eq(d, damaged))
+    }
+
+    /// A damaged context is whole again.
+    pub(crate) fn mended(&self, damaged: &Arc<Damaged>, context: Arc<Context>) {
+        let id = damaged.config().id;
+        if self.damaged.lock().remove(&id).is_some() {
+            self.contexts.write().insert(id, context);
+        } else {
+            // The node ends meanwhile.
+            context.shut_down();
+        }
+    }
+
     /// Opens a context whose file is in place and starts it unless the operator stopped it.
     ///
     /// # Errors
     /// When its journal or volumes cannot be opened.
     pub fn add_context(self: &Arc<Self>, config: ContextConfig) -> Result<Arc<Context>, ContextError> {
         let id = config.id;
-        let context = Context::open(config, self)?;
+        let context = Context::open(&Place::open(config, self)?, self)?;
         self.contexts.write().insert(id, Arc::clone(&context));
         Ok(context)
     }
@@ -313,17 +372,15 @@ impl Node {
     pub fn keep_status(self: &Arc<Self>) {
         let path = status_file(&self.config().state_dir);
         let status = crate::ops::status::of(self, &self.contexts());
-        let kept = serde_json::to_vec(&status)
-            .map_err(std::io::Error::from)
-            .and_then(|text| media::replace_file(&path, &text, 0o600));
-        if let Err(e) = kept {
-            tracing::warn!("{}: {e}", path.display());
+        if let Err(e) = format::keep_status(&path, &status) {
+            tracing::warn!("{e}");
         }
     }
 
     /// Stops everything in order: no new request, then the contexts.
     pub fn shut_down(&self) {
         self.peers.shut_down();
+        self.damaged.lock().clear();
         // A mounted file system still holds writes that were never handed to us.
         self.attacher.detach_all();
         if let Some(server) = self.nbd.lock().take() {

@@ -3,6 +3,7 @@
 use crate::{
     agent::{LinkHandle, aba},
     config::{HostConfig, NodeConfig},
+    damage,
     node::Node,
 };
 use anyhow::Context as _;
@@ -292,16 +293,16 @@ async fn serve(node: Weak<Node>, tcp: TcpStream, from: String) {
         Ok(_) => return,
         Err(e) => return tracing::debug!("{from}: {e}"),
     };
-    if hello.context == ContextId(0) {
-        return answer(&node, incoming, outgoing).await;
-    }
-    let context = node.context(hello.context.0).filter(|c| c.id() == hello.context);
     let known = node
         .config()
         .hosts
         .into_iter()
         .find(|h| h.identity.parse().ok() == Some(peer))
         .map(|h| h.name);
+    if hello.context == ContextId(0) {
+        return answer(&node, &known.unwrap_or_default(), incoming, outgoing).await;
+    }
+    let context = node.context(hello.context.0).filter(|c| c.id() == hello.context);
     match context {
         // A pinned node may only speak for itself, and only for a context that it is the peer of.
         Some(context) if known.as_deref() == Some(context.peer_name()) => {
@@ -314,8 +315,18 @@ async fn serve(node: Weak<Node>, tcp: TcpStream, from: String) {
             context.set_link(link);
         }
         _ => {
-            let text = format!("context {} is not one of {} here", hello.context, hello.node);
-            let refuse = Message::refuse(RefuseCode::Context, model::Term(0), text);
+            let (code, text) = match node.damaged_context(hello.context.0) {
+                Some(damaged) => {
+                    damaged.ring();
+                    let text = format!("context {} is damaged on {}", hello.context, node.name());
+                    (RefuseCode::Internal, text)
+                }
+                None => {
+                    let text = format!("context {} is not one of {} here", hello.context, hello.node);
+                    (RefuseCode::Context, text)
+                }
+            };
+            let refuse = Message::refuse(code, model::Term(0), text);
             let _ = outgoing.send(refuse).await;
             outgoing.shutdown("refused").await;
         }
@@ -344,7 +355,7 @@ async fn pair(node: &Arc<Node>, accepted: wire::Accepted<TcpStream>) {
 }
 
 /// Answers requests of a pinned node.
-async fn answer(node: &Arc<Node>, mut incoming: Incoming<TcpStream>, outgoing: Outgoing) {
+async fn answer(node: &Arc<Node>, asker: &str, mut incoming: Incoming<TcpStream>, outgoing: Outgoing) {
     if outgoing
         .send(Message::Welcome(Welcome::node(node.name())))
         .await
@@ -357,14 +368,15 @@ async fn answer(node: &Arc<Node>, mut incoming: Incoming<TcpStream>, outgoing: O
             continue;
         };
         let node = Arc::clone(node);
-        let (kind, body) = (request.kind, request.body);
+        let (kind, body, asker) = (request.kind, request.body, asker.to_owned());
         let done = crate::agent::blocking(move || match kind {
-            CONFIGURE => node.take_context(&body),
+            CONFIGURE => node.take_context(&body).map(Bytes::from),
+            damage::FRAMES => damage::answer(&node, &asker, &body),
             _ => Err(format!("request {kind} is not known here")),
         })
         .await;
         let (code, body) = match done {
-            Ok(text) => (DONE, Bytes::from(text)),
+            Ok(body) => (DONE, body),
             Err(text) => (REFUSED, Bytes::from(text)),
         };
         if outgoing

@@ -59,10 +59,10 @@ pub trait Hooks {
     /// When it was refused or failed.
     fn init(&self, args: &InitArgs) -> Result<InitReport, Box<Failure>>;
 
-    /// What the disk says of a node whose daemon is dead; marked as old by the caller.
-    fn status_from_disk(&self, config: &Path) -> Option<StatusReply> {
+    /// What the disk says of a node whose daemon is dead; marked as old by the caller. An error when it is not of this version.
+    fn status_from_disk(&self, config: &Path) -> Result<Option<StatusReply>, String> {
         let _ = config;
-        None
+        Ok(None)
     }
 }
 

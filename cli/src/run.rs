@@ -266,10 +266,13 @@ impl Run<'_> {
                     let start = format!("backstay serve --config {}", node.config.display());
                     failure = failure.with_hint_command(start, &*node.name);
                 }
-                let old = is_status
-                    .then(|| self.hooks.status_from_disk(&node.config))
-                    .flatten()
-                    .map(|status| StatusReply { old: true, ..status });
+                let mut old = None;
+                if is_status {
+                    match self.hooks.status_from_disk(&node.config) {
+                        Ok(found) => old = found.map(|status| StatusReply { old: true, ..status }),
+                        Err(text) => failure.caused_by.push(text),
+                    }
+                }
                 return Ok(talk.unreachable(self.name, failure, old));
             }
         };

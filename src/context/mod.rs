@@ -15,7 +15,13 @@ pub use production::Production;
 pub use recovery::Recovery;
 pub use views::{Reader, Snapshot, SnapshotError, Views};
 
-use crate::{agent::LinkHandle, bell::Bell, config::ConfigError, config::ContextConfig, node::Node};
+use crate::{
+    agent::LinkHandle,
+    bell::Bell,
+    config::{ConfigError, ContextConfig},
+    format::{self, FormatError},
+    node::Node,
+};
 use journal::{
     Cell, ContextRow, Draft, Journal, JournalError, MapShape, NewGeneration, Opened, Options, Parts,
     RestoreRow,
@@ -48,6 +54,17 @@ pub enum ContextError {
     /// Applying.
     #[error(transparent)]
     Apply(#[from] crate::applying::ApplyError),
+    /// The format of its folder.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// Its folder says that there was a journal, and there is none.
+    #[error("{} is gone: put it back, or remove {} to begin anew with a full sync", journal.display(), marker.display())]
+    JournalGone {
+        /// Where it was.
+        journal: PathBuf,
+        /// What says so.
+        marker: PathBuf,
+    },
     /// A file.
     #[error("{what}: {source}")]
     Io {
@@ -149,6 +166,62 @@ fn first_start(journal: &Journal, role: Role, config: &ContextConfig) -> Result<
     Ok(row)
 }
 
+/// Where a context is on this host, and in which role.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) config: ContextConfig,
+    role: Role,
+    folder: PathBuf,
+    pub(crate) parts: Parts,
+}
+
+impl Place {
+    /// Opens the files of a context, created where they are missing; its journal is not opened yet.
+    pub(crate) fn open(config: ContextConfig, node: &Node) -> Result<Self, ContextError> {
+        let node_config = node.config();
+        let role = if config.production == node_config.name {
+            Role::Production
+        } else if config.recovery_node() == node_config.name {
+            Role::Recovery
+        } else {
+            return Err(ContextError::NotOurs {
+                id: config.id,
+                production: config.production.clone(),
+                recovery: config.recovery_node().to_owned(),
+                node: node_config.name,
+            });
+        };
+        let folder = node_config.state_dir.join(format!("c{}", config.id));
+        let journal_dir = folder.join("journal");
+        if format::check(&folder)? && !journal_dir.join("super").exists() && !journal_dir.join("db").exists()
+        {
+            return Err(ContextError::JournalGone {
+                journal: journal_dir,
+                marker: format::file(&folder),
+            });
+        }
+        std::fs::create_dir_all(&journal_dir).map_err(|source| ContextError::Io {
+            what: journal_dir.display().to_string(),
+            source,
+        })?;
+        let parts = Parts::open_dir(&journal_dir, config.lfc_size.0)?;
+        Ok(Self {
+            config,
+            role,
+            folder,
+            parts,
+        })
+    }
+
+    /// The other host's name.
+    pub(crate) fn peer(&self) -> &str {
+        match self.role {
+            Role::Production => self.config.recovery_node(),
+            Role::Recovery => &self.config.production,
+        }
+    }
+}
+
 /// One context on this host.
 pub struct Context {
     /// Its file.
@@ -172,27 +245,13 @@ pub struct Context {
 
 impl Context {
     /// Opens a context and starts it, unless an operator stopped it.
-    pub(crate) fn open(config: ContextConfig, node: &Arc<Node>) -> Result<Arc<Self>, ContextError> {
-        let node_config = node.config();
-        let role = if config.production == node_config.name {
-            Role::Production
-        } else if config.recovery_node() == node_config.name {
-            Role::Recovery
-        } else {
-            return Err(ContextError::NotOurs {
-                id: config.id,
-                production: config.production.clone(),
-                recovery: config.recovery_node().to_owned(),
-                node: node_config.name,
-            });
-        };
-        let folder = node_config.state_dir.join(format!("c{}", config.id));
-        let journal_dir = folder.join("journal");
-        std::fs::create_dir_all(&journal_dir).map_err(|source| ContextError::Io {
-            what: journal_dir.display().to_string(),
-            source,
-        })?;
-        let parts = Parts::open_dir(&journal_dir, config.lfc_size.0)?;
+    pub(crate) fn open(place: &Place, node: &Arc<Node>) -> Result<Arc<Self>, ContextError> {
+        let Place {
+            config,
+            role,
+            folder,
+            parts,
+        } = place.clone();
         let options = Options {
             lfc_size: config.lfc_size.0,
             lfc_max_age_ns: u64::try_from(config.lfc_max_age.0.as_nanos()).ok(),
@@ -215,10 +274,13 @@ impl Context {
             Some(row) => row,
             None => first_start(&journal, role, &config)?,
         };
+        if !format::check(&folder)? {
+            format::mark(&folder)?;
+        }
         let restore = journal.restore()?;
         let context = Arc::new(Self {
             node: Arc::downgrade(node),
-            node_name: node_config.name,
+            node_name: node.name(),
             journal: Arc::new(journal),
             bells: Bells::default(),
             role,

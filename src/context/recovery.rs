@@ -148,7 +148,12 @@ fn apply_loop(agent: &Agent) {
             Ok(false) => {
                 ear.wait(Duration::from_secs(3600));
             }
-            Err(e) => return agent.poison("apply", &e),
+            // Production keeps redo until it is applied here: what rotted meanwhile comes back from there.
+            Err(e) => match crate::damage::refetch(&agent.context, &e) {
+                Ok(true) => {}
+                Ok(false) => return agent.poison("apply", &e),
+                Err(e) => return agent.poison("apply", &e),
+            },
         }
     }
 }

@@ -91,6 +91,9 @@ impl Op<'_> {
     /// The context with this id, primary or failover.
     pub fn context(&self, id: u32) -> Result<Arc<Context>, Failure> {
         self.node.context(id).ok_or_else(|| {
+            if let Some(damaged) = self.node.damaged_context(id) {
+                return damaged.failure(Code::NotNow);
+            }
             let known = self.node.context_ids();
             let known = if known.is_empty() {
                 "it has none".to_owned()

@@ -68,6 +68,7 @@ fn tell_broken(node: &Node, reply: &mut StatusReply) -> Result<(), Failure> {
         .broken()
         .into_iter()
         .map(|(name, why)| format!("context {name} could not be opened: {why}"))
+        .chain(node.damaged().iter().map(|d| d.sentence()))
         .collect();
     match (reply.contexts.first_mut(), broken.as_slice()) {
         (_, []) => Ok(()),
@@ -76,6 +77,7 @@ fn tell_broken(node: &Node, reply: &mut StatusReply) -> Result<(), Failure> {
             shown.warnings.extend(broken);
             Ok(())
         }
+        (None, [_]) if node.damaged().len() == 1 => Err(node.damaged()[0].failure(Code::Unhealthy)),
         (None, [first, others @ ..]) => {
             let mut failure = Failure::new(Code::Unhealthy, first.clone());
             failure.caused_by = others.to_vec();
@@ -86,6 +88,9 @@ fn tell_broken(node: &Node, reply: &mut StatusReply) -> Result<(), Failure> {
 
 /// `backstay status`.
 pub fn status(op: &mut Op<'_>, only: Option<u32>) -> Answer {
+    if let Some(damaged) = only.and_then(|id| op.node.damaged_context(id)) {
+        return Err(damaged.failure(Code::Unhealthy));
+    }
     let contexts = match only {
         Some(id) => vec![op.context(id)?],
         None => op.node.contexts(),
@@ -132,6 +137,8 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
     if let Some(why) = &peer.refused {
         warnings.push(why.clone());
     }
+    let rotten = journal.rotten_containers().into_iter();
+    warnings.extend(rotten.map(|(g, lfc, what)| format!("redo of container g{g}:{lfc} is damaged: {what}")));
     let unacked = cursors.appended.0 - cursors.received_by_peer.0.min(cursors.appended.0);
     let backlog = bytes_between(context, cursors.received_by_peer, cursors.appended);
     let oldest = rows(context)

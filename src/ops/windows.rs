@@ -41,7 +41,7 @@ pub fn current(context: &Context) -> Result<Option<WindowInfo>, ResolveError> {
             .map(|g| Gap {
                 from: g.from.time.into(),
                 to: g.to.time.into(),
-                why: "history is missing".into(),
+                why: g.cause.to_string(),
             })
             .collect(),
     }))

@@ -44,8 +44,8 @@ impl Hooks for Around {
         })
     }
 
-    fn status_from_disk(&self, _: &Path) -> Option<StatusReply> {
-        self.old.clone()
+    fn status_from_disk(&self, _: &Path) -> Result<Option<StatusReply>, String> {
+        Ok(self.old.clone())
     }
 }
 

@@ -1,0 +1,364 @@
+//! A context whose journal is damaged, and its way out.
+//!
+//! # Overview
+//!
+//! A journal that opens below what was durable is not opened (invariant 9). Its context is then *damaged*: it serves nothing
+//! and moves nothing, every command and the peer are told so, and what is missing. The damage is on the disk, so the state
+//! survives every restart without a record of its own.
+//!
+//! The frames that a tail lost are the same bytes on the other host: production keeps redo until it is applied on recovery, and
+//! recovery has what was acknowledged. So the damaged host asks the other one ([`FRAMES`]), now and then until it is reached,
+//! for the frames behind its last whole record; [`journal::mend`] puts them in their places; then the journal is opened as
+//! ever, and the context goes on in the same generation. Both directions are the same code: production asks before it serves
+//! anything, recovery before it greets anybody.
+//!
+//! A container that rotted in the recovery host's store before it was applied comes back the same way ([`refetch`]), because
+//! production still holds it.
+//!
+//! # Invariants
+//!
+//! - The asker proves its position (generation, record, chain digest), and the other host answers only for its own line and
+//!   what is durable there, and only to the context's peer.
+//! - An answer is at most [`PAGE_BYTES`]; a frame that is longer comes in parts.
+//!
+//! # What it does not do
+//!
+//! It gives up nothing: what the other host does not hold either stays damage until somebody decides. Metadata and the
+//! superblock are of this host alone: no peer can mend them.
+
+use crate::{
+    agent::lca,
+    bell::Bell,
+    config::ContextConfig,
+    context::{Context, ContextError, Place},
+    node::Node,
+};
+use bytes::Bytes;
+use control::{Code, Failure};
+use journal::{
+    Damage, FRAME_BYTES_MAX, FrameHeader, Journal, JournalError,
+    mend::{self, Missing},
+};
+use model::{ContextId, GenId, GenNo, LfcId, WriteSeq};
+use parking_lot::Mutex;
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use wire::{Position, Resume};
+
+/// Request kind: the frames of a context behind a position (`docs/formats/wire.md`).
+pub const FRAMES: u16 = 16;
+/// Bytes of the question.
+const QUESTION_BYTES: usize = 60;
+/// Most bytes of an answer.
+const PAGE_BYTES: usize = 1 << 20;
+/// How often the other host is asked.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+
+/// A damaged context.
+pub struct Damaged {
+    place: Place,
+    damage: String,
+    peer: String,
+    now: Mutex<Now>,
+    /// Rung when the peer is there.
+    peer_is_here: Bell,
+}
+
+/// What is known of it at the moment.
+struct Now {
+    missing: Option<Missing>,
+    said: String,
+}
+
+impl Damaged {
+    /// A context that could not be opened because of `damage`.
+    pub(crate) fn new(place: Place, damage: &Damage) -> Self {
+        let missing = mend::missing(&place.parts).unwrap_or_default();
+        let peer = place.peer().to_owned();
+        let said = match missing {
+            Some(_) => format!("{peer} is being asked for them"),
+            None => format!("{peer} cannot mend that"),
+        };
+        Self {
+            damage: damage.to_string(),
+            peer,
+            now: Mutex::new(Now { missing, said }),
+            place,
+            peer_is_here: Bell::default(),
+        }
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub fn config(&self) -> &ContextConfig {
+        &self.place.config
+    }
+
+    /// One sentence for people: what is damaged, what is missing, what is being done.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let now = self.now.lock();
+        let lost = now.missing.map_or_else(String::new, |m| {
+            format!("; records {} to {} are not whole here", m.after.next(), m.upto)
+        });
+        format!(
+            "context {} is damaged: {}{lost}; {}",
+            self.place.config.id, self.damage, now.said
+        )
+    }
+
+    /// The answer to every command on it.
+    #[must_use]
+    pub fn failure(&self, code: Code) -> Failure {
+        let mendable = self.now.lock().missing.is_some();
+        let failure = Failure::new(code, self.sentence());
+        if mendable {
+            failure
+                .with_hint(format!(
+                    "nothing is served before it is whole; {} is asked every {} s: see that its daemon runs",
+                    self.peer,
+                    ASK_EVERY.as_secs()
+                ))
+                .with_hint_command(
+                    format!("backstay status -C {}", self.place.config.id),
+                    self.peer.clone(),
+                )
+        } else {
+            failure
+                .with_hint("nothing is served; the damage is of this host's own metadata: see docs/DAMAGE.md")
+        }
+    }
+
+    /// The peer was heard.
+    pub(crate) fn ring(&self) {
+        self.peer_is_here.ring();
+    }
+
+    /// Mends the journal with what the peer has and opens the context.
+    fn attempt(&self, node: &Arc<Node>) -> Result<Arc<Context>, String> {
+        let failed = |e: JournalError| e.to_string();
+        let parts = &self.place.parts;
+        let mut taken = mend::mend(parts, &[]).map_err(failed)?;
+        loop {
+            let missing = mend::missing(parts).map_err(failed)?;
+            self.now.lock().missing = missing;
+            let Some(missing) = missing else { break };
+            let from = Position {
+                generation: missing.generation,
+                seq: missing.after,
+                digest: missing.digest,
+            };
+            let frames = fetch(node, &self.peer, self.place.config.context(), from)?;
+            match mend::mend(parts, &frames).map_err(failed)? {
+                0 => {
+                    return Err(format!(
+                        "{} holds nothing behind record {} that continues it",
+                        self.peer, missing.after
+                    ));
+                }
+                n => taken += n,
+            }
+        }
+        let context = Context::open(&self.place, node).map_err(|e| e.to_string())?;
+        tracing::info!(
+            context = self.place.config.id,
+            frames = taken,
+            "a damaged tail is whole again"
+        );
+        Ok(context)
+    }
+}
+
+/// Asks the peer, now and then, until the context is whole or the node ends.
+pub(crate) fn keep_asking(node: &Arc<Node>, damaged: &Arc<Damaged>) {
+    let (node, damaged): (Weak<Node>, _) = (Arc::downgrade(node), Arc::clone(damaged));
+    let work = move || {
+        let mut ear = damaged.peer_is_here.ear();
+        loop {
+            ear.wait(ASK_EVERY);
+            let Some(node) = node.upgrade().filter(|n| n.is_damaged(&damaged)) else {
+                return;
+            };
+            match damaged.attempt(&node) {
+                Ok(context) => return node.mended(&damaged, context),
+                Err(text) => {
+                    let mut now = damaged.now.lock();
+                    if now.said != text {
+                        tracing::warn!(context = damaged.place.config.id, "still damaged: {text}");
+                    }
+                    now.said = text;
+                }
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("mend".into())
+        .spawn(work)
+        .expect("a thread can be started");
+}
+
+/// Puts a container of the store that does not check there again, if the peer still holds it. `false`: it was something else.
+///
+/// # Errors
+/// The damage, when the peer does not have the container.
+pub(crate) fn refetch(context: &Context, error: &ContextError) -> Result<bool, ContextError> {
+    let ContextError::Journal(JournalError::Damaged(Damage::Container { generation, lfc, .. })) = error
+    else {
+        return Ok(false);
+    };
+    let (journal, generation, lfc): (&Journal, GenNo, LfcId) = (&context.journal, *generation, *lfc);
+    let Some(row) = journal.lfc_row(generation, lfc) else {
+        return Ok(false);
+    };
+    let id = journal
+        .generations()
+        .into_iter()
+        .find(|g| g.no == generation)
+        .map(|g| g.id);
+    let mut at = Position {
+        generation: id.unwrap_or_default(),
+        seq: WriteSeq(row.first_seq.0 - 1),
+        digest: row.prev_digest,
+    };
+    let mut frames = Vec::new();
+    while at.seq < row.last_seq {
+        let some = match fetch(&context.node(), context.peer_name(), context.id(), at) {
+            Ok(some) if !some.is_empty() => some,
+            Ok(_) => return Ok(false),
+            Err(text) => {
+                tracing::warn!(context = context.id().0, "container {lfc} is damaged: {text}");
+                return Ok(false);
+            }
+        };
+        for bytes in some {
+            let Ok(header) = FrameHeader::parse(&bytes) else {
+                return Ok(false);
+            };
+            at.seq = header.last_seq();
+            at.digest.copy_from_slice(&bytes[bytes.len() - 32..]);
+            if at.seq <= row.last_seq {
+                frames.push(bytes);
+            }
+        }
+    }
+    journal.mend_container(generation, lfc, &frames)?;
+    // A place that rots again at once is not asked for twice.
+    journal.frames_of(generation, lfc)?;
+    tracing::info!(
+        context = context.id().0,
+        lfc = lfc.0,
+        "a damaged container is whole again"
+    );
+    Ok(true)
+}
+
+/// Whole frames behind a position, from another host: at least one, if it has one.
+fn fetch(node: &Node, host: &str, context: ContextId, from: Position) -> Result<Vec<Bytes>, String> {
+    let mut got: Vec<u8> = Vec::new();
+    loop {
+        let question = question(context, from, got.len());
+        let answer = node.peers().request(node, host, FRAMES, question);
+        let part = answer.map_err(|e| e.to_string())?;
+        let over = part.is_empty() || got.len() > FRAME_BYTES_MAX;
+        got.extend_from_slice(&part);
+        let frames = split(&Bytes::copy_from_slice(&got));
+        if over || !frames.is_empty() {
+            return Ok(frames);
+        }
+    }
+}
+
+fn split(all: &Bytes) -> Vec<Bytes> {
+    let mut frames = Vec::new();
+    let mut at = 0;
+    while let Ok(header) = FrameHeader::parse(&all[at..]) {
+        let end = at + header.frame_len();
+        if end > all.len() {
+            break;
+        }
+        frames.push(all.slice(at..end));
+        at = end;
+    }
+    frames
+}
+
+fn question(context: ContextId, from: Position, skip: usize) -> Bytes {
+    let mut body = Vec::with_capacity(QUESTION_BYTES);
+    body.extend_from_slice(&context.0.to_le_bytes());
+    body.extend_from_slice(&from.generation.0.to_le_bytes());
+    body.extend_from_slice(&from.seq.0.to_le_bytes());
+    body.extend_from_slice(&from.digest);
+    body.extend_from_slice(&(skip as u64).to_le_bytes());
+    Bytes::from(body)
+}
+
+fn read_question(body: &[u8]) -> Option<(ContextId, Position, u64)> {
+    let body: &[u8; QUESTION_BYTES] = body.try_into().ok()?;
+    let u64_at = |at: usize| body[at..at + 8].try_into().map(u64::from_le_bytes).ok();
+    let context = ContextId(u32::from_le_bytes(body[..4].try_into().ok()?));
+    let from = Position {
+        generation: GenId(u64_at(4)?),
+        seq: WriteSeq(u64_at(12)?),
+        digest: body[20..52].try_into().ok()?,
+    };
+    Some((context, from, u64_at(52)?))
+}
+
+/// Answers [`FRAMES`] for a host that is the context's peer.
+pub(crate) fn answer(node: &Node, asker: &str, body: &[u8]) -> Result<Bytes, String> {
+    let (id, from, skip) = read_question(body).ok_or("the question has another form")?;
+    let here = node.name();
+    let context = node
+        .context(id.0)
+        .filter(|c| c.id() == id && c.peer_name() == asker);
+    let Some(context) = context else {
+        return Err(match node.damaged_context(id.0) {
+            Some(_) => format!("context {id} is damaged on {here}, too"),
+            None => format!("context {id} is not one of {asker} here"),
+        });
+    };
+    let journal = &context.journal;
+    let gone = |e: JournalError| format!("{here} does not hold the records behind {}: {e}", from.seq);
+    match lca::judge(journal, from).map_err(gone)? {
+        Resume::Here => {}
+        _ => return Err(format!("{here} has no record {} of that history", from.seq)),
+    }
+    let skip = usize::try_from(skip)
+        .unwrap_or(usize::MAX)
+        .min(2 * FRAME_BYTES_MAX);
+    let wanted = skip + PAGE_BYTES;
+    let frames = journal.frames_after(from.seq, wanted as u64).map_err(gone)?;
+    let durable = journal.cursors().durable;
+    let mut all = Vec::new();
+    let fits = frames
+        .iter()
+        .take_while(|f| f.generation() == from.generation && f.last_seq() <= durable);
+    for frame in fits {
+        if all.len() >= wanted {
+            break;
+        }
+        all.extend_from_slice(frame.bytes());
+    }
+    let end = all.len().min(wanted);
+    Ok(Bytes::copy_from_slice(&all[skip.min(end)..end]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_is_read_as_it_was_written() {
+        let from = Position {
+            generation: GenId(7),
+            seq: WriteSeq(8),
+            digest: [9; 32],
+        };
+        let body = question(ContextId(3), from, 5);
+        assert_eq!(body.len(), QUESTION_BYTES);
+        assert_eq!(read_question(&body), Some((ContextId(3), from, 5)));
+        assert_eq!(read_question(&body[1..]), None);
+    }
+}
