@@ -28,6 +28,7 @@
 
 use crate::{
     agent::lca,
+    applying::ApplyError,
     bell::Bell,
     config::ContextConfig,
     context::{Context, ContextError, Place},
@@ -204,8 +205,10 @@ pub(crate) fn keep_asking(node: &Arc<Node>, damaged: &Arc<Damaged>) {
 /// # Errors
 /// The damage, when the peer does not have the container.
 pub(crate) fn refetch(context: &Context, error: &ContextError) -> Result<bool, ContextError> {
-    let ContextError::Journal(JournalError::Damaged(Damage::Container { generation, lfc, .. })) = error
-    else {
+    let (ContextError::Journal(error) | ContextError::Apply(ApplyError::Journal(error))) = error else {
+        return Ok(false);
+    };
+    let JournalError::Damaged(Damage::Container { generation, lfc, .. }) = error else {
         return Ok(false);
     };
     let (journal, generation, lfc): (&Journal, GenNo, LfcId) = (&context.journal, *generation, *lfc);
@@ -321,16 +324,23 @@ pub(crate) fn answer(node: &Node, asker: &str, body: &[u8]) -> Result<Bytes, Str
     };
     let journal = &context.journal;
     let gone = |e: JournalError| format!("{here} does not hold the records behind {}: {e}", from.seq);
+    let durable = journal.cursors().durable;
     match lca::judge(journal, from).map_err(gone)? {
         Resume::Here => {}
-        _ => return Err(format!("{here} has no record {} of that history", from.seq)),
+        Resume::Jump(_) => {
+            return Err(format!(
+                "{here} does not hold what is behind record {} any more",
+                from.seq
+            ));
+        }
+        _ if from.seq > durable => return Err(format!("{here} has received no more than record {durable}")),
+        _ => return Err(format!("record {} of {here} is of another history", from.seq)),
     }
     let skip = usize::try_from(skip)
         .unwrap_or(usize::MAX)
         .min(2 * FRAME_BYTES_MAX);
     let wanted = skip + PAGE_BYTES;
     let frames = journal.frames_after(from.seq, wanted as u64).map_err(gone)?;
-    let durable = journal.cursors().durable;
     let mut all = Vec::new();
     let fits = frames
         .iter()

@@ -311,6 +311,14 @@ impl Node {
             }
             return Err(format!("{name} has another context {}", there.id()));
         }
+        let path = self.config().contexts_dir().join(format!("{}.toml", config.id));
+        // One that could not be opened keeps its file and its name.
+        if path.exists() || self.damaged_context(config.failover_id).is_some() {
+            return Err(format!(
+                "{name} has a context {} that could not be opened: see its status",
+                config.id
+            ));
+        }
         for (_, volume) in config.indexed() {
             let backing = volume.backing_on(&name, &self.config().state_dir, config.id);
             if backing.exists() && holds_data(&backing).map_err(|e| format!("{}: {e}", backing.display()))? {
@@ -320,7 +328,6 @@ impl Node {
                 ));
             }
         }
-        let path = self.config().contexts_dir().join(format!("{}.toml", config.id));
         config.save(&path).map_err(|e| e.to_string())?;
         let backings = self.backings(&config);
         if let Err(e) = self.add_context(config) {

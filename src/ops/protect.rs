@@ -56,6 +56,9 @@ pub fn protect(op: &mut Op<'_>, wanted: &Protect) -> Answer {
     let id = wanted.context;
     let failover_id = wanted.failover_id.unwrap_or(id.saturating_add(1000));
     for taken in [id, failover_id] {
+        if let Some(damaged) = node.damaged_context(taken) {
+            return Err(damaged.failure(Code::NotNow));
+        }
         if let Some(there) = node.context(taken) {
             return Err(refused(format!(
                 "id {taken} belongs to context {} of this node already",
