@@ -19,6 +19,7 @@ pub mod init;
 pub mod node;
 pub mod ops;
 pub mod peer;
+pub mod restoring;
 
 use cli::{Hooks, InitArgs, InitReport};
 use control::{Code, Failure, status::StatusReply};

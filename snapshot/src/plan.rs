@@ -16,6 +16,9 @@ pub type BlockKey = (VolumeIndex, BlockNo);
 /// Blocks asked of history at once.
 const PAGE_BLOCKS: usize = 4096;
 
+/// Bytes that a before-image may take beside its block: key, checksum, its entry in the index, their share of tables.
+const UNDO_EXTRA_BYTES: u64 = 128;
+
 /// What a restore brings back and from where: a few numbers, whatever its size. Its blocks are listed on demand.
 ///
 /// The blocks that may differ between the volumes and the point are those with undo after the point's base, and those
@@ -125,7 +128,7 @@ impl RestorePlan {
     }
 
     /// Number of blocks that may differ. The journal needs room for the undo of them all, at most
-    /// [`RestorePlan::undo_bytes`], before the restore starts.
+    /// [`RestorePlan::undo_bytes_from`], before the restore starts.
     ///
     /// # Errors
     /// When history cannot be read.
@@ -133,12 +136,19 @@ impl RestorePlan {
         self.count_before(history, None)
     }
 
-    /// Bytes of undo that the restore may write at most.
+    /// Bytes that the undo of the restore may take at most (`rules.md` R-1), from the block `from` on.
+    ///
+    /// Counted without reading the volumes: what does not differ, and blocks of zeroes, take none in the end.
     ///
     /// # Errors
     /// When history cannot be read.
-    pub fn undo_bytes(&self, history: &dyn History) -> Result<u64> {
-        Ok(self.count(history)? * BLOCK_SIZE)
+    pub fn undo_bytes_from(&self, history: &dyn History, from: BlockKey) -> Result<u64> {
+        let mut candidates = self.candidates(history, from);
+        let mut bytes = 0;
+        while candidates.next()?.is_some() {
+            bytes += BLOCK_SIZE + UNDO_EXTRA_BYTES;
+        }
+        Ok(bytes)
     }
 
     pub(crate) fn count_before(&self, history: &dyn History, end: Option<BlockKey>) -> Result<u64> {

@@ -501,6 +501,15 @@ impl Context {
         Ok(())
     }
 
+    /// Bytes that are free on the filesystem of the journal.
+    ///
+    /// # Errors
+    /// When the filesystem does not say.
+    pub fn journal_room(&self) -> std::io::Result<u64> {
+        let fs = rustix::fs::statvfs(&self.folder)?;
+        Ok(fs.f_bavail.saturating_mul(fs.f_frsize))
+    }
+
     /// Random id of this host's store of the context.
     #[must_use]
     pub fn instance(&self) -> u64 {

@@ -4,7 +4,7 @@
 //! Its pin is durable before its level is known to anyone (rule V3), so after a restart [`Views::open`] finds it again,
 //! overlays included. A named reader (`c1/data@mark:good`) is the same without a level; it lives as long as its connection.
 
-use super::{Context, ContextError};
+use super::ContextError;
 use journal::{Journal, JournalError, PinKind, PinRow, ResolveError};
 use media::{Create, FileMedium};
 use model::{BLOCK_SIZE, Level, Point, Target, Timestamp, ports::History};
@@ -126,17 +126,25 @@ struct State {
 
 impl Views {
     /// Opens every snapshot that is pinned, and removes overlays that belong to none.
-    pub(super) fn open(context: &Context, volumes: &Arc<Volumes>) -> Result<Self, ContextError> {
+    ///
+    /// # Errors
+    /// When the pins cannot be read, or an overlay not be opened.
+    pub fn open(
+        journal: &Arc<Journal>,
+        volumes: &Arc<Volumes>,
+        overlays: PathBuf,
+        overlay_bytes: u64,
+    ) -> Result<Self, ContextError> {
         let views = Self {
-            journal: Arc::clone(&context.journal),
+            journal: Arc::clone(journal),
             volumes: Arc::clone(volumes),
-            overlays: context.overlay_dir(),
-            overlay_bytes: context.config.overlay_limit.0,
+            overlays,
+            overlay_bytes,
             state: Mutex::default(),
             readers: Arc::default(),
         };
         let mut snapshots = BTreeMap::new();
-        for pin in context.journal.pins()? {
+        for pin in journal.pins()? {
             if let PinKind::Snapshot { level, .. } = &pin.kind {
                 let level = *level;
                 snapshots.insert(level, Arc::new(views.reopen(pin)?));

@@ -7,19 +7,19 @@ use super::{
     Answer, Op, next, part_way, refused,
     snapshot::{failure, outside, parse, point_info, recovery, side},
 };
-use crate::context::{Context, Recovery};
+use crate::{
+    context::{Context, Recovery},
+    restoring::{Owner, Replica, RestoreError, Work, plan_of},
+};
 use control::{
     Code, Failure, PointInfo, Progress, Question, Reply, RestoreQuestion, Unit,
     reply::{PlanReply, RestoreReply},
     request::RestoreTo,
 };
-use journal::{RestorePhase, RestoreRow};
-use model::{
-    BlockNo, ContextState, Point, Target, VolumeIndex,
-    ports::{History, HistoryError},
-};
-use snapshot::{Checkpoint, Restore, RestorePlan, Restored, SnapshotError, Watch};
-use std::{ops::ControlFlow, sync::Arc, time::Instant};
+use journal::{JournalError, RestoreRow};
+use model::{ContextState, Point, Target, VolumeIndex, ports::History};
+use snapshot::{Restore, Restored, SnapshotError};
+use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
 /// `scrt_ra -F`.
 pub fn failover_restore(op: &mut Op<'_>, id: u32, to: &RestoreTo, volume: Option<&str>) -> Answer {
@@ -80,20 +80,11 @@ pub fn failover_restore(op: &mut Op<'_>, id: u32, to: &RestoreTo, volume: Option
             "{text}: what it writes from now on is received and held, not applied"
         ));
     }
-    let row = RestoreRow {
-        target: point.clone(),
-        text: target,
-        from: history.published(),
-        cursor: (VolumeIndex(0), BlockNo(0)),
-        phase: RestorePhase::Running,
-        undo_from: None,
-        only,
-    };
     let way = Way::between(&context, applied_info(&context), to_info.clone(), false);
     op.ask_unless_dry(way.question(volume, warnings))?;
+    let row = RestoreRow::begun(point, target, only, history.published());
     if op.options.dry_run {
-        let count = plan_of(history, &row).and_then(|plan| plan.count(history));
-        return Ok((planned(to_info, count.map_err(|e| part_way(&e))?), None));
+        return planned(&context, to_info, &row);
     }
     run(op, &context, recovery, Work::Begin(row), way)
 }
@@ -115,98 +106,19 @@ pub fn undo(op: &mut Op<'_>, id: u32) -> Answer {
     let mut planned_row = row.clone();
     planned_row.undo_from.get_or_insert(history.published());
     if op.options.dry_run {
-        let count = plan_of(history, &planned_row).and_then(|plan| plan.count(history));
-        return Ok((planned(from, count.map_err(|e| part_way(&e))?), None));
+        return planned(&context, from, &planned_row);
     }
     let way = Way::between(&context, from, applied_info(&context), true);
     if row.undo_from.is_some() {
         return run(op, &context, recovery, Work::GoOn(row), way);
     }
     let back = "what was received since is applied again".to_owned();
-    op.ask(way.question(None, vec![back]))?;
+    let only = row
+        .only
+        .and_then(|index| context.config.indexed().find(|(i, _)| *i == index));
+    let only = only.map(|(_, volume)| volume.name.clone());
+    op.ask(way.question(only.as_deref(), vec![back]))?;
     run(op, &context, recovery, Work::TurnRound(row), way)
-}
-
-/// What a run of a restore starts from.
-enum Work {
-    /// Nothing: the plan is made, and made durable, when the replica is ours.
-    Begin(RestoreRow),
-    /// A durable plan whose execution was interrupted.
-    GoOn(RestoreRow),
-    /// A restore, complete or not, that is to be taken back.
-    TurnRound(RestoreRow),
-}
-
-impl Work {
-    /// The plan, settled: called while the replica is ours.
-    fn settle(
-        self,
-        context: &Context,
-        recovery: &Recovery,
-    ) -> Result<(RestoreRow, RestorePlan), SnapshotError> {
-        let history: &dyn History = &*context.journal;
-        let row = match self {
-            Self::Begin(mut row) => {
-                let applied = context.journal.cursors().applied_ordinal;
-                row.from = RestorePlan::new(history, &row.target, applied)?.start();
-                row
-            }
-            Self::GoOn(row) => row,
-            Self::TurnRound(mut row) => {
-                // The container that an interrupted restore was writing must be whole before it is turned round.
-                finish_container(context, recovery, &row)?;
-                row.undo_from = Some(history.published());
-                row.cursor = (VolumeIndex(0), BlockNo(0));
-                row.phase = RestorePhase::Running;
-                row
-            }
-        };
-        let plan = plan_of(history, &row)?;
-        Ok((row, plan))
-    }
-}
-
-/// The plan that a durable row describes.
-fn plan_of(history: &dyn History, row: &RestoreRow) -> Result<RestorePlan, SnapshotError> {
-    let mut plan = RestorePlan::resumed(history, &row.target, row.from)?;
-    if let Some(only) = row.only {
-        plan = plan.only(only);
-    }
-    Ok(match row.undo_from {
-        Some(start) => plan.undo_resumed(start),
-        None => plan,
-    })
-}
-
-/// Overwrites again what the last container of an interrupted restore holds undo for.
-fn finish_container(context: &Context, recovery: &Recovery, row: &RestoreRow) -> Result<(), SnapshotError> {
-    struct StopAtOnce<'a>(&'a Context);
-    impl Watch for StopAtOnce<'_> {
-        fn progress(&mut self, _: &snapshot::Progress) -> ControlFlow<()> {
-            ControlFlow::Break(())
-        }
-        fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), HistoryError> {
-            Ok(self.0.journal.set_applied_local(checkpoint.done)?)
-        }
-    }
-    let history: &dyn History = &*context.journal;
-    if context.journal.cursors().applied_ordinal >= history.published() {
-        return Ok(());
-    }
-    let plan = plan_of(history, row)?;
-    match restore_of(recovery, history, &plan).execute(None, &mut StopAtOnce(context)) {
-        Ok(_) | Err(SnapshotError::Stopped(_)) => Ok(()),
-        Err(e) => Err(e),
-    }
-}
-
-fn restore_of<'a>(recovery: &'a Recovery, history: &'a dyn History, plan: &'a RestorePlan) -> Restore<'a> {
-    Restore {
-        volumes: &recovery.volumes,
-        history,
-        plan,
-        container_blocks: Restore::CONTAINER_BLOCKS,
-    }
 }
 
 fn volume_of(context: &Context, name: &str) -> Result<VolumeIndex, Failure> {
@@ -322,70 +234,53 @@ impl Way {
     }
 }
 
-fn planned(point: PointInfo, blocks: u64) -> Reply {
-    Reply::Plan(PlanReply {
+fn planned(context: &Context, point: PointInfo, row: &RestoreRow) -> Answer {
+    let history: &dyn History = &*context.journal;
+    let counted = plan_of(history, row).and_then(|plan| {
+        let undo = plan.undo_bytes_from(history, row.cursor)?;
+        Ok((plan.count(history)?, undo))
+    });
+    let (blocks, undo) = counted.map_err(|e| part_way(&e))?;
+    let free = context
+        .journal_room()
+        .map_or("an unknown number of".to_owned(), |free| free.to_string());
+    let plan = PlanReply {
         point: Some(point),
         steps: vec![
+            format!("see that the journal has room for {undo} bytes of undo: {free} bytes are free"),
             "make the plan durable: RESTORING".into(),
             format!("compare {blocks} blocks with the point, keep undo of those that differ, overwrite them"),
             "make the end durable".into(),
         ],
         questions: vec!["the restore itself, unless -q".into()],
-    })
+    };
+    Ok((Reply::Plan(plan), None))
 }
 
 /// Executes a restore.
 fn run(op: &mut Op<'_>, context: &Arc<Context>, recovery: &Recovery, work: Work, way: Way) -> Answer {
     let started = Instant::now();
-    let journal = &context.journal;
     // The apply thread finishes its container first, and finds RESTORING when we let go.
     let writer = recovery.writer();
-    let (mut row, plan) = work.settle(context, recovery).map_err(|e| match e {
-        // After a restart the interrupted container is finished first; nothing has changed yet.
-        SnapshotError::Unsettled { .. } => Failure::from_error(Code::NotNow, &e),
-        e => part_way(&e),
+    let replica = Replica {
+        journal: &context.journal,
+        volumes: &recovery.volumes,
+        container_blocks: Restore::CONTAINER_BLOCKS,
+    };
+    let mut owner = Daemon { op, context, started };
+    let restored = replica.run(work, &mut owner).map_err(|e| match e {
+        // Nothing has changed yet: no room, or the container that a restart interrupted is finished first.
+        RestoreError::NoRoom { .. } => Failure::from_error(Code::Refused, &e)
+            .with_hint("make room where the journal is, or restore to a nearer point"),
+        RestoreError::Snapshot(SnapshotError::Unsettled { .. }) => Failure::from_error(Code::NotNow, &e),
+        e => part_way(&e).with_hint("run the same command again to go on, or --undo to go back"),
     })?;
-    context
-        .set_restore(Some(row.clone()), ContextState::Restoring)
-        .map_err(|e| part_way(&e))?;
-    context.bells.applied.ring();
-    let history: &dyn History = &**journal;
-    let done = journal.cursors().applied_ordinal;
-    let settled = done == history.published() && done > plan.start();
-    let checkpoint = settled.then_some(Checkpoint {
-        done,
-        next: row.cursor,
-    });
-    let restored = {
-        let mut watch = Watcher {
-            op,
-            context,
-            row: &mut row,
-            started,
-        };
-        restore_of(recovery, history, &plan).execute(checkpoint, &mut watch)
-    };
-    let restored = restored
-        .map_err(|e| part_way(&e).with_hint("run the same command again to go on, or --undo to go back"))?;
-    journal
-        .set_applied_local(restored.last)
-        .map_err(|e| part_way(&e))?;
-    let undo = row.undo_from.is_some();
-    row.phase = RestorePhase::Done;
-    let end = if undo {
-        context.set_restore(None, ContextState::Enabled)
-    } else {
-        context.set_restore(Some(row), ContextState::RolledBack)
-    };
-    end.map_err(|e| part_way(&e))?;
     drop(writer);
     context.bells.sealed.ring();
     context.bells.applied.ring();
     let id = context.id().0;
-    Ok((
-        way.reply(context, Some((&restored, started))),
-        after(op, id, undo),
-    ))
+    let next = after(op, id, way.undo);
+    Ok((way.reply(context, Some((&restored, started))), next))
 }
 
 fn after(op: &Op<'_>, id: u32, undo: bool) -> Option<control::NextStep> {
@@ -397,17 +292,31 @@ fn after(op: &Op<'_>, id: u32, undo: bool) -> Option<control::NextStep> {
     next(command, op.node.name())
 }
 
-struct Watcher<'a, 'b> {
+/// The daemon as the owner of a context: its durable row, its disk, the operator who watches.
+struct Daemon<'a, 'b> {
     op: &'a mut Op<'b>,
     context: &'a Context,
-    row: &'a mut RestoreRow,
     started: Instant,
 }
 
-impl Watch for Watcher<'_, '_> {
-    fn progress(&mut self, progress: &snapshot::Progress) -> ControlFlow<()> {
+impl Owner for Daemon<'_, '_> {
+    fn room(&self) -> io::Result<u64> {
+        self.context.journal_room()
+    }
+
+    fn set_restore(&self, row: Option<&RestoreRow>, state: ContextState) -> Result<(), JournalError> {
+        self.context.set_restore(row.cloned(), state)?;
+        self.context.bells.applied.ring();
+        Ok(())
+    }
+
+    fn keep_restore(&self, row: &RestoreRow) -> Result<(), JournalError> {
+        self.context.keep_restore(row.clone())
+    }
+
+    fn progress(&mut self, row: &RestoreRow, progress: &snapshot::Progress) -> ControlFlow<()> {
         self.op.progress(Progress {
-            what: if self.row.undo_from.is_some() {
+            what: if row.undo_from.is_some() {
                 "undo of the restore".into()
             } else {
                 "restore".into()
@@ -420,11 +329,5 @@ impl Watch for Watcher<'_, '_> {
             job: None,
         });
         ControlFlow::Continue(())
-    }
-
-    fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), HistoryError> {
-        self.context.journal.set_applied_local(checkpoint.done)?;
-        self.row.cursor = checkpoint.next;
-        Ok(self.context.keep_restore(self.row.clone())?)
     }
 }

@@ -1,9 +1,13 @@
 //! The two hosts, each one power supply with real parts on it.
 
-use backstay::applying::{Applier, CopyQueue};
+use backstay::{
+    applying::{Applier, CopyQueue},
+    restoring::Owner,
+};
 use bytes::Bytes;
 use journal::{
-    Cell, ContextRow, Draft, Journal, MapShape, NewGeneration, Options, Parts, SUPERBLOCK_BYTES, tail_bytes,
+    Cell, ContextRow, Draft, Journal, JournalError, MapShape, NewGeneration, Options, Parts, RestoreRow,
+    SUPERBLOCK_BYTES, tail_bytes,
     tap::{Tap, TapLimits},
 };
 use model::{
@@ -11,7 +15,7 @@ use model::{
     ports::{History, Medium},
 };
 use snapshot::{ChangeSet, Volumes, write_back};
-use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+use std::{collections::BTreeMap, io, ops::Bound, sync::Arc};
 use testkit::SimPower;
 
 /// Whatever went wrong; a host whose power is off has an excuse.
@@ -185,10 +189,6 @@ impl Recovery {
         })
     }
 
-    pub fn history(&self) -> &dyn History {
-        &*self.journal
-    }
-
     pub fn state(&self) -> Fallible<ContextState> {
         Ok(self.journal.context()?.expect("made at boot").state)
     }
@@ -233,6 +233,28 @@ impl Recovery {
             copies: &self.copies,
         };
         Ok(applier.step(&mut || {})?)
+    }
+}
+
+/// The owner of a context while a restore runs: rows go to the journal, and it has as much room as is said.
+pub struct Keeper<'a> {
+    pub journal: &'a Journal,
+    pub room: u64,
+}
+
+impl Owner for Keeper<'_> {
+    fn room(&self) -> io::Result<u64> {
+        Ok(self.room)
+    }
+
+    fn set_restore(&self, row: Option<&RestoreRow>, state: ContextState) -> Result<(), JournalError> {
+        let context = self.journal.context()?.expect("made at boot");
+        self.journal
+            .put_restore(row, Some(&ContextRow { state, ..context }))
+    }
+
+    fn keep_restore(&self, row: &RestoreRow) -> Result<(), JournalError> {
+        self.journal.put_restore(Some(row), None)
     }
 }
 

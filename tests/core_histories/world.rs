@@ -1,25 +1,23 @@
 //! Both hosts, the link between them and the oracle; what is done, what was promised, and what must hold after a crash.
 
 use super::{
-    hosts::{Fallible, Production, Recovery, fill, indexes},
+    hosts::{Fallible, Keeper, Production, Recovery, fill, indexes},
     link::Link,
 };
+use backstay::restoring::{Replica, Work};
 use bytes::Bytes;
 use journal::{
-    ContextRow, Journal, RestorePhase, RestoreRow,
+    Journal, RestorePhase, RestoreRow,
     tap::{Request, VolumeChange},
 };
 use model::{
-    BlockNo, ByteRange, ContextState, GenId, Point, Record, RecordBody, Target, Timestamp, VolumeIndex,
-    WriteSeq,
-    ports::{History, HistoryError},
-    target::TargetKind,
+    ByteRange, ContextState, GenId, Point, Record, RecordBody, Target, Timestamp, VolumeIndex, WriteSeq,
+    ports::History, target::TargetKind,
 };
 use rand::{Rng, RngCore};
-use snapshot::{Checkpoint, Restore, RestorePlan, SnapshotError, View, Watch};
+use snapshot::View;
 use std::{
     io,
-    ops::ControlFlow,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -618,15 +616,6 @@ impl World {
         Ok(())
     }
 
-    fn set_restore(&self, row: Option<&RestoreRow>, state: ContextState) -> Fallible {
-        let journal = &self.b().journal;
-        let context = ContextRow {
-            state,
-            ..journal.context()?.expect("made at boot")
-        };
-        Ok(journal.put_restore(row, Some(&context))?)
-    }
-
     fn restore(&mut self, rng: &mut dyn RngCore) -> Fallible {
         let b = self.b();
         let applied = b.journal.cursors().applied_ordinal;
@@ -636,17 +625,9 @@ impl World {
         let Some(target) = self.point(rng) else {
             return Ok(());
         };
-        let plan = RestorePlan::new(b.history(), &target, applied)?;
-        let row = RestoreRow {
-            target,
-            text: "drawn".into(),
-            from: plan.start(),
-            cursor: (VolumeIndex(0), BlockNo(0)),
-            phase: RestorePhase::Running,
-            undo_from: None,
-            only: rng.random_bool(0.3).then_some(VolumeIndex(0)),
-        };
-        self.execute(row)
+        let only = rng.random_bool(0.3).then_some(VolumeIndex(0));
+        let row = RestoreRow::begun(target, "drawn".into(), only, applied);
+        self.execute(Work::Begin(row))
     }
 
     /// After a boot: a restore that was under way goes on, or is turned round.
@@ -654,79 +635,33 @@ impl World {
         match self.b().journal.restore()? {
             Some(row) if row.phase == RestorePhase::Running => {
                 if row.undo_from.is_none() && rng.random_bool(0.4) {
-                    self.finish_container(&row)?;
-                    return self.undo();
+                    return self.execute(Work::TurnRound(row));
                 }
-                self.execute(row)
+                self.execute(Work::GoOn(row))
             }
             _ => Ok(()),
         }
     }
 
-    /// The container that an interrupted restore was writing is made whole.
-    fn finish_container(&self, row: &RestoreRow) -> Fallible {
-        let b = self.b();
-        let history = b.history();
-        if b.journal.cursors().applied_ordinal >= history.published() {
-            return Ok(());
-        }
-        let plan = plan_of(history, row)?;
-        let restore = Restore {
-            volumes: &b.volumes,
-            history,
-            plan: &plan,
-            container_blocks: CONTAINER_BLOCKS,
-        };
-        let mut row = row.clone();
-        let mut keeper = Keeper {
-            b,
-            row: &mut row,
-            go_on: ControlFlow::Break(()),
-        };
-        match restore.execute(None, &mut keeper) {
-            Ok(_) | Err(SnapshotError::Stopped(_)) => Ok(()),
-            Err(e) => Err(e.into()),
-        }
-    }
-
     fn undo(&mut self) -> Fallible {
-        let b = self.b();
-        let Some(mut row) = b.journal.restore()? else {
-            return Ok(());
-        };
-        row.undo_from = Some(b.journal.published());
-        row.cursor = (VolumeIndex(0), BlockNo(0));
-        row.phase = RestorePhase::Running;
-        self.execute(row)
+        match self.b().journal.restore()? {
+            Some(row) => self.execute(Work::TurnRound(row)),
+            None => Ok(()),
+        }
     }
 
-    fn execute(&mut self, mut row: RestoreRow) -> Fallible {
+    fn execute(&mut self, work: Work) -> Fallible {
         let b = self.b();
-        let history = b.history();
-        let plan = plan_of(history, &row)?;
-        self.set_restore(Some(&row), ContextState::Restoring)?;
-        let done = b.journal.cursors().applied_ordinal;
-        let settled = done == history.published() && done > plan.start();
-        let next = row.cursor;
-        let checkpoint = settled.then_some(Checkpoint { done, next });
-        let restore = Restore {
+        let replica = Replica {
+            journal: &b.journal,
             volumes: &b.volumes,
-            history,
-            plan: &plan,
             container_blocks: CONTAINER_BLOCKS,
         };
         let mut keeper = Keeper {
-            b,
-            row: &mut row,
-            go_on: ControlFlow::Continue(()),
+            journal: &b.journal,
+            room: u64::MAX,
         };
-        let restored = restore.execute(checkpoint, &mut keeper)?;
-        b.journal.set_applied_local(restored.last)?;
-        row.phase = RestorePhase::Done;
-        match row.undo_from {
-            Some(_) => self.set_restore(None, ContextState::Enabled)?,
-            None => self.set_restore(Some(&row), ContextState::RolledBack)?,
-        }
+        replica.run(work, &mut keeper)?;
         self.counts.restores += 1;
         self.look_at_replica();
         Ok(())
@@ -785,36 +720,6 @@ impl World {
         let same = self.oracle.compare(head, &mut read);
         same.unwrap_or_else(|e| panic!("production's volumes: {e}"));
         assert_eq!(self.a().journal.current_generation().unwrap().id, GenId(7));
-    }
-}
-
-/// The plan that a durable row describes.
-fn plan_of(history: &dyn History, row: &RestoreRow) -> Fallible<RestorePlan> {
-    let mut plan = RestorePlan::resumed(history, &row.target, row.from)?;
-    if let Some(only) = row.only {
-        plan = plan.only(only);
-    }
-    Ok(match row.undo_from {
-        Some(start) => plan.undo_resumed(start),
-        None => plan,
-    })
-}
-
-struct Keeper<'a> {
-    b: &'a Recovery,
-    row: &'a mut RestoreRow,
-    go_on: ControlFlow<()>,
-}
-
-impl Watch for Keeper<'_> {
-    fn progress(&mut self, _: &snapshot::Progress) -> ControlFlow<()> {
-        self.go_on
-    }
-
-    fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), HistoryError> {
-        self.b.journal.set_applied_local(checkpoint.done)?;
-        self.row.cursor = checkpoint.next;
-        Ok(self.b.journal.put_restore(Some(self.row), None)?)
     }
 }
 

@@ -189,6 +189,20 @@ pub struct RestoreRow {
 }
 
 impl RestoreRow {
+    /// A restore that has changed nothing yet.
+    #[must_use]
+    pub const fn begun(target: Point, text: String, only: Option<VolumeIndex>, from: Ordinal) -> Self {
+        Self {
+            target,
+            text,
+            from,
+            cursor: (VolumeIndex(0), BlockNo(0)),
+            phase: RestorePhase::Running,
+            undo_from: None,
+            only,
+        }
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut w = begin();
         w.u8(u8::from(self.phase == RestorePhase::Done));

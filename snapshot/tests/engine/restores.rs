@@ -110,7 +110,11 @@ fn r_each_changed_block_is_written_once() {
     world.receive_and_apply(vec![write(0, 80_000, b'a', 1)]);
     let plan = world.plan(&point);
     assert_eq!(plan.count(&*world.history).unwrap(), 4);
-    assert_eq!(plan.undo_bytes(&*world.history).unwrap(), 4 * 4096);
+    let undo = |from| {
+        let bytes = plan.undo_bytes_from(&*world.history, (VolumeIndex(0), BlockNo(from)));
+        bytes.unwrap() / 4096
+    };
+    assert_eq!((undo(0), undo(2), undo(20)), (4, 3, 0));
     let mut keep = Keep::default();
     let restored = world.execute(&plan, None, &mut keep).unwrap();
     assert_eq!(restored.blocks_changed, 3);
