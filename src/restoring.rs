@@ -28,7 +28,7 @@
 
 use journal::{Journal, JournalError, RestorePhase, RestoreRow};
 use model::{
-    BlockNo, ContextState, VolumeIndex,
+    ContextState,
     ports::{History, HistoryError},
 };
 use snapshot::{Checkpoint, Progress, Restore, RestorePlan, Restored, SnapshotError, Volumes, Watch};
@@ -179,12 +179,9 @@ impl Replica<'_> {
                 row
             }
             Work::GoOn(row) => row,
-            Work::TurnRound(mut row) => {
+            Work::TurnRound(row) => {
                 self.finish_container(&row)?;
-                row.undo_from = Some(history.published());
-                row.cursor = (VolumeIndex(0), BlockNo(0));
-                row.phase = RestorePhase::Running;
-                row
+                row.turned_round(history.published())
             }
         };
         let plan = plan_of(history, &row)?;

@@ -103,10 +103,12 @@ pub fn undo(op: &mut Op<'_>, id: u32) -> Answer {
     };
     let history: &dyn History = &*context.journal;
     let from = point_info(&context, &row.target, Some(&row.text));
-    let mut planned_row = row.clone();
-    planned_row.undo_from.get_or_insert(history.published());
     if op.options.dry_run {
-        return planned(&context, from, &planned_row);
+        let turned = match row.undo_from {
+            Some(_) => row,
+            None => row.turned_round(history.published()),
+        };
+        return planned(&context, from, &turned);
     }
     let way = Way::between(&context, from, applied_info(&context), true);
     if row.undo_from.is_some() {

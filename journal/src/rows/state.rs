@@ -203,6 +203,17 @@ impl RestoreRow {
         }
     }
 
+    /// The same restore, to be taken back from ordinal `from` on.
+    #[must_use]
+    pub fn turned_round(self, from: Ordinal) -> Self {
+        Self {
+            undo_from: Some(from),
+            cursor: (VolumeIndex(0), BlockNo(0)),
+            phase: RestorePhase::Running,
+            ..self
+        }
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut w = begin();
         w.u8(u8::from(self.phase == RestorePhase::Done));
