@@ -236,7 +236,8 @@ impl Journal {
             let (hits, scans) = self.hits(volume, range, span)?;
             let mut pieces = BTreeMap::new();
             for (seq, (lfc, frame, record)) in hits {
-                let frame = self.frame_at(span.generation, lfc, frame)?;
+                let frame = self.frame_at(span.generation, lfc, frame);
+                let frame = frame.or_else(|e| self.shared.read().lookups(span).and(Err(e)))?;
                 let record = frame.records().get(record as usize).filter(|r| r.seq == seq);
                 let record = record.ok_or_else(|| {
                     crate::read::container_damage(
@@ -346,7 +347,9 @@ impl Journal {
             out.push(Some(if *flag == [ZERO] {
                 Payload::Zero
             } else {
-                self.undo_value(ordinal, volume, block)?
+                let value = self.undo_value(ordinal, volume, block);
+                // What is missing because the floor has passed it meanwhile is freed, not damaged.
+                value.or_else(|e| self.check_undo_held(after).and(Err(e)))?
             }));
         }
         // The floor may have passed `after` meanwhile, and freed what was read.

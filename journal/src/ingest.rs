@@ -11,7 +11,7 @@ use crate::{
     container::Sealed,
     error::{Damage, JournalError, Position},
     frame::Frame,
-    journal::{Journal, tail_name},
+    journal::{Journal, Shared, tail_name},
     keys,
     rows::{Floors, LfcRow, encode_mark, encode_step, encode_touched},
     tail::read_frame,
@@ -19,9 +19,28 @@ use crate::{
 use bytes::Bytes;
 use model::{
     GenNo, LfcId, Ordinal,
-    ports::{Batch, Family},
+    ports::{Batch, Family, OrdinalKind},
 };
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
+
+impl Shared {
+    /// Ordinals below a floor whose rows nothing names any more. Their states cannot be reached, but a restore that was taken
+    /// back leads to the position of the ordinal that it went back to, so that one's row outlives its undo.
+    fn unnamed_ordinals(&self, floor: Ordinal) -> BTreeSet<Ordinal> {
+        let mut named = BTreeSet::new();
+        for (ordinal, row) in self.ordinals.iter().rev() {
+            let is_kept = *ordinal >= floor || named.contains(ordinal);
+            if let OrdinalKind::Local { base, redo, .. } = &row.kind
+                && is_kept
+                && redo.is_empty()
+            {
+                named.insert(*base);
+            }
+        }
+        let below = self.ordinals.range(..floor).map(|(ordinal, _)| *ordinal);
+        below.filter(|ordinal| !named.contains(ordinal)).collect()
+    }
+}
 
 impl Journal {
     /// Moves the sealed container that waits in its tail, if one does, into the store. For a background thread.
@@ -235,6 +254,7 @@ impl Journal {
         })
     }
 
+    /// Makes floors durable and frees what they passed. The caller holds `ingesting`.
     pub(crate) fn move_floors(&self, floors: Floors) -> Result<(), JournalError> {
         let before = self.floors();
         if floors == before {
@@ -242,21 +262,14 @@ impl Journal {
         }
         let mut batch = Batch::default();
         batch.put(Family::Meta, keys::FLOORS, floors.encode());
-        // Rows of ordinals below the floor name states that cannot be reached; the floor's own row still can.
-        let gone: Vec<Ordinal> = self
-            .shared
-            .read()
-            .ordinals
-            .range(..floors.undo)
-            .map(|(ordinal, _)| *ordinal)
-            .collect();
+        let gone = self.shared.read().unnamed_ordinals(floors.undo);
         for ordinal in &gone {
             batch.delete(Family::Catalog, keys::ordinal(*ordinal));
         }
         self.commit(batch, true)?;
         let mut shared = self.shared.write();
         shared.floors = floors;
-        shared.ordinals.retain(|ordinal, _| *ordinal >= floors.undo);
+        shared.ordinals.retain(|ordinal, _| !gone.contains(ordinal));
         drop(shared);
         self.free_below(before, floors)
     }

@@ -408,12 +408,8 @@ fn boundaries(
 ) -> BTreeMap<Position, Ordinal> {
     let mut out = BTreeMap::new();
     let mut of_ordinal: BTreeMap<Ordinal, Position> = BTreeMap::new();
-    let rows = || {
-        shared
-            .ordinals
-            .range(shared.floors.undo..=cursors.applied_ordinal.max(shared.floors.undo))
-    };
-    for (ordinal, row) in rows().filter(|(o, _)| **o <= cursors.applied_ordinal) {
+    // Rows below the floor are there for those above it that go back to them.
+    for (ordinal, row) in shared.ordinals.range(..=cursors.applied_ordinal) {
         let position = match &row.kind {
             OrdinalKind::Apply {
                 generation, last_seq, ..
@@ -451,7 +447,9 @@ fn boundaries(
         };
         if let Some(position) = position {
             of_ordinal.insert(*ordinal, position);
-            out.insert(position, *ordinal);
+            if *ordinal >= shared.floors.undo {
+                out.insert(position, *ordinal);
+            }
         }
     }
     out
