@@ -8,7 +8,7 @@ pub use copies::{CopyBatch, CopyQueue};
 
 use journal::{Journal, JournalError, LfcRow};
 use model::{
-    WriteSeq,
+    ContextState, WriteSeq,
     ports::{History, OrdinalKind},
 };
 use snapshot::{ChangeSet, Lfc, SnapshotError, Volumes, apply, apply_first_sync, write_copies};
@@ -34,15 +34,22 @@ pub struct Applier<'a> {
     pub volumes: &'a Volumes,
     /// Copies that wait.
     pub copies: &'a CopyQueue,
+    /// The context's state, read under that right: a restore that begins meanwhile waits for the step.
+    pub state: ContextState,
 }
 
 impl Applier<'_> {
-    /// Writes the copies that wait, then applies the next container; `false` when there was nothing to do. `wrote` is called
+    /// Writes the copies that wait, then applies the next container; `false` when there was nothing to do, or nothing
+    /// may be done in this state. `wrote` is called
     /// after each batch of copies, which may then be acknowledged.
     ///
     /// # Errors
     /// When the journal, the engine or a volume fails.
     pub fn step(&self, wrote: &mut dyn FnMut()) -> Result<bool, ApplyError> {
+        // Rule R-2: a rolled-back context receives and applies nothing.
+        if self.state != ContextState::Enabled {
+            return Ok(false);
+        }
         let cursors = self.journal.cursors();
         let behind = (Bound::Excluded(cursors.applied_lfc), Bound::Unbounded);
         let next = self.journal.lfc_rows(behind).into_iter().next();

@@ -13,7 +13,6 @@ use crate::{
     applying::{Applier, CopyQueue},
     bell::Bell,
 };
-use model::ContextState;
 use parking_lot::{Mutex, MutexGuard};
 use snapshot::Volumes;
 use std::{
@@ -44,7 +43,12 @@ pub struct Recovery {
 impl Recovery {
     pub(super) fn start(context: &Arc<Context>, volumes: Volumes) -> Result<Self, ContextError> {
         let volumes = Arc::new(volumes);
-        let views = Views::open(context, &volumes)?;
+        let views = Views::open(
+            &context.journal,
+            &volumes,
+            context.overlay_dir(),
+            context.config.overlay_limit.0,
+        )?;
         let received = Bell::default();
         let copies = Arc::new(CopyQueue::default());
         let writer = Arc::new(Mutex::new(()));
@@ -164,14 +168,11 @@ fn apply_next(agent: &Agent) -> Result<bool, ContextError> {
     let journal = &agent.context.journal;
     while journal.ingest_sealed()?.is_some() {}
     let _writer = agent.writer.lock();
-    // Rule R-2: a rolled-back context receives and applies nothing.
-    if agent.context.state() != ContextState::Enabled {
-        return Ok(false);
-    }
     let applier = Applier {
         journal,
         volumes: &agent.volumes,
         copies: &agent.copies,
+        state: agent.context.state(),
     };
     Ok(applier.step(&mut || agent.context.bells.applied.ring())?)
 }

@@ -224,13 +224,11 @@ impl Recovery {
     pub fn apply_next(&self) -> Fallible<bool> {
         let journal = &self.journal;
         while journal.ingest_sealed()?.is_some() {}
-        if self.state()? != ContextState::Enabled {
-            return Ok(false);
-        }
         let applier = Applier {
             journal,
             volumes: &self.volumes,
             copies: &self.copies,
+            state: self.state()?,
         };
         Ok(applier.step(&mut || {})?)
     }
