@@ -99,6 +99,25 @@ impl Medium for SlowReads {
     }
 }
 
+/// The world's volumes, read through the gate.
+fn slow(world: &World, gate: &SimMedium) -> Volumes {
+    let mut slow = Volumes::new();
+    for (i, medium) in world.media.iter().enumerate() {
+        let medium = SlowReads {
+            medium: medium.clone(),
+            gate: gate.clone(),
+        };
+        slow.insert(VolumeIndex(i as u16), "slow", Arc::new(medium), world.sizes[i])
+            .unwrap();
+    }
+    slow
+}
+
+fn slow_view(world: &World, slow: &Volumes, point: Point) -> View {
+    let history = Arc::clone(&world.history) as Arc<dyn History>;
+    View::new(point, slow.sizes(), slow.clone(), history).unwrap()
+}
+
 /// The reader looked up undo and found none; before it reads the volume, whole containers are applied.
 #[test]
 fn v2_applied_between_lookup_and_volume() {
@@ -109,18 +128,8 @@ fn v2_applied_between_lookup_and_volume() {
         .unwrap()
         .clone();
     let gate = SimPower::new().medium("gate", 1);
-    let mut slow = Volumes::new();
-    for (i, medium) in world.media.iter().enumerate() {
-        let medium = SlowReads {
-            medium: medium.clone(),
-            gate: gate.clone(),
-        };
-        slow.insert(VolumeIndex(i as u16), "slow", Arc::new(medium), world.sizes[i])
-            .unwrap();
-    }
-    let history = Arc::clone(&world.history) as Arc<dyn History>;
-    let view = |point| View::new(point, slow.sizes(), slow.clone(), Arc::clone(&history)).unwrap();
-    let first = view(point);
+    let slow = slow(&world, &gate);
+    let first = slow_view(&world, &slow, point);
     let held = gate.hold(Op::Sync, 0);
     thread::scope(|scope| {
         scope.spawn(|| check(&first, &state));
@@ -130,7 +139,8 @@ fn v2_applied_between_lookup_and_volume() {
         drop(held);
     });
     // The same for what is said to be zero.
-    let second = view(world.points.last().unwrap().0.clone());
+    let last = world.points.last().unwrap().0.clone();
+    let second = slow_view(&world, &slow, last);
     let held = gate.hold(Op::Sync, 0);
     thread::scope(|scope| {
         let extents = scope.spawn(|| second.extents(VolumeIndex(1), ByteRange::at(0, 5000)).unwrap());
@@ -138,6 +148,27 @@ fn v2_applied_between_lookup_and_volume() {
         world.receive_and_apply(vec![zero(1, 0, 5000)]);
         drop(held);
         assert!(extents.join().unwrap().iter().all(|e| !e.zero));
+    });
+}
+
+/// The reader found the first block in undo and goes to the volume for the others; before it reads them, all are overwritten
+/// once more. The first block stays what the lookup found: the newer undo has it as of a later moment.
+#[test]
+fn v2_the_second_look_takes_nothing_from_the_first() {
+    let mut world = World::new(&[30_000]);
+    world.receive_and_apply(vec![write(0, 0, b'a', 30_000)]);
+    let (point, state) = world.points.last().unwrap().clone();
+    assert!(point.base == Ordinal(1) && point.redo.is_empty());
+    world.receive_and_apply(vec![write(0, 0, b'b', 4096)]);
+    let gate = SimPower::new().medium("gate", 1);
+    let slow = slow(&world, &gate);
+    let view = slow_view(&world, &slow, point);
+    let held = gate.hold(Op::Sync, 0);
+    thread::scope(|scope| {
+        scope.spawn(|| check(&view, &state));
+        assert!(held.wait_for(1));
+        world.receive_and_apply(vec![write(0, 0, b'c', 30_000)]);
+        drop(held);
     });
 }
 
