@@ -364,6 +364,16 @@ fn questions_take_one_line_and_hold_the_lock() {
         assert_eq!(declined.code, 1, "{declined:?}");
         assert!(declined.stderr.contains("Nothing changed."), "{declined:?}");
     }
+    // One volume alone is asked for with its warning; a dry run says what the way there needs.
+    let alone = pair.cli_with(REC, &[&restore[..], &["-L", "data"]].concat(), "n\n");
+    assert!(
+        alone
+            .stderr
+            .contains("one volume alone breaks the consistency of the group"),
+        "{alone:?}"
+    );
+    let planned = pair.cli(REC, &[&restore[..], &["-n"]].concat());
+    assert!(planned.stdout.contains("bytes of undo"), "{planned:?}");
     assert_eq!(state(&pair), before);
 
     // While the question stands, another command that changes something is told who works there.
