@@ -23,6 +23,7 @@
 
 use super::{Applier, ApplyError, CopyQueue};
 use journal::{Frame, Journal, JournalError, tap::Tap};
+use model::ContextState;
 use snapshot::Volumes;
 use std::sync::Arc;
 
@@ -63,12 +64,13 @@ pub fn catch_up(journal: &Journal, volumes: &Volumes) -> Result<Vec<Arc<Frame>>,
 
 fn apply_next(journal: &Journal, volumes: &Volumes) -> Result<bool, ApplyError> {
     while journal.ingest_sealed()?.is_some() {}
-    // Copies come to a replica only.
+    // Copies come to a replica only, and only a replica is rolled back.
     let copies = &CopyQueue::default();
     let applier = Applier {
         journal,
         volumes,
         copies,
+        state: ContextState::Enabled,
     };
     applier.step(&mut || {})
 }

@@ -39,9 +39,8 @@ pub struct Applier<'a> {
 }
 
 impl Applier<'_> {
-    /// Writes the copies that wait, then applies the next container; `false` when there was nothing to do, or nothing
-    /// may be done in this state. `wrote` is called
-    /// after each batch of copies, which may then be acknowledged.
+    /// Writes the copies that wait, then applies the next container; `false` when there was nothing to do, or nothing may be
+    /// done in this state. `wrote` is called after each batch of copies, which may then be acknowledged.
     ///
     /// # Errors
     /// When the journal, the engine or a volume fails.
