@@ -48,6 +48,9 @@ pub enum RestoreError {
         /// Bytes that are free where the journal is.
         free: u64,
     },
+    /// The point left the window between the question and the answer: nothing was changed.
+    #[error("record {0} has left the window meanwhile")]
+    PointGone(model::WriteSeq),
     /// It is not known how much room there is.
     #[error("the room for the journal is not known: {0}")]
     Room(#[source] io::Error),
@@ -174,6 +177,10 @@ impl Replica<'_> {
         let history: &dyn History = self.journal;
         let row = match work {
             Work::Begin(mut row) => {
+                // It was resolved before the replica was ours.
+                if !self.journal.is_kept(&row.target) {
+                    return Err(RestoreError::PointGone(row.target.seq));
+                }
                 let applied = self.journal.cursors().applied_ordinal;
                 row.from = RestorePlan::new(history, &row.target, applied)?.start();
                 row

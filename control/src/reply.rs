@@ -34,6 +34,8 @@ pub enum Reply {
     Protect(ProtectReply),
     /// `pins`.
     Pins(PinsReply),
+    /// `pins --release`: the pin that went.
+    PinReleased(PinInfo),
     /// `wait`.
     Wait(WaitReply),
     /// What node this is.
@@ -335,8 +337,14 @@ pub struct PinInfo {
     pub point: PointInfo,
     /// When it was made.
     pub created: Moment,
-    /// When it goes by itself; `None`: never.
+    /// When it goes by itself, by the time of the newest received write; `None`: never.
     pub expires: Option<Moment>,
+    /// Bytes of history that would be freed if it went.
+    #[serde(default)]
+    pub holds_bytes: u64,
+    /// Whether its point is gone: space was short.
+    #[serde(default)]
+    pub broken: bool,
 }
 
 /// What was waited for is so.

@@ -117,6 +117,9 @@ pub enum Command {
         description: String,
         /// Whether to sync the mounted protected filesystems first.
         sync: bool,
+        /// `--keep`: seconds for which its point stays pinned, window or not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keep_s: Option<u64>,
     },
     /// `rtmark --list`.
     Marks {
@@ -167,6 +170,13 @@ pub enum Command {
     Pins {
         /// Only this context.
         context: Option<u32>,
+    },
+    /// `pins --release`: a release pin goes before its time.
+    ReleasePin {
+        /// The context.
+        context: u32,
+        /// Its number.
+        pin: u64,
     },
     /// `wait`.
     Wait {
@@ -224,6 +234,7 @@ impl Command {
             | Self::Unmount { context, .. }
             | Self::Start { context }
             | Self::Stop { context, .. }
+            | Self::ReleasePin { context, .. }
             | Self::Wait { context, .. }
             | Self::Probe { context } => Some(*context),
             Self::Protect(p) => Some(p.context),

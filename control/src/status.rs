@@ -72,6 +72,9 @@ pub struct ContextStatus {
     pub journal_bytes: u64,
     /// Its limit.
     pub journal_limit_bytes: Option<u64>,
+    /// How many pins there are.
+    #[serde(default)]
+    pub pins: u64,
     /// The newest point that a validation passed at.
     pub proven_good: Option<PointInfo>,
     /// The last verify.
@@ -168,6 +171,9 @@ pub struct SnapshotStatus {
     pub overlay_limit_bytes: Option<u64>,
     /// Where its filesystems are mounted.
     pub mounts: Vec<String>,
+    /// Whether its point is gone: reads fail.
+    #[serde(default)]
+    pub broken: bool,
 }
 
 /// The last verify.

@@ -125,13 +125,18 @@ impl Container {
                 }
             }
             match &record.body {
-                RecordBody::Mark { name, description } => self.events.marks.push(EventMark {
+                RecordBody::Mark {
+                    name,
+                    description,
+                    keep_ns,
+                } => self.events.marks.push(EventMark {
                     name: name.clone(),
                     description: description.clone(),
                     generation: self.generation,
                     seq: record.seq,
                     lfc: self.header.start.lfc,
                     time: record.time,
+                    keep_ns: *keep_ns,
                 }),
                 RecordBody::ClockStep { from, to } => self.events.steps.push((record.seq, *from, *to)),
                 _ => {}

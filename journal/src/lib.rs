@@ -44,6 +44,7 @@ mod parts;
 mod read;
 mod record;
 mod recovery;
+mod retention;
 mod rocks;
 mod rotten;
 mod row_table;
@@ -67,6 +68,7 @@ pub use map::{Cell, MapShape};
 pub use overflow::GaveWay;
 pub use parts::{IndexFloors, Parts};
 pub use record::Draft;
+pub use retention::{Broken, PinUse, Retained, Space, Wanted};
 pub use rocks::RocksStore;
 pub use rows::{
     Consistent, ContextRow, Floors, Generation, LfcRow, OrdinalRow, Parent, PinKind, PinRow, RestorePhase,

@@ -21,6 +21,8 @@ const BIRTH: u8 = 7;
 const FLAG_DISCARD: u8 = 1;
 /// Set on a birth record that has a parent.
 const FLAG_PARENT: u8 = 1;
+/// A mark that says how long it is to be kept.
+const FLAG_KEEP: u8 = 1;
 
 /// A record before it has a place and a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +56,14 @@ fn body_len(body: &RecordBody) -> u64 {
     match body {
         RecordBody::Write { data, .. } => 8 + data.len() as u64,
         RecordBody::Zero { .. } | RecordBody::ClockStep { .. } => 16,
-        RecordBody::Mark { name, description } => 8 + name.len() as u64 + description.len() as u64,
+        RecordBody::Mark {
+            name,
+            description,
+            keep_ns,
+        } => {
+            let keep = if keep_ns.is_some() { 8 } else { 0 };
+            8 + name.len() as u64 + description.len() as u64 + keep
+        }
         RecordBody::Copy { .. } | RecordBody::Birth { .. } => 48,
         RecordBody::Size { .. } => 8,
     }
@@ -66,7 +75,7 @@ pub(crate) fn encode(out: &mut Vec<u8>, volume: VolumeIndex, time: Timestamp, bo
     let (kind, flags) = match body {
         RecordBody::Write { .. } => (WRITE, 0),
         RecordBody::Zero { discard, .. } => (ZERO, if *discard { FLAG_DISCARD } else { 0 }),
-        RecordBody::Mark { .. } => (MARK, 0),
+        RecordBody::Mark { keep_ns, .. } => (MARK, if keep_ns.is_some() { FLAG_KEEP } else { 0 }),
         RecordBody::Copy { .. } => (COPY, 0),
         RecordBody::Size { .. } => (SIZE, 0),
         RecordBody::ClockStep { .. } => (CLOCK_STEP, 0),
@@ -83,7 +92,17 @@ pub(crate) fn encode(out: &mut Vec<u8>, volume: VolumeIndex, time: Timestamp, bo
     match body {
         RecordBody::Write { offset, data } => w.u64(*offset).bytes(data),
         RecordBody::Zero { range, .. } => w.u64(range.start).u64(range.len()),
-        RecordBody::Mark { name, description } => w.text(name).text(description),
+        RecordBody::Mark {
+            name,
+            description,
+            keep_ns,
+        } => {
+            w.text(name).text(description);
+            match keep_ns {
+                Some(ns) => w.u64(*ns),
+                None => &mut w,
+            }
+        }
         RecordBody::Copy { range, digest } => w.u64(range.start).u64(range.len()).bytes(digest),
         RecordBody::Size { size } => w.u64(*size),
         RecordBody::ClockStep { from, to } => w.u64(from.0).u64(to.0),
@@ -126,7 +145,7 @@ pub(crate) fn decode(body: &Bytes, at: &mut usize, seq: WriteSeq) -> Read<Record
         }
         Ok(ByteRange::at(start, len))
     };
-    if flags > 1 || (flags == 1 && kind != ZERO && kind != BIRTH) {
+    if flags > 1 || (flags == 1 && ![ZERO, BIRTH, MARK].contains(&kind)) {
         return Err(Malformed::What("a record has unknown flags"));
     }
     let record_body = match kind {
@@ -152,7 +171,12 @@ pub(crate) fn decode(body: &Bytes, at: &mut usize, seq: WriteSeq) -> Read<Record
             {
                 return Err(Malformed::What("a mark's name or description is not allowed"));
             }
-            RecordBody::Mark { name, description }
+            let keep_ns = (flags & FLAG_KEEP != 0).then(|| r.u64()).transpose()?;
+            RecordBody::Mark {
+                name,
+                description,
+                keep_ns,
+            }
         }
         COPY => RecordBody::Copy {
             range: range(&mut r, u64::MAX)?,

@@ -174,6 +174,18 @@ impl RocksStore {
         })
     }
 
+    /// Drops index entries below the floors now, instead of at leisure: for tools, and for whoever wants the room at once.
+    ///
+    /// # Errors
+    /// When a family is missing.
+    pub fn compact_indexes(&self) -> Result<(), StoreError> {
+        for family in [Family::RedoIndex, Family::UndoIndex] {
+            let all = None::<&[u8]>;
+            self.db.compact_range_cf(&self.family(family)?, all, all);
+        }
+        Ok(())
+    }
+
     fn family(&self, family: Family) -> Result<Arc<BoundColumnFamily<'_>>, StoreError> {
         let missing = || StoreError::Library {
             op: "find a family",

@@ -17,6 +17,8 @@ pub struct EventMark {
     pub lfc: LfcId,
     /// When the mark was taken.
     pub time: Timestamp,
+    /// Nanoseconds for which its point stays pinned, window or not.
+    pub keep_ns: Option<u64>,
 }
 
 impl EventMark {

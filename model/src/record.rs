@@ -51,6 +51,8 @@ pub enum RecordBody {
         name: String,
         /// Free text.
         description: String,
+        /// Nanoseconds for which its point stays pinned, window or not.
+        keep_ns: Option<u64>,
     },
     /// The stub of a copy (`rules.md` C2): these bytes, exactly as of this record, go to the peer beside the journal.
     Copy {

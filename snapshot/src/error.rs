@@ -132,7 +132,12 @@ pub enum SnapshotError {
 impl SnapshotError {
     /// Whether this is an overlay without room (`ENOSPC` to its user).
     #[must_use]
-    pub const fn is_full(&self) -> bool {
-        matches!(self, Self::OverlayFull { .. } | Self::OverlayLogFull { .. })
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::OverlayFull { .. } | Self::OverlayLogFull { .. } => true,
+            // The disk below is full: overlays take their room as they are written.
+            Self::OverlayIo { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            _ => false,
+        }
     }
 }

@@ -1,24 +1,46 @@
 //! A read-write device over a view.
 
 use crate::{
-    error::Result,
+    error::{Result, SnapshotError},
     overlay::Overlay,
     view::{Extent, View, push},
 };
 use model::{BLOCK_SIZE, ByteRange, VolumeIndex};
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 /// A view that takes writes; they stay in its private overlay, and nobody else sees them.
 pub struct Vdev {
     view: Arc<View>,
     overlay: Overlay,
+    /// The last change found no room.
+    is_full: AtomicBool,
 }
 
 impl Vdev {
     /// Puts an overlay over a view. After a restart, over a view of the very same point.
     #[must_use]
     pub const fn new(view: Arc<View>, overlay: Overlay) -> Self {
-        Self { view, overlay }
+        Self {
+            view,
+            overlay,
+            is_full: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether changes find no room: the last one did not, or every block is taken.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let usage = self.overlay.usage();
+        self.is_full.load(Ordering::Relaxed) || usage.blocks_used == usage.blocks
+    }
+
+    fn noted(&self, done: Result<()>) -> Result<()> {
+        let is_full = done.as_ref().is_err_and(SnapshotError::is_full);
+        self.is_full.store(is_full, Ordering::Relaxed);
+        done
     }
 
     /// What is below.
@@ -56,7 +78,7 @@ impl Vdev {
     /// As [`Vdev::read`]; [`crate::SnapshotError::is_full`] when the overlay has no room (then nothing is written).
     pub fn write(&self, volume: VolumeIndex, at: u64, bytes: &[u8]) -> Result<()> {
         let size = self.view.check(volume, at, bytes.len() as u64)?;
-        self.overlay.write(volume, at, bytes, &self.below(size))
+        self.noted(self.overlay.write(volume, at, bytes, &self.below(size)))
     }
 
     /// Makes a range zero; whole blocks need no room.
@@ -73,7 +95,7 @@ impl Vdev {
             // What lies past the end reads as zero in any case: a last partial block counts as a whole one.
             range.end = size.next_multiple_of(BLOCK_SIZE);
         }
-        self.overlay.zero(volume, range, &self.below(size))
+        self.noted(self.overlay.zero(volume, range, &self.below(size)))
     }
 
     /// Makes every write that returned before this call durable.

@@ -21,7 +21,10 @@ use bytes::Bytes;
 use journal::{Journal, JournalError, NewGeneration, Position};
 use model::{ContextState, GenNo, RecordBody, Role, WriteSeq};
 use snapshot::RegionCopy;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 use tokio::sync::mpsc;
 use wire::{
     Incoming, Message, Outgoing, Receiver, ReceiverAction, ReceiverLocal, RefuseCode, Version, Welcome,
@@ -29,6 +32,12 @@ use wire::{
 
 /// Request kind: the replica is rolled back (body 1) or applies again (body 0).
 pub const ROLLED_BACK: u16 = 2;
+
+/// Request kind: nothing more is received, the body says why (in UTF-8); empty: there is room again.
+pub const NO_ROOM: u16 = 3;
+
+/// Most messages that wait while there is no room: production's window bounds their bytes, not the small ones among them.
+const PARKED_MAX: usize = 4096;
 
 /// What the receiving thread is told.
 enum Event {
@@ -103,6 +112,8 @@ fn receive(
         stubs: BTreeMap::new(),
         may_apply: WriteSeq(0),
         told_rolled_back: false,
+        told_no_room: None,
+        parked: VecDeque::new(),
         requests: 0,
     };
     let mut event = Event::Message(hello);
@@ -112,8 +123,8 @@ fn receive(
             break "a newer connection took over".to_owned();
         };
         let step = match event {
-            Event::Message(message) => end.message(message),
-            Event::Moved => end.moved(),
+            Event::Message(message) => end.heard(message),
+            Event::Moved => end.moved().and_then(|()| end.unpark()),
             Event::Over(why) => break why,
         };
         drop(working);
@@ -142,6 +153,9 @@ struct End<'a> {
     stubs: BTreeMap<WriteSeq, journal::Digest>,
     may_apply: WriteSeq,
     told_rolled_back: bool,
+    told_no_room: Option<String>,
+    /// What arrived while there was no room, in order.
+    parked: VecDeque<Message>,
     requests: u64,
 }
 
@@ -154,6 +168,30 @@ impl End<'_> {
         self.context
             .running()
             .ok_or_else(|| LinkError::Refused("the context is stopped".into()))
+    }
+
+    /// While retention has no room nothing more is journaled: what arrives waits here, and because nothing of it is acknowledged,
+    /// production's window fills and no more comes. The link stays alive.
+    fn heard(&mut self, message: Message) -> Result<(), LinkError> {
+        let is_greeting = !self.receiver.is_receiving();
+        if is_greeting || (self.parked.is_empty() && self.context.retention.has_room()) {
+            return self.message(message);
+        }
+        self.parked.push_back(message);
+        if self.parked.len() > PARKED_MAX {
+            return Err(LinkError::Refused("there is no room for more".into()));
+        }
+        self.unpark()
+    }
+
+    fn unpark(&mut self) -> Result<(), LinkError> {
+        while self.context.retention.has_room() {
+            let Some(message) = self.parked.pop_front() else {
+                return Ok(());
+            };
+            self.message(message)?;
+        }
+        Ok(())
     }
 
     fn message(&mut self, message: Message) -> Result<(), LinkError> {
@@ -330,15 +368,20 @@ impl End<'_> {
         );
         if rolled_back != self.told_rolled_back {
             self.told_rolled_back = rolled_back;
-            self.requests += 1;
-            let body = Bytes::copy_from_slice(&[u8::from(rolled_back)]);
-            self.send(Message::Request(wire::Request {
-                id: self.requests,
-                kind: ROLLED_BACK,
-                body,
-            }))?;
+            self.tell(ROLLED_BACK, Bytes::copy_from_slice(&[u8::from(rolled_back)]))?;
+        }
+        let no_room = self.context.retention.no_room(&self.context);
+        if no_room.is_some() != self.told_no_room.is_some() {
+            self.told_no_room.clone_from(&no_room);
+            self.tell(NO_ROOM, Bytes::from(no_room.unwrap_or_default()))?;
         }
         self.acknowledge()
+    }
+
+    fn tell(&mut self, kind: u16, body: Bytes) -> Result<(), LinkError> {
+        self.requests += 1;
+        let id = self.requests;
+        self.send(Message::Request(wire::Request { id, kind, body }))
     }
 
     fn acknowledge(&mut self) -> Result<(), LinkError> {

@@ -277,6 +277,10 @@ impl Link {
 
     /// The recovery host tells us when it is rolled back or goes on: nothing is applied meanwhile.
     fn deliver(&self, request: wire::Request) {
+        if request.kind == super::aba::NO_ROOM {
+            let why = String::from_utf8_lossy(&request.body).into_owned();
+            self.context.set_peer_no_room(Some(why).filter(|w| !w.is_empty()));
+        }
         if request.kind == super::aba::ROLLED_BACK {
             self.context
                 .set_peer_rolled_back(false, request.body.first() == Some(&1));

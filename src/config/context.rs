@@ -1,6 +1,6 @@
 //! A context's file, `<state_dir>/contexts/<ID>.toml`, the same on both hosts.
 
-use super::{Age, ConfigError, Size, node::name_is_plain, parse, read, write};
+use super::{Age, ConfigError, RollbackWindow, Size, node::name_is_plain, parse, read, write};
 use model::{ContextId, VolumeIndex};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -27,7 +27,10 @@ pub struct ContextConfig {
     /// A container with records is sealed at this age.
     #[serde(default = "default_lfc_max_age")]
     pub lfc_max_age: Age,
-    /// Bytes of redo that production keeps for a peer that is away; none: all that the file system has but a reserve.
+    /// What is promised of the past.
+    #[serde(default)]
+    pub rollback_window: RollbackWindow,
+    /// Bytes of journal that a host keeps; none: all that the file system has but a reserve.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal_limit: Option<Size>,
     /// Bytes of frames that may wait for write-back before writers wait.
@@ -127,6 +130,7 @@ impl ContextConfig {
             recovery: vec![recovery],
             lfc_size: default_lfc_size(),
             lfc_max_age: default_lfc_max_age(),
+            rollback_window: RollbackWindow::default(),
             journal_limit: None,
             write_back_limit: default_overlay_bytes(),
             overlay_limit: default_vdev_limit(),

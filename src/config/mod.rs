@@ -6,10 +6,12 @@
 mod context;
 mod node;
 mod size;
+mod window;
 
 pub use context::{ContextConfig, Filesystem, VolumeConfig};
 pub use node::{AttachConfig, AttachMethod, HostConfig, ListenConfig, NodeConfig};
 pub use size::{Age, Size};
+pub use window::RollbackWindow;
 
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};

@@ -7,12 +7,14 @@ mod command_lock;
 mod overflow;
 mod production;
 mod recovery;
+mod retention;
 mod views;
 
 pub use command_lock::{CommandGuard, CommandLock};
 pub use overflow::SuperTransaction;
 pub use production::Production;
 pub use recovery::Recovery;
+pub use retention::Retention;
 pub use views::{Reader, Snapshot, SnapshotError, Views};
 
 use crate::{
@@ -104,6 +106,8 @@ pub struct PeerView {
     pub synced_at: Option<WriteSeq>,
     /// Whether its replica is rolled back: it receives and applies nothing.
     pub rolled_back: bool,
+    /// Why it receives nothing and what would help, while that is so.
+    pub no_room: Option<String>,
     /// Why it refused to work with us, if it did.
     pub refused: Option<String>,
 }
@@ -230,6 +234,8 @@ pub struct Context {
     pub journal: Arc<Journal>,
     /// What rings.
     pub bells: Bells,
+    /// What is kept of the past.
+    pub retention: Retention,
     node: Weak<Node>,
     node_name: String,
     role: Role,
@@ -283,6 +289,7 @@ impl Context {
             node_name: node.name(),
             journal: Arc::new(journal),
             bells: Bells::default(),
+            retention: Retention::default(),
             role,
             folder,
             peer: Mutex::default(),
@@ -591,7 +598,15 @@ impl Context {
         }
         peer.connected = connected;
         peer.refused = refused;
+        // A new connection says it again.
+        peer.no_room = None;
         drop(peer);
+        self.bells.acknowledged.ring();
+    }
+
+    /// The peer has no room for what we send, or has room again.
+    pub fn set_peer_no_room(&self, why: Option<String>) {
+        self.peer.lock().no_room = why;
         self.bells.acknowledged.ring();
     }
 

@@ -311,6 +311,10 @@ fn drop_applied(agent: &Agent, upto: WriteSeq) -> Result<bool, journal::JournalE
     match journal.drop_redo_through(last.generation, last.lfc) {
         // It was sealed a moment ago and waits to be ingested: the next round drops it.
         Err(journal::JournalError::NotHeld { .. }) => Ok(false),
-        done => done.map(|()| true),
+        done => {
+            done?;
+            journal.forget_old_rows(&agent.context.config.rollback_window.wanted())?;
+            Ok(true)
+        }
     }
 }

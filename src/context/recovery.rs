@@ -3,12 +3,12 @@
 //! | thread | sleeps on | does |
 //! | --- | --- | --- |
 //! | sync | received frames | one journal sync, rings `durable`: the receiver acknowledges |
-//! | apply | `sealed`, received copies | writes copies; ingests sealed containers and applies them in order: undo durable, then overwritten |
+//! | apply | `sealed`, received copies | writes copies; ingests sealed containers and applies them in order: undo durable, then overwritten; frees what nobody claims any more |
 //!
 //! Whoever overwrites the replica holds [`Recovery::writer`]: the apply thread for some copies and one container, a restore
 //! for its whole length.
 
-use super::{Context, ContextError, Views};
+use super::{Context, ContextError, Views, retention::LOOK_AGAIN};
 use crate::{
     applying::{Applier, CopyQueue},
     bell::Bell,
@@ -29,7 +29,7 @@ pub struct Recovery {
     /// The replica.
     pub volumes: Arc<Volumes>,
     /// Snapshots and named readers.
-    pub views: Views,
+    pub views: Arc<Views>,
     /// Rung by the receiver when it appended frames.
     pub received: Bell,
     /// Copies that were received and are not on the replica yet; `sealed` is rung for them.
@@ -43,12 +43,12 @@ pub struct Recovery {
 impl Recovery {
     pub(super) fn start(context: &Arc<Context>, volumes: Volumes) -> Result<Self, ContextError> {
         let volumes = Arc::new(volumes);
-        let views = Views::open(
+        let views = Arc::new(Views::open(
             &context.journal,
             &volumes,
             context.overlay_dir(),
             context.config.overlay_limit.0,
-        )?;
+        )?);
         let received = Bell::default();
         let copies = Arc::new(CopyQueue::default());
         let writer = Arc::new(Mutex::new(()));
@@ -56,6 +56,7 @@ impl Recovery {
         let agent = || Agent {
             context: Arc::clone(context),
             volumes: Arc::clone(&volumes),
+            views: Arc::clone(&views),
             received: received.clone(),
             copies: Arc::clone(&copies),
             writer: Arc::clone(&writer),
@@ -106,6 +107,7 @@ impl Recovery {
 struct Agent {
     context: Arc<Context>,
     volumes: Arc<Volumes>,
+    views: Arc<Views>,
     received: Bell,
     copies: Arc<CopyQueue>,
     writer: Arc<Mutex<()>>,
@@ -147,10 +149,15 @@ fn sync_loop(agent: &Agent) {
 fn apply_loop(agent: &Agent) {
     let mut ear = agent.context.bells.sealed.ear();
     while !agent.stopping.load(Ordering::Acquire) {
-        match apply_next(agent) {
-            Ok(true) => agent.context.bells.applied.ring(),
-            Ok(false) => {
-                ear.wait(Duration::from_secs(3600));
+        let step = apply_next(agent).and_then(|applied| Ok((applied, retain(agent)?)));
+        match step {
+            Ok((true, _)) | Ok((_, true)) => agent.context.bells.applied.ring(),
+            Ok((false, false)) => {
+                ear.wait(if agent.context.retention.has_room() {
+                    Duration::from_secs(3600)
+                } else {
+                    LOOK_AGAIN
+                });
             }
             // Production keeps redo until it is applied here: what rotted meanwhile comes back from there.
             Err(e) => match crate::damage::refetch(&agent.context, &e) {
@@ -160,6 +167,12 @@ fn apply_loop(agent: &Agent) {
             },
         }
     }
+}
+
+/// Frees what may go, now that more is applied or released; whether receiving stops or goes on because of it.
+fn retain(agent: &Agent) -> Result<bool, ContextError> {
+    let _writer = agent.writer.lock();
+    Ok(agent.context.retention.pass(&agent.context, &agent.views)?)
 }
 
 /// Ingests what is sealed, writes the copies that wait, applies the next container; `false` when there was nothing to do, or

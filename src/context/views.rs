@@ -175,14 +175,19 @@ impl Views {
         )?))
     }
 
-    /// Data and log file of an overlay; made when they are missing.
-    fn overlay_media(&self, folder: &Path) -> Result<(Arc<FileMedium>, Arc<FileMedium>), ContextError> {
+    /// Data and log file of an overlay: made when they are `new`, else as long as they were made, whatever the limit is now.
+    fn overlay_media(
+        &self,
+        folder: &Path,
+        new: bool,
+    ) -> Result<(Arc<FileMedium>, Arc<FileMedium>), ContextError> {
         std::fs::create_dir_all(folder).map_err(|source| ContextError::Io {
             what: folder.display().to_string(),
             source,
         })?;
         let open = |name: &str, bytes| {
-            FileMedium::open(&folder.join(name), Create::Sparse(bytes))
+            let create = if new { Create::Sparse(bytes) } else { Create::Never };
+            FileMedium::open(&folder.join(name), create)
                 .map(Arc::new)
                 .map_err(|source| ContextError::Io {
                     what: "overlay".into(),
@@ -196,7 +201,7 @@ impl Views {
     /// A new overlay in `folder`; whatever was there is void.
     fn create_overlay(&self, folder: &Path, id: u64) -> Result<Overlay, ContextError> {
         let _ = std::fs::remove_dir_all(folder);
-        let (data, log) = self.overlay_media(folder)?;
+        let (data, log) = self.overlay_media(folder, true)?;
         Ok(Overlay::create(data, log, id)?)
     }
 
@@ -205,7 +210,7 @@ impl Views {
         let PinKind::Snapshot { level, .. } = &pin.kind else {
             return Err(JournalError::Internal("a snapshot of a pin that is none").into());
         };
-        let (data, log) = self.overlay_media(&self.overlay_dir(*level))?;
+        let (data, log) = self.overlay_media(&self.overlay_dir(*level), false)?;
         let overlay = Overlay::open(data, log, pin.created.0)?;
         self.assemble(pin, overlay)
     }
@@ -235,6 +240,7 @@ impl Views {
         &self,
         target: &Target,
         name: Option<&str>,
+        owner: &str,
     ) -> Result<(Arc<Snapshot>, bool), SnapshotError> {
         // Resolve and pin are one action of the owner: nothing can be dropped in between.
         let mut state = self.state.lock();
@@ -272,6 +278,7 @@ impl Views {
             },
             point,
             target: target.to_string(),
+            owner: owner.to_owned(),
             created,
             expires: None,
         };
@@ -335,6 +342,13 @@ impl Views {
         Ok(reader)
     }
 
+    /// Does something while no point is resolved and no pin is made; it is told which points are read by name.
+    pub(super) fn settled<T>(&self, work: impl FnOnce(Vec<Point>) -> T) -> T {
+        let _state = self.state.lock();
+        let readers = self.readers.lock().values().map(|r| r.point.clone()).collect();
+        work(readers)
+    }
+
     /// Named readers that are open now.
     #[must_use]
     pub fn readers(&self) -> Vec<ReaderInfo> {
@@ -353,17 +367,29 @@ impl Views {
         self.state.lock().snapshots.get(&level).cloned()
     }
 
-    /// Releases snapshots: pins first, then their overlays. The caller has seen that nobody has them open.
+    /// Releases snapshots: pins first, then their overlays. The caller has seen that nobody has them open. Each leaves a pin of
+    /// its point until `until` (K2), unless the point is gone already.
     ///
     /// # Errors
     /// When the journal fails; those that are left are still there.
-    pub fn release(&self, levels: &[Level]) -> Result<(), ContextError> {
+    pub fn release(&self, levels: &[Level], owner: &str, until: Timestamp) -> Result<(), ContextError> {
         let mut state = self.state.lock();
         for level in levels {
             let Some(snapshot) = state.snapshots.get(level) else {
                 continue;
             };
-            self.journal.delete_pin(snapshot.pin, None)?;
+            // The same number: the pin goes on, in other hands.
+            let left = PinRow {
+                id: snapshot.pin,
+                kind: PinKind::Released,
+                point: snapshot.point().clone(),
+                target: snapshot.target.clone(),
+                owner: owner.to_owned(),
+                created: Timestamp::now(),
+                expires: Some(until),
+            };
+            let left = Some(&left).filter(|pin| self.journal.is_kept(&pin.point));
+            self.journal.delete_pin(snapshot.pin, left)?;
             state.snapshots.remove(level);
             let _ = std::fs::remove_dir_all(self.overlay_dir(*level));
         }

@@ -3,10 +3,19 @@
 use super::{Answer, Op, next, refused};
 use crate::{attach::mount as fs, context::Running};
 use control::{Code, Failure, Reply, reply::MarkInfo};
-use model::{EventMark, RecordBody, Role};
+use model::{EventMark, RecordBody, Role, Timestamp};
+
+/// How a mark is set.
+#[derive(Clone, Copy)]
+pub struct How {
+    /// Whether the mounted protected file systems are synced first.
+    pub sync: bool,
+    /// Seconds for which its point is pinned.
+    pub keep_s: Option<u64>,
+}
 
 /// Sets an event mark: syncs the mounted protected file systems first, so that what the application wrote is in it.
-pub fn mark(op: &mut Op<'_>, id: u32, name: &str, description: &str, sync: bool) -> Answer {
+pub fn mark(op: &mut Op<'_>, id: u32, name: &str, description: &str, how: How) -> Answer {
     let context = op.context(id)?;
     if context.role() != Role::Production {
         return Err(refused(format!(
@@ -53,23 +62,24 @@ pub fn mark(op: &mut Op<'_>, id: u32, name: &str, description: &str, sync: bool)
         })
         .filter_map(|a| a.mounted)
         .collect();
+    let keep_ns = how.keep_s.map(|s| s.saturating_mul(Timestamp::SECOND_NS));
     if op.options.dry_run {
         let mut steps: Vec<String> = mounted
             .iter()
-            .filter(|_| sync)
+            .filter(|_| how.sync)
             .map(|m| format!("sync {}", m.display()))
             .collect();
         steps.push(format!("set the mark '{name}' and seal the container"));
         return super::planned(None, steps);
     }
-    if sync {
+    if how.sync {
         for at in &mounted {
             fs::sync(at).map_err(|e| Failure::from_error(Code::Refused, &e))?;
         }
     }
     let (record, row) = production
         .tap
-        .mark(name.to_owned(), description.to_owned())
+        .mark_kept(name.to_owned(), description.to_owned(), keep_ns)
         .map_err(|e| Failure::from_error(Code::Refused, &e))?;
     context.bells.durable.ring();
     context.bells.sealed.ring();

@@ -12,6 +12,7 @@ mod lifecycle;
 mod mark;
 mod mount;
 mod pair;
+mod pins;
 mod protect;
 mod restore;
 mod snapshot;
@@ -206,7 +207,8 @@ fn locked<'a>(
 fn dispatch(op: &mut Op<'_>, command: &Command) -> Answer {
     match command {
         Command::Status { context } => status::status(op, *context),
-        Command::Pins { context } => status::pins(op, *context),
+        Command::Pins { context } => pins::list(op, *context),
+        Command::ReleasePin { context, pin } => pins::release(op, *context, *pin),
         Command::NodeInfo => status::node_info(op),
         Command::Snapshot {
             context,
@@ -240,7 +242,14 @@ fn dispatch(op: &mut Op<'_>, command: &Command) -> Answer {
             name,
             description,
             sync,
-        } => mark::mark(op, *context, name, description, *sync),
+            keep_s,
+        } => {
+            let how = mark::How {
+                sync: *sync,
+                keep_s: *keep_s,
+            };
+            mark::mark(op, *context, name, description, how)
+        }
         Command::Marks { context } => windows::marks(op, *context),
         Command::Mount {
             context,

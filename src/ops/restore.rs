@@ -274,6 +274,7 @@ fn run(op: &mut Op<'_>, context: &Arc<Context>, recovery: &Recovery, work: Work,
         // Nothing has changed yet: no room, or the container that a restart interrupted is finished first.
         RestoreError::NoRoom { .. } => Failure::from_error(Code::Refused, &e)
             .with_hint("make room where the journal is, or restore to a nearer point"),
+        RestoreError::PointGone(_) => Failure::from_error(Code::OutsideWindow, &e),
         RestoreError::Snapshot(SnapshotError::Unsettled { .. }) => Failure::from_error(Code::NotNow, &e),
         e => part_way(&e).with_hint("run the same command again to go on, or --undo to go back"),
     })?;

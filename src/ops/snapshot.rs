@@ -148,7 +148,9 @@ pub fn snapshot(op: &mut Op<'_>, id: u32, target: &str, name: Option<&str>) -> A
             format!("'{name}' cannot name a snapshot"),
         ));
     }
-    let (snapshot, already) = views.create(&parsed, name).map_err(|e| failure(&context, &e))?;
+    let (snapshot, already) = views
+        .create(&parsed, name, &op.options.operator)
+        .map_err(|e| failure(&context, &e))?;
     let reply = SnapshotReply {
         context: context.id().0,
         level: snapshot.level.0,
@@ -265,6 +267,7 @@ pub fn release(op: &mut Op<'_>, id: u32, which: Which) -> Answer {
             .with_holders(holders)
             .with_hint_command(format!("rtumnt -C {id}"), op.node.name()));
     }
+    let until = context.release_until();
     let released = chosen
         .iter()
         .map(|s| ReleasedSnapshot {
@@ -275,7 +278,7 @@ pub fn release(op: &mut Op<'_>, id: u32, which: Which) -> Answer {
                 .into_iter()
                 .flat_map(|v| [v.snap_device, v.vdev_device])
                 .collect(),
-            pinned_until: None,
+            pinned_until: Some(until.into()).filter(|_| !context.is_broken(s)),
         })
         .collect();
     if op.options.dry_run {
@@ -286,7 +289,10 @@ pub fn release(op: &mut Op<'_>, id: u32, which: Which) -> Answer {
         return super::planned(None, steps);
     }
     let levels: Vec<Level> = chosen.iter().map(|s| s.level).collect();
-    views.release(&levels).map_err(|e| context_failure(&e))?;
+    views
+        .release(&levels, &op.options.operator, until)
+        .map_err(|e| context_failure(&e))?;
+    context.bells.sealed.ring();
     let next = if context.state() == ContextState::RolledBack {
         None
     } else {

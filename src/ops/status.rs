@@ -1,4 +1,4 @@
-//! `status`, `pins`, and the first line of everything.
+//! `status`, and the first line of everything.
 
 use super::{Answer, Op, next};
 use crate::{
@@ -8,10 +8,10 @@ use crate::{
 use control::{
     Code, Failure, HeadLine, PeerLine, PeerState, Progress, Reply, Unit,
     event::HeadContext,
-    reply::{NodeInfoReply, PinInfo, PinsReply},
+    reply::NodeInfoReply,
     status::{ContextStatus, Cursors, Rpo, SnapshotStatus, StatusReply, Stopped, VolumeStatus},
 };
-use journal::{LfcRow, PinKind};
+use journal::LfcRow;
 use model::{ContextState, Role, Timestamp, WriteSeq};
 use std::sync::Arc;
 
@@ -139,6 +139,7 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
     }
     let rotten = journal.rotten_containers().into_iter();
     warnings.extend(rotten.map(|(g, lfc, what)| format!("redo of container g{g}:{lfc} is damaged: {what}")));
+    warnings.extend(kept_warnings(context));
     let unacked = cursors.appended.0 - cursors.received_by_peer.0.min(cursors.appended.0);
     let backlog = bytes_between(context, cursors.received_by_peer, cursors.appended);
     let oldest = rows(context)
@@ -209,7 +210,7 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
             consistent_here
         },
         window: super::windows::current(context).ok().flatten(),
-        window_wanted: control::status::WindowWanted::default(),
+        window_wanted: window_wanted(context),
         restored: context
             .restore()
             .map(|r| super::snapshot::point_info(context, &r.target, Some(&r.text))),
@@ -245,12 +246,21 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
                 .collect(),
             _ => Vec::new(),
         },
-        journal_bytes: rows(context)
-            .iter()
-            .filter(|r| journal.is_held(r))
-            .map(|r| r.bytes)
-            .sum(),
-        journal_limit_bytes: production.then(|| context.journal_limit().ok()).flatten(),
+        journal_bytes: if production {
+            rows(context)
+                .iter()
+                .filter(|r| journal.is_held(r))
+                .map(|r| r.bytes)
+                .sum()
+        } else {
+            journal.held_bytes().unwrap_or_default()
+        },
+        journal_limit_bytes: if production {
+            context.journal_limit().ok()
+        } else {
+            context.config.journal_limit.map(|limit| limit.0)
+        },
+        pins: journal.pins().map_or(0, |pins| pins.len() as u64),
         proven_good: None,
         verified: None,
         stopped: (row.state == ContextState::Stopped).then(|| Stopped {
@@ -281,6 +291,53 @@ fn copies(context: &Context, stale: u64) -> Progress {
         eta_s: rate.map(|rate| (stale as f64 / rate).ceil() as u64),
         job: None,
     }
+}
+
+fn window_wanted(context: &Context) -> control::status::WindowWanted {
+    let wanted = context.config.rollback_window;
+    control::status::WindowWanted {
+        seconds: wanted.age.map(|age| age.0.as_secs()),
+        bytes: wanted.bytes.map(|b| b.0),
+    }
+}
+
+/// What retention had to give up, or cannot: most urgent first, each with the way out.
+fn kept_warnings(context: &Context) -> Vec<String> {
+    let id = context.id();
+    let mut warnings: Vec<String> = Vec::new();
+    if context.role() == Role::Production {
+        let full = context.peer().no_room;
+        warnings.extend(full.map(|why| format!("{} receives nothing: {why}", context.peer_name())));
+        return warnings;
+    }
+    let full = context.retention.no_room(context);
+    warnings.extend(full.map(|why| format!("receiving stopped: {why}")));
+    if let Some(Running::Recovery(r)) = context.running().as_deref() {
+        for snapshot in r.views.all() {
+            let level = snapshot.level;
+            let out = format!("scrt_ra -C {id} -W --level {level}");
+            if context.is_broken(&snapshot) {
+                warnings.push(format!(
+                    "snapshot {level} is broken, its point was given up for room: {out}"
+                ));
+            } else if snapshot.vdev.is_full() {
+                warnings.push(format!(
+                    "the overlay of vdev {level} is full, writes to it fail and reads go on: {out}, and take a new \
+                     snapshot with a larger overlay_limit"
+                ));
+            }
+        }
+    }
+    for pin in context.journal.pins().unwrap_or_default() {
+        if matches!(pin.kind, journal::PinKind::Mark { .. }) && !context.journal.is_kept(&pin.point) {
+            warnings.push(format!(
+                "{} cannot be used: its point was given up for room",
+                super::pins::holder(&pin)
+            ));
+        }
+    }
+    warnings.extend(context.shortfall().map(|short| short.to_string()));
+    warnings
 }
 
 /// The one sentence, and the node status of the AIX product: 30 works, 60 loaded and its agent stopped, 100 not there.
@@ -380,6 +437,7 @@ fn snapshot_status(node: &Node, context: &Context, snapshot: &crate::context::Sn
         level: snapshot.level.0,
         name: snapshot.name.clone(),
         point: super::snapshot::info(context, snapshot),
+        broken: context.is_broken(snapshot),
         overlay_bytes: snapshot.vdev.overlay().usage().blocks_used * model::BLOCK_SIZE,
         overlay_limit_bytes: Some(context.config.overlay_limit.0),
         mounts: node
@@ -390,51 +448,6 @@ fn snapshot_status(node: &Node, context: &Context, snapshot: &crate::context::Sn
             .filter_map(|a| Some(a.mounted?.display().to_string()))
             .collect(),
     }
-}
-
-/// `backstay pins`.
-pub fn pins(op: &mut Op<'_>, only: Option<u32>) -> Answer {
-    let contexts = match only {
-        Some(id) => vec![op.context(id)?],
-        None => op.node.contexts(),
-    };
-    let mut pins = Vec::new();
-    for context in contexts {
-        let rows = context
-            .journal
-            .pins()
-            .map_err(|e| Failure::from_error(Code::Refused, &e))?;
-        pins.extend(rows.into_iter().map(|p| PinInfo {
-            id: p.id,
-            context: context.id().0,
-            holder: match &p.kind {
-                PinKind::Snapshot {
-                    level,
-                    name: Some(name),
-                } => format!("snapshot {level} '{name}'"),
-                PinKind::Snapshot { level, name: None } => format!("snapshot {level}"),
-                PinKind::Reader => "reader".into(),
-                PinKind::Restore => "failover restore".into(),
-                PinKind::Released => "released snapshot".into(),
-            },
-            owner: op.node.name(),
-            point: super::snapshot::point_info(&context, &p.point, Some(&p.target)),
-            created: p.created.into(),
-            expires: p.expires.map(Into::into),
-        }));
-        if let Some(Running::Recovery(r)) = context.running().as_deref() {
-            pins.extend(r.views.readers().into_iter().map(|reader| PinInfo {
-                id: 0,
-                context: context.id().0,
-                holder: format!("NBD reader of {}", reader.target),
-                owner: op.node.name(),
-                point: super::snapshot::point_info(&context, &reader.point, Some(&reader.target)),
-                created: reader.since.into(),
-                expires: None,
-            }));
-        }
-    }
-    Ok((Reply::Pins(PinsReply { pins }), None))
 }
 
 /// What node this is.

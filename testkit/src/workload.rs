@@ -260,6 +260,7 @@ impl Operation {
                 let body = RecordBody::Mark {
                     name: name.clone(),
                     description: String::new(),
+                    keep_ns: None,
                 };
                 (VolumeIndex(0), body)
             }

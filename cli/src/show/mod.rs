@@ -59,6 +59,7 @@ pub(crate) fn reply(reply: &Reply, view: &View) -> String {
         Reply::Stop(r) => run::stop(r),
         Reply::Protect(r) => run::protect(r),
         Reply::Pins(r) => run::pins(r, view),
+        Reply::PinReleased(p) => run::pin_released(p),
         Reply::Wait(r) => run::wait(r),
         Reply::NodeInfo(r) => run::node(r, view),
         Reply::PairOpen(r) => run::pair_open(r, view),

@@ -3,8 +3,8 @@
 use super::{View, about, point, table::Table};
 use crate::size::bytes;
 use control::reply::{
-    MarkInfo, MountInfo, MountReply, NodeInfoReply, PairJoinReply, PairOpenReply, PinsReply, PlanReply,
-    ProbeReply, ProtectReply, StartReply, StopReply, UnmountReply, WaitReply,
+    MarkInfo, MountInfo, MountReply, NodeInfoReply, PairJoinReply, PairOpenReply, PinInfo, PinsReply,
+    PlanReply, ProbeReply, ProtectReply, StartReply, StopReply, UnmountReply, WaitReply,
 };
 use std::fmt::Write as _;
 
@@ -110,7 +110,7 @@ pub(crate) fn protect(r: &ProtectReply) -> String {
 
 pub(crate) fn pins(r: &PinsReply, view: &View) -> String {
     let mut table = Table::new([
-        ">ID", ">CONTEXT", "POINT", ">LFC", "DATE", "EXPIRES", "HOLDER", "OWNER",
+        ">ID", ">CONTEXT", "POINT", ">LFC", ">EPOCH", "DATE", "SINCE", "EXPIRES", ">HOLDS", "HOLDER", "OWNER",
     ]);
     for p in &r.pins {
         table.row([
@@ -118,13 +118,29 @@ pub(crate) fn pins(r: &PinsReply, view: &View) -> String {
             p.context.to_string(),
             point::exact(&p.point),
             p.point.lfc.to_string(),
+            p.point.time.seconds().to_string(),
             view.zone.date(p.point.time),
+            view.zone.date(p.created),
             p.expires.map_or_else(|| "never".into(), |at| view.zone.date(at)),
+            if p.broken {
+                "BROKEN".into()
+            } else {
+                bytes(p.holds_bytes)
+            },
             p.holder.clone(),
             p.owner.clone(),
         ]);
     }
     table.text()
+}
+
+pub(crate) fn pin_released(p: &PinInfo) -> String {
+    format!(
+        "Released pin {} ({}), which held {}\n",
+        p.id,
+        p.holder,
+        bytes(p.holds_bytes)
+    )
 }
 
 pub(crate) fn wait(r: &WaitReply) -> String {

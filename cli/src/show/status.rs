@@ -194,7 +194,11 @@ fn rest(text: &mut String, c: &ContextStatus, view: &View) {
             s.level.to_string(),
             view.zone.date(s.point.time),
             s.point.lfc.to_string(),
-            format!("{}{limit}", bytes(s.overlay_bytes)),
+            if s.broken {
+                "BROKEN".to_owned()
+            } else {
+                format!("{}{limit}", bytes(s.overlay_bytes))
+            },
             s.name.clone().unwrap_or_else(|| "-".into()),
             if s.mounts.is_empty() {
                 "-".into()
@@ -252,6 +256,14 @@ fn window(c: &ContextStatus, view: &View) -> String {
 }
 
 fn journal(c: &ContextStatus) -> String {
+    let mut text = fill(c);
+    if c.pins > 0 {
+        let _ = write!(text, ", {}", count(c.pins, "pin"));
+    }
+    text
+}
+
+fn fill(c: &ContextStatus) -> String {
     match c.journal_limit_bytes {
         None => bytes(c.journal_bytes),
         Some(limit) => format!(

@@ -231,6 +231,7 @@ fn letters_of_the_other_commands() {
         name: name.into(),
         description: description.into(),
         sync,
+        keep_s: None,
     };
     let wait = |until, timeout_s| Command::Wait {
         context: 1,
@@ -261,6 +262,20 @@ fn letters_of_the_other_commands() {
         ("backstay status", Command::Status { context: None }),
         ("backstay status -C 2", Command::Status { context: Some(2) }),
         ("backstay pins", Command::Pins { context: None }),
+        (
+            "backstay pins -C 1 --release 7",
+            Command::ReleasePin { context: 1, pin: 7 },
+        ),
+        (
+            "rtmark -C 1 --name good --keep 30d",
+            Command::Mark {
+                context: 1,
+                name: "good".into(),
+                description: String::new(),
+                sync: true,
+                keep_s: Some(30 * 86_400),
+            },
+        ),
         (
             "backstay wait -C 1 --until consistent",
             wait(WaitFor::Consistent, None),

@@ -237,6 +237,8 @@ pub(super) fn pins() -> PinsReply {
                 point: point(900, 70250, 600),
                 created: ago(60),
                 expires: Some(Moment(NOW.0 + 3600 * 1_000_000_000)),
+                holds_bytes: 80 << 20,
+                broken: false,
             },
             PinInfo {
                 id: 11,
@@ -246,6 +248,8 @@ pub(super) fn pins() -> PinsReply {
                 point: point(950, 70_252, 300),
                 created: ago(30),
                 expires: None,
+                holds_bytes: 0,
+                broken: true,
             },
         ],
     }
@@ -315,6 +319,7 @@ pub(super) fn status() -> StatusReply {
             }],
             journal_bytes: 3 << 30,
             journal_limit_bytes: Some(10 << 30),
+            pins: 2,
             proven_good: Some(point(900, 70250, 600)),
             verified: Some(Verified {
                 at: ago(4000),

@@ -34,6 +34,9 @@ pub(crate) struct Mark {
     /// Do not sync the mounted protected filesystems first
     #[arg(long, conflicts_with = "list")]
     no_sync: bool,
+    /// Keep its point so long, window or not: 30d, 12h
+    #[arg(long, value_name = "AGE", value_parser = age, conflicts_with = "list")]
+    keep: Option<u64>,
     /// List marks, newest first
     #[arg(long)]
     list: bool,
@@ -69,8 +72,17 @@ impl Verb for Mark {
             name,
             description,
             sync: !self.no_sync,
+            keep_s: self.keep,
         })
     }
+}
+
+/// Seconds of an age.
+fn age(text: &str) -> Result<u64, String> {
+    model::target::parse_duration(text)
+        .map(|ns| ns / model::Timestamp::SECOND_NS)
+        .filter(|s| *s > 0)
+        .ok_or_else(|| "a number and s, m, h or d".to_owned())
 }
 
 fn read(path: &Path) -> Result<(String, String), CliError> {

@@ -48,12 +48,21 @@ impl Verb for Status {
 pub(crate) struct Pins {
     #[command(flatten)]
     context: ContextArg,
+    /// Release the pin that a released snapshot left, before its time
+    #[arg(long, value_name = "ID")]
+    release: Option<u64>,
 }
 
 impl Verb for Pins {
     fn command(&self, _: &Given<'_>) -> Result<Command, CliError> {
-        Ok(Command::Pins {
-            context: self.context.id,
+        Ok(match self.release {
+            Some(pin) => Command::ReleasePin {
+                context: self.context.required()?,
+                pin,
+            },
+            None => Command::Pins {
+                context: self.context.id,
+            },
         })
     }
 }

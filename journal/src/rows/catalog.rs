@@ -249,18 +249,20 @@ impl OrdinalRow {
 }
 
 pub(crate) fn encode_mark(m: &EventMark) -> Vec<u8> {
-    begin()
-        .u64(m.lfc.0)
-        .u64(m.time.0)
-        .text(&m.name)
-        .text(&m.description)
-        .done()
+    let mut w = begin();
+    w.u64(m.lfc.0).u64(m.time.0).text(&m.name).text(&m.description);
+    // A row without it is one byte for byte of before there was such a time.
+    if let Some(ns) = m.keep_ns {
+        w.u64(ns);
+    }
+    w.done()
 }
 
 pub(crate) fn decode_mark(generation: GenNo, seq: WriteSeq, bytes: &[u8]) -> Read<EventMark> {
     let mut r = open(bytes)?;
     let (lfc, time) = (LfcId(r.u64()?), Timestamp(r.u64()?));
     let (name, description) = (r.text()?, r.text()?);
+    let keep_ns = (!r.0.is_empty()).then(|| r.u64()).transpose()?;
     r.end()?;
     Ok(EventMark {
         name,
@@ -269,6 +271,7 @@ pub(crate) fn decode_mark(generation: GenNo, seq: WriteSeq, bytes: &[u8]) -> Rea
         seq,
         lfc,
         time,
+        keep_ns,
     })
 }
 

@@ -89,6 +89,11 @@ pub enum PinKind {
     Restore,
     /// Left by a released snapshot (K2).
     Released,
+    /// An event mark that was set with a time to keep it.
+    Mark {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// What keeps a point reachable.
@@ -102,6 +107,8 @@ pub struct PinRow {
     pub point: Point,
     /// The target it was asked for as.
     pub target: String,
+    /// Who asked for it: `user@host`. Empty in rows of before there were owners.
+    pub owner: String,
     /// When it was made.
     pub created: Timestamp,
     /// When it may go by itself.
@@ -120,6 +127,7 @@ impl PinRow {
             PinKind::Reader => (2, 0, ""),
             PinKind::Restore => (3, 0, ""),
             PinKind::Released => (4, 0, ""),
+            PinKind::Mark { name } => (5, 0, name.as_str()),
         };
         w.u8(kind)
             .u32(level)
@@ -128,6 +136,7 @@ impl PinRow {
             .u64(self.created.0);
         put_option(&mut w, self.expires.map(|t| t.0));
         put_point(&mut w, &self.point);
+        w.text(&self.owner);
         w.done()
     }
 
@@ -143,17 +152,20 @@ impl PinRow {
             2 => PinKind::Reader,
             3 => PinKind::Restore,
             4 => PinKind::Released,
+            5 => PinKind::Mark { name },
             _ => return Err(Malformed::What("its kind is not known")),
         };
         let (target, created) = (r.text()?, Timestamp(r.u64()?));
         let expires = option(&mut r)?.map(Timestamp);
         let point = point(&mut r)?;
+        let owner = if r.0.is_empty() { String::new() } else { r.text()? };
         r.end()?;
         Ok(Self {
             id,
             kind,
             point,
             target,
+            owner,
             created,
             expires,
         })

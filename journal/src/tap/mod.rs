@@ -411,8 +411,25 @@ impl Tap {
     /// # Errors
     /// When the journal fails.
     pub fn mark(&self, name: String, description: String) -> Result<(Record, Arc<LfcRow>), JournalError> {
+        self.mark_kept(name, description, None)
+    }
+
+    /// As [`Tap::mark`]; the recovery host pins its point for so many nanoseconds.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn mark_kept(
+        &self,
+        name: String,
+        description: String,
+        keep_ns: Option<u64>,
+    ) -> Result<(Record, Arc<LfcRow>), JournalError> {
         self.as_owner(|owner| {
-            let body = RecordBody::Mark { name, description };
+            let body = RecordBody::Mark {
+                name,
+                description,
+                keep_ns,
+            };
             let frame = self.append_one(
                 owner,
                 Draft {

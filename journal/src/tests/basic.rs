@@ -385,6 +385,7 @@ fn rows_of_state_survive() {
         kind,
         point: point.clone(),
         target: "latest".into(),
+        owner: "op@b".into(),
         created: at(9),
         expires: Some(at(99)),
     };

@@ -87,6 +87,7 @@ fn step(j: &Journal, book: &mut Book, what: u32, rng: &mut dyn RngCore) -> Step 
                 kind: PinKind::Reader,
                 point,
                 target: "latest".into(),
+                owner: "op@b".into(),
                 created: at(1),
                 expires: None,
             })?;

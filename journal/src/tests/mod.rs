@@ -8,6 +8,7 @@ mod mend;
 mod overflow;
 mod past;
 mod rocks;
+mod room;
 mod tails;
 mod versions;
 
@@ -85,6 +86,7 @@ pub(crate) fn mark(name: &str) -> Draft {
     let body = RecordBody::Mark {
         name: name.into(),
         description: "a mark".into(),
+        keep_ns: None,
     };
     Draft {
         volume: VolumeIndex(0),

@@ -298,6 +298,7 @@ fn t7_nothing_relies_on_a_batch_that_could_be_lost_in_silence() {
                 kind: PinKind::Reader,
                 point,
                 target: "latest".into(),
+                owner: String::new(),
                 created: at(9),
                 expires: None,
             })

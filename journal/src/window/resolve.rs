@@ -290,7 +290,7 @@ impl Asked<'_> {
     /// The point at a place, if it can be reached and is consistent.
     fn point(&self, at: Along) -> Result<Point, ResolveError> {
         if self.chart.row_of(at).is_none() {
-            return Err(self.in_gap(at)?);
+            return Err(self.missed(at)?);
         }
         if !self.chart.is_consistent(at) {
             if !self.chart.is_consistent_anywhere() {
@@ -304,13 +304,7 @@ impl Asked<'_> {
             });
         }
         let Some((base, redo)) = self.chart.way(at) else {
-            let stretches = self.chart.stretches();
-            let inside = stretches.first().is_some_and(|(first, _)| *first < at);
-            return Err(if inside {
-                self.in_gap(at)?
-            } else {
-                self.outside(at)?
-            });
+            return Err(self.missed(at)?);
         };
         let Reached {
             at: position,
@@ -339,6 +333,16 @@ impl Asked<'_> {
             nearest,
             window,
         }))
+    }
+
+    /// A place that cannot be reached: in a gap, or older than the window (its row may be forgotten by then).
+    fn missed(&self, at: Along) -> Result<ResolveError, ResolveError> {
+        let stretches = self.chart.stretches();
+        if stretches.first().is_some_and(|(first, _)| *first < at) {
+            self.in_gap(at)
+        } else {
+            self.outside(at)
+        }
     }
 
     fn outside(&self, at: Along) -> Result<ResolveError, ResolveError> {

@@ -333,6 +333,7 @@ pub fn bodies(sizes: &[u64], count: usize, rng: &mut StdRng) -> Vec<(u16, Record
                 RecordBody::Mark {
                     name: "m".into(),
                     description: String::new(),
+                    keep_ns: None,
                 },
             ),
             _ => {

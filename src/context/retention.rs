@@ -1,0 +1,273 @@
+//! Retention on a recovery host: when it runs, how much room there is, and what is told of it (`rules.md` K1, K2).
+//!
+//! # Overview
+//!
+//! The apply thread calls [`Retention::pass`] after every container and whenever something was released. What goes is decided
+//! and done by [`journal::Journal::retain`]; here the disk is measured and the outcome kept for `status` and the receiver.
+//!
+//! # When there is no room
+//!
+//! If nothing more may go, receiving stops ([`Retention::has_room`]): the receiver parks what still arrives, production's
+//! window fills and it sends no more, and the link stays alive. A pass every few seconds finds out when there is room again.
+//! Nothing is poisoned: everything acknowledged is journaled and everything else is still at production.
+
+use super::{Context, Snapshot, Views};
+use crate::config::Size;
+use journal::{Broken, Journal, JournalError, PinKind, PinRow, ResolveError, Retained, Space};
+use model::{ContextState, Target, Timestamp, target::TargetKind};
+use parking_lot::Mutex;
+use std::{path::Path, time::Duration};
+
+/// Age at which the point of a released snapshot goes (K2).
+const RELEASED_FOR: Duration = Duration::from_secs(72 * 3600);
+/// Time between two looks while receiving is stopped: room may come from outside.
+pub const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// Without a `journal_limit` so much of the disk stays free, or a twentieth of it where that is less.
+const RESERVE_BYTES: u64 = 1 << 30;
+
+/// The outcome of the newest pass.
+#[derive(Clone, Debug)]
+struct Outcome {
+    space: Space,
+    retained: Retained,
+}
+
+/// What retention knows between its passes.
+#[derive(Default)]
+pub struct Retention {
+    last: Mutex<Option<Outcome>>,
+}
+
+/// The window is shorter than it was promised (N25).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortfall {
+    /// Nanoseconds or bytes of it that are kept.
+    pub reached: String,
+    /// What was promised.
+    pub wanted: String,
+    /// What binds.
+    pub limit: String,
+    /// Bytes of redo and undo that the promise needs, at the rate of what is kept.
+    pub would_do: Option<u64>,
+}
+
+impl Retention {
+    /// Frees what may go and what must. The caller holds the right to overwrite the replica, so that nothing is applied or
+    /// restored meanwhile; answers whether there was room and is none, or the other way round.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub(super) fn pass(&self, context: &Context, views: &Views) -> Result<bool, JournalError> {
+        let wanted = context.config.rollback_window.wanted();
+        let space = space_of(context);
+        let retained = views.settled(|readers| {
+            pin_marks(&context.journal)?;
+            context.journal.retain(&wanted, space, readers)
+        })?;
+        tell(context, &retained);
+        let had_room = self.has_room();
+        *self.last.lock() = Some(Outcome { space, retained });
+        if had_room != self.has_room() {
+            let id = context.id().0;
+            match self.no_room(context) {
+                Some(why) => tracing::error!(context = id, "receiving stopped: {why}"),
+                None => tracing::info!(context = id, "there is room again: receiving goes on"),
+            }
+        }
+        Ok(had_room != self.has_room())
+    }
+
+    /// Whether more may be received.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.last.lock().as_ref().is_none_or(|o| !o.retained.stuck)
+    }
+
+    /// Why nothing more is received, and the way out; `None` while there is room.
+    #[must_use]
+    pub fn no_room(&self, context: &Context) -> Option<String> {
+        let outcome = self.last.lock().clone().filter(|o| o.retained.stuck)?;
+        let held = size(outcome.retained.held);
+        let (full, more) = match outcome.space {
+            Space::Limit(limit) => (
+                format!("{held} are held of journal_limit {}", size(limit)),
+                "raise journal_limit",
+            ),
+            Space::Disk { free, reserve } => (
+                format!(
+                    "{} of the disk are free and {} must stay free",
+                    size(free),
+                    size(reserve)
+                ),
+                "make room on the disk",
+            ),
+        };
+        let out = match context.state() {
+            ContextState::RolledBack | ContextState::Restoring => format!(
+                "nothing may go while the replica is rolled back: scrt_ra -C {} --undo on {}, or {more}",
+                context.id(),
+                context.node_name()
+            ),
+            _ => {
+                format!("what is received is not applied yet and may not go: it goes on by itself, or {more}")
+            }
+        };
+        Some(format!("{full}; {out}"))
+    }
+}
+
+/// Pins the marks that are to be kept, once their containers are applied and before any floor can pass them.
+fn pin_marks(journal: &Journal) -> Result<(), JournalError> {
+    let (applied, now) = (journal.cursors().applied, journal.newest_time());
+    for mark in journal.marks() {
+        let Some(until) = mark.keep_ns.map(|ns| Timestamp(mark.time.0.saturating_add(ns))) else {
+            continue;
+        };
+        // The mark's own time is the pin's number: it is made once.
+        if until <= now || mark.seq > applied || journal.pin(mark.time.0)?.is_some() {
+            continue;
+        }
+        let target = Target {
+            generation: Some(mark.generation),
+            kind: TargetKind::Seq(mark.seq),
+        };
+        match journal.resolve(&target, Timestamp(u64::MAX)) {
+            Ok(resolved) => journal.put_pin(&PinRow {
+                id: mark.time.0,
+                kind: PinKind::Mark {
+                    name: mark.name.clone(),
+                },
+                point: resolved.point,
+                target: format!("mark:{}", mark.name),
+                owner: "production".into(),
+                created: mark.time,
+                expires: Some(until),
+            })?,
+            Err(ResolveError::Journal(e)) => return Err(e),
+            Err(e) => tracing::debug!("mark '{}' cannot be pinned: {e}", mark.name),
+        }
+    }
+    Ok(())
+}
+
+fn size(bytes: u64) -> Size {
+    // Whole MiB read better, and this is for people.
+    Size(if bytes >= 10 << 20 {
+        bytes.next_multiple_of(1 << 20)
+    } else {
+        bytes
+    })
+}
+
+fn space_of(context: &Context) -> Space {
+    match context.config.journal_limit {
+        Some(limit) => Space::Limit(limit.0),
+        None => disk(&context.folder),
+    }
+}
+
+/// The room of the disk that the journal is on.
+fn disk(folder: &Path) -> Space {
+    match rustix::fs::statvfs(folder) {
+        Ok(disk) => Space::Disk {
+            free: disk.f_bavail.saturating_mul(disk.f_frsize),
+            reserve: (disk.f_blocks.saturating_mul(disk.f_frsize) / 20).min(RESERVE_BYTES),
+        },
+        Err(e) => {
+            tracing::warn!("{}: the room on its disk is not known: {e}", folder.display());
+            Space::Limit(u64::MAX)
+        }
+    }
+}
+
+fn tell(context: &Context, retained: &Retained) {
+    let id = context.id().0;
+    for pin in &retained.expired {
+        tracing::info!(context = id, pin = pin.id, "pin of {} expired", pin.target);
+    }
+    for broken in &retained.broken {
+        match broken {
+            Broken::Pin(pin) => tracing::warn!(context = id, pin, "space is short: a pin is broken"),
+            Broken::Reader => tracing::warn!(context = id, "space is short: a reader's point is gone"),
+            Broken::Window => tracing::warn!(context = id, "space is short: the window is cut"),
+            Broken::Resync => {
+                tracing::error!(
+                    context = id,
+                    "space is short: the last consistent point of the resync is gone"
+                );
+            }
+        }
+    }
+}
+
+impl Context {
+    /// Until when a snapshot that is released now keeps its point (K2): by the newest received write, not by the clock.
+    #[must_use]
+    pub fn release_until(&self) -> Timestamp {
+        let for_ns = u64::try_from(RELEASED_FOR.as_nanos()).unwrap_or(u64::MAX);
+        Timestamp(self.journal.newest_time().0.saturating_add(for_ns))
+    }
+
+    /// Whether a snapshot's point is gone: its reads fail.
+    #[must_use]
+    pub fn is_broken(&self, snapshot: &Snapshot) -> bool {
+        !self.journal.is_kept(snapshot.point())
+    }
+
+    /// The window as it is against the window as it was promised; `None` while the promise is kept, or nothing that belongs
+    /// to it was ever freed.
+    #[must_use]
+    pub fn shortfall(&self) -> Option<Shortfall> {
+        let journal = &self.journal;
+        let (floors, wanted) = (journal.floors(), self.config.rollback_window);
+        let first = journal.consistent().first().map(|c| c.from)?;
+        let floor = floors.redo_seq;
+        if (floor.generation, floor.seq) <= (first.generation, first.seq) {
+            return None;
+        }
+        let window = journal.window(None).ok()?;
+        let held = journal.held_bytes().ok()?;
+        let (limit, most) = match self.config.journal_limit {
+            Some(limit) => (format!("journal_limit {limit}"), Some(limit.0)),
+            None => ("the room on the disk".to_owned(), None),
+        };
+        let reached = journal.newest_time().0.saturating_sub(window.oldest.time.0);
+        if let Some(age) = wanted.age
+            && u128::from(reached) < age.0.as_nanos()
+        {
+            let needed = u128::from(held) * age.0.as_nanos() / u128::from(reached.max(1));
+            let would_do = u64::try_from(needed).unwrap_or(u64::MAX);
+            return Some(Shortfall {
+                reached: format!("{}s", reached / Timestamp::SECOND_NS),
+                wanted: age.to_string(),
+                limit: if most.is_some_and(|most| would_do <= most) {
+                    "time: it grows back".into()
+                } else {
+                    limit
+                },
+                would_do: (reached > 0).then_some(would_do),
+            });
+        }
+        let bytes = wanted.bytes.filter(|b| held < b.0)?;
+        Some(Shortfall {
+            reached: size(held).to_string(),
+            wanted: bytes.to_string(),
+            limit,
+            would_do: Some(bytes.0),
+        })
+    }
+}
+
+impl std::fmt::Display for Shortfall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "the rollback window is {} of {} wanted; what binds is {}",
+            self.reached, self.wanted, self.limit
+        )?;
+        match self.would_do {
+            Some(bytes) => write!(f, "; {} would do", size(bytes)),
+            None => Ok(()),
+        }
+    }
+}
