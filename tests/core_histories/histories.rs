@@ -41,7 +41,14 @@ fn script(rng: &mut dyn RngCore) -> Vec<Step> {
     for _ in 0..4 {
         work(&mut steps, 5);
         stream(&mut steps, 2);
-        steps.extend([Step::Apply, Step::WriteBack, Step::View, Step::Drop]);
+        steps.extend([
+            Step::Apply,
+            Step::WriteBack,
+            Step::View,
+            Step::Drop,
+            Step::Pin,
+            Step::Retain,
+        ]);
     }
     // The link breaks and the journal gives way; the replica is restored to its last point amid the resync.
     steps.push(Step::Cut);
@@ -67,11 +74,13 @@ fn script(rng: &mut dyn RngCore) -> Vec<Step> {
         Step::Drop,
         Step::Restore,
         Step::View,
+        Step::Retain,
         Step::View,
     ]);
     work(&mut steps, 3);
     stream(&mut steps, 2);
     steps.extend([Step::Apply, Step::Undo, Step::Apply, Step::Apply, Step::View]);
+    steps.extend([Step::Retain, Step::View, Step::Apply, Step::Retain, Step::View]);
     // A few of the steps come elsewhere, so that every seed is another history.
     for _ in 0..4 {
         let at = rng.random_range(0..steps.len());
@@ -123,7 +132,7 @@ fn a_cut_at_every_sync_of_recovery() {
         cuts += every_sync_of(false, rng, &mut total);
     });
     println!("{cuts} cuts at syncs of recovery in {tried} histories: {total:?}");
-    let all = total.views > 0 && total.restores > 0 && total.applied > 0;
+    let all = total.views > 0 && total.restores > 0 && total.applied > 0 && total.retained > 0;
     assert!(tried < 4 || (cuts > 50 * tried && all));
 }
 
@@ -147,7 +156,7 @@ fn random_histories_with_crashes_of_both_hosts() {
         total += world.counts();
     });
     println!("{tried} random histories: {total:?}");
-    let all = total.crashes > 100 && total.views > 0 && total.restores > 0;
+    let all = total.crashes > 100 && total.views > 0 && total.restores > 0 && total.retained > 50;
     assert!(tried < 100 || all);
 }
 

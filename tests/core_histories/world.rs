@@ -1,5 +1,7 @@
 //! Both hosts, the link between them and the oracle; what is done, what was promised, and what must hold after a crash.
 
+mod keep;
+
 use super::{
     hosts::{Fallible, Keeper, Production, Recovery, fill, indexes},
     link::Link,
@@ -59,10 +61,12 @@ pub enum Step {
     View,
     Restore,
     Undo,
+    Pin,
+    Retain,
 }
 
 /// Steps with how often they come, as the clock of a random history.
-pub const STEPS: [(Step, u32); 18] = [
+pub const STEPS: [(Step, u32); 20] = [
     (Step::Work, 34),
     (Step::Sync, 8),
     (Step::WriteBack, 6),
@@ -81,6 +85,8 @@ pub const STEPS: [(Step, u32); 18] = [
     (Step::View, 4),
     (Step::Restore, 1),
     (Step::Undo, 2),
+    (Step::Pin, 2),
+    (Step::Retain, 3),
 ];
 
 /// Draws a step.
@@ -112,6 +118,7 @@ pub struct World {
     marks: Vec<(String, WriteSeq)>,
     /// What recovery acknowledged or would: its journal never goes back behind this.
     kept: WriteSeq,
+    pins: keep::Pins,
     /// Production's power was cut since it was up last: only what was flushed is promised, whatever else happened.
     was_cut: bool,
     crashes: u32,
@@ -138,6 +145,7 @@ pub struct Counts {
     pub copies: u32,
     pub overflows: u32,
     pub jumps: u32,
+    pub retained: u32,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -149,6 +157,7 @@ impl std::ops::AddAssign for Counts {
         self.copies += o.copies;
         self.overflows += o.overflows;
         self.jumps += o.jumps;
+        self.retained += o.retained;
     }
 }
 
@@ -178,6 +187,7 @@ impl World {
             answered: Arc::default(),
             flushed: Arc::default(),
             marks: Vec::new(),
+            pins: keep::Pins::default(),
             kept: WriteSeq(0),
             was_cut: false,
             crashes: 0,
@@ -273,6 +283,7 @@ impl World {
             );
             assert!(c.applied <= c.durable);
             self.b = Some(b);
+            self.pins_after_boot()?;
             self.go_on_restoring(rng)?;
         }
         Ok(())
@@ -359,6 +370,8 @@ impl World {
             Step::View => self.look_back(rng),
             Step::Restore => self.restore(rng),
             Step::Undo => self.undo(),
+            Step::Pin => self.pin(rng),
+            Step::Retain => self.retain(rng),
         }
     }
 
@@ -569,10 +582,11 @@ impl World {
         let spans = b.spans();
         let (from, until) = *spans.get(rng.random_range(0..spans.len().max(1)))?;
         let newest = spans.last().map(|s| s.1)?;
+        let oldest = self.oldest()?;
         let kind = match rng.random_range(0..4) {
             0 => TargetKind::Latest,
             1 => {
-                let shown = |m: &&(String, WriteSeq)| from <= m.1 && m.1 <= until;
+                let shown = |m: &&(String, WriteSeq)| from.max(oldest) <= m.1 && m.1 <= until;
                 let marks: Vec<_> = self.marks.iter().filter(shown).collect();
                 let (name, _) = marks.get(rng.random_range(0..marks.len().max(1)))?;
                 TargetKind::Mark(name.clone())
@@ -584,10 +598,14 @@ impl World {
             TargetKind::Mark(name) => self.oracle.mark_at(name)?,
             _ => newest,
         };
+        if seq < oldest {
+            self.refuses(seq);
+            return None;
+        }
         let target = Target::from(kind);
         let resolved = b.journal.resolve(&target, Timestamp(u64::MAX));
         let point = resolved
-            .unwrap_or_else(|e| panic!("{target} of {spans:?} up to {}: {e}", c.durable))
+            .unwrap_or_else(|e| panic!("{target} of {spans:?} from {oldest} up to {}: {e}", c.durable))
             .point;
         assert_eq!(point.seq, seq, "{target}");
         Some(point)
