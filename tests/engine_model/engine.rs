@@ -129,6 +129,7 @@ impl Engine {
             },
             point: point.clone(),
             target: target.to_string(),
+            owner: "op@rec".into(),
             created: Timestamp(id),
             expires: None,
         };

@@ -61,7 +61,14 @@ impl Lab {
 
     pub fn mark(&mut self, name: &str) -> WriteSeq {
         let (name, description) = (name.to_owned(), String::new());
-        self.record(0, RecordBody::Mark { name, description })
+        self.record(
+            0,
+            RecordBody::Mark {
+                name,
+                description,
+                keep_ns: None,
+            },
+        )
     }
 
     /// Ends the open container.

@@ -223,7 +223,11 @@ impl Run {
             Kind::Mark => {
                 let name = format!("mark-{}", self.model.oracle.head().next());
                 let description = String::new();
-                let body = RecordBody::Mark { name, description };
+                let body = RecordBody::Mark {
+                    name,
+                    description,
+                    keep_ns: None,
+                };
                 self.append(vec![Draft {
                     volume: VolumeIndex(0),
                     body,

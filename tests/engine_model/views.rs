@@ -253,7 +253,7 @@ fn v3_a_pin_is_durable_before_its_name_is_told() {
             };
             let views = open(lab.e());
             lab.power.freeze_at(n);
-            let made = views.create(&Target::from(TargetKind::Seq(at)), Some("mine"));
+            let made = views.create(&Target::from(TargetKind::Seq(at)), Some("mine"), "op@rec");
             struck = lab.power.is_off();
             assert!(struck == made.is_err(), "{n}: told, and not durable");
             drop((made, views));

@@ -79,6 +79,7 @@ fn with_all_rows(lab: &Lab) -> Journal {
             name: None,
         },
         target: "mark:m".into(),
+        owner: String::new(),
         created: at(1),
         expires: None,
         point: point.clone(),
