@@ -12,14 +12,14 @@
 //! ever, and the context goes on in the same generation. Both directions are the same code: production asks before it serves
 //! anything, recovery before it greets anybody.
 //!
-//! A container that rotted in the recovery host's store before it was applied comes back the same way ([`refetch`]), because
+//! A container that rotted in the recovery host's store before it was applied comes back the same way (`refetch`), because
 //! production still holds it.
 //!
 //! # Invariants
 //!
 //! - The asker proves its position (generation, record, chain digest), and the other host answers only for its own line and
 //!   what is durable there, and only to the context's peer.
-//! - An answer is at most [`PAGE_BYTES`]; a frame that is longer comes in parts.
+//! - An answer is at most `PAGE_BYTES`; a frame that is longer comes in parts.
 //!
 //! # What it does not do
 //!

@@ -111,7 +111,7 @@ fn same(what: &str, got: &Image, wanted: &Image) {
 
 fn setup() -> Setup {
     Setup {
-        context: "lfc_size = \"2M\"\nlfc_max_age = \"2s\"\njournal_limit = \"8M\"\n",
+        context: "lfc_size = \"2M\"\nlfc_max_age = \"2s\"\njournal_limit = \"8M\"\nrecovery_journal_limit = \"1G\"\n",
         ..Setup::volumes(&VOLUMES)
     }
 }
@@ -224,7 +224,7 @@ fn c5_a_recovery_store_that_was_lost_is_filled_again() {
         std::fs::remove_dir_all(pair.scratch.join("state/rec/c1")).unwrap();
         pair.start(REC);
         world.write(rng, 1 << 20);
-        pair.waits(PROD, "resynced");
+        pair.waits(PROD, "drained");
         let image = world.mark("anew");
         pair.waits(PROD, "drained");
         pair.waits(REC, "consistent");

@@ -33,6 +33,9 @@ pub struct ContextConfig {
     /// Bytes of journal that a host keeps; none: all that the file system has but a reserve.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal_limit: Option<Size>,
+    /// The same for the recovery host alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery_journal_limit: Option<Size>,
     /// Bytes of frames that may wait for write-back before writers wait.
     #[serde(default = "default_overlay_bytes")]
     pub write_back_limit: Size,
@@ -132,6 +135,7 @@ impl ContextConfig {
             lfc_max_age: default_lfc_max_age(),
             rollback_window: RollbackWindow::default(),
             journal_limit: None,
+            recovery_journal_limit: None,
             write_back_limit: default_overlay_bytes(),
             overlay_limit: default_vdev_limit(),
             region_size: default_region_size(),
@@ -196,8 +200,13 @@ impl ContextConfig {
         if !(2 << 20..=1 << 30).contains(&self.lfc_size.0) {
             return fault("lfc_size", self.lfc_size.to_string(), "2M to 1G");
         }
-        if let Some(limit) = self.journal_limit.filter(|l| l.0 < 4 * self.lfc_size.0) {
-            return fault("journal_limit", limit.to_string(), "4 x lfc_size or more");
+        for (key, limit) in [
+            ("journal_limit", self.journal_limit),
+            ("recovery_journal_limit", self.recovery_journal_limit),
+        ] {
+            if let Some(limit) = limit.filter(|l| l.0 < 4 * self.lfc_size.0) {
+                return fault(key, limit.to_string(), "4 x lfc_size or more");
+            }
         }
         let region = self.region_size.0;
         if !region.is_power_of_two() || !(4 << 10..=1 << 20).contains(&region) {

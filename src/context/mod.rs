@@ -8,6 +8,7 @@ mod overflow;
 mod production;
 mod recovery;
 mod retention;
+mod room;
 mod views;
 
 pub use command_lock::{CommandGuard, CommandLock};
@@ -506,15 +507,6 @@ impl Context {
         self.journal.put_restore(Some(&restore), None)?;
         *self.restore.lock() = Some(restore);
         Ok(())
-    }
-
-    /// Bytes that are free on the filesystem of the journal.
-    ///
-    /// # Errors
-    /// When the filesystem does not say.
-    pub fn journal_room(&self) -> std::io::Result<u64> {
-        let fs = rustix::fs::statvfs(&self.folder)?;
-        Ok(fs.f_bavail.saturating_mul(fs.f_frsize))
     }
 
     /// Random id of this host's store of the context.

@@ -11,8 +11,6 @@ use model::Timestamp;
 
 /// Name of the note.
 const NOTE: &str = "super_transaction";
-/// Most bytes of a file system that are left free when no limit is configured.
-const RESERVE_BYTES: u64 = 1 << 30;
 
 /// What gave way since the replica was last consistent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,22 +46,16 @@ impl Context {
         SuperTransaction::parse(self.row().notes.get(NOTE)?)
     }
 
-    /// Bytes of redo that may be kept: as configured, else all but a reserve of the file system.
+    /// Bytes of redo that production may keep: as configured, else all but a reserve of the file system.
     ///
     /// # Errors
     /// When the file system does not say how full it is.
-    pub fn journal_limit(&self) -> Result<u64, ContextError> {
-        if let Some(limit) = self.config.journal_limit {
-            return Ok(limit.0);
+    pub fn redo_limit(&self) -> Result<u64, ContextError> {
+        if let Some((_, limit)) = self.configured_limit() {
+            return Ok(limit);
         }
-        let folder = self.journal_dir();
-        let fs = rustix::fs::statvfs(&folder).map_err(|e| ContextError::Io {
-            what: folder.display().to_string(),
-            source: e.into(),
-        })?;
-        let (free, size) = (fs.f_bavail * fs.f_frsize, fs.f_blocks * fs.f_frsize);
-        let reserve = RESERVE_BYTES.min(size / 20);
-        Ok((self.journal.redo_bytes() + free).saturating_sub(reserve))
+        let disk = self.disk()?;
+        Ok((self.journal.redo_bytes() + disk.free).saturating_sub(disk.reserve))
     }
 
     /// The replica has everything again.
@@ -84,7 +76,7 @@ impl Context {
         &self,
         mut checkpoint: impl FnMut() -> Result<(), ContextError>,
     ) -> Result<(), ContextError> {
-        let limit = self.journal_limit()?;
+        let limit = self.redo_limit()?;
         while self.journal.redo_bytes() > limit {
             let before = self.journal.cursors().checkpointed;
             let Some(gave) = self.journal.give_way()? else {

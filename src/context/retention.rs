@@ -11,19 +11,17 @@
 //! window fills and it sends no more, and the link stays alive. A pass every few seconds finds out when there is room again.
 //! Nothing is poisoned: everything acknowledged is journaled and everything else is still at production.
 
-use super::{Context, Snapshot, Views};
+use super::{Context, Snapshot, Views, room::Disk};
 use crate::config::Size;
 use journal::{Broken, Journal, JournalError, PinKind, PinRow, ResolveError, Retained, Space};
 use model::{ContextState, Target, Timestamp, target::TargetKind};
 use parking_lot::Mutex;
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 /// Age at which the point of a released snapshot goes (K2).
 const RELEASED_FOR: Duration = Duration::from_secs(72 * 3600);
 /// Time between two looks while receiving is stopped: room may come from outside.
 pub const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// Without a `journal_limit` so much of the disk stays free, or a twentieth of it where that is less.
-const RESERVE_BYTES: u64 = 1 << 30;
 
 /// The outcome of the newest pass.
 #[derive(Clone, Debug)]
@@ -88,10 +86,11 @@ impl Retention {
     pub fn no_room(&self, context: &Context) -> Option<String> {
         let outcome = self.last.lock().clone().filter(|o| o.retained.stuck)?;
         let held = size(outcome.retained.held);
+        let key = context.configured_limit().map_or("journal_limit", |(key, _)| key);
         let (full, more) = match outcome.space {
             Space::Limit(limit) => (
-                format!("{held} are held of journal_limit {}", size(limit)),
-                "raise journal_limit",
+                format!("{held} are held of {key} {}", size(limit)),
+                format!("raise {key}"),
             ),
             Space::Disk { free, reserve } => (
                 format!(
@@ -99,7 +98,7 @@ impl Retention {
                     size(free),
                     size(reserve)
                 ),
-                "make room on the disk",
+                "make room on the disk".to_owned(),
             ),
         };
         let out = match context.state() {
@@ -160,21 +159,13 @@ fn size(bytes: u64) -> Size {
 }
 
 fn space_of(context: &Context) -> Space {
-    match context.config.journal_limit {
-        Some(limit) => Space::Limit(limit.0),
-        None => disk(&context.folder),
+    if let Some((_, limit)) = context.configured_limit() {
+        return Space::Limit(limit);
     }
-}
-
-/// The room of the disk that the journal is on.
-fn disk(folder: &Path) -> Space {
-    match rustix::fs::statvfs(folder) {
-        Ok(disk) => Space::Disk {
-            free: disk.f_bavail.saturating_mul(disk.f_frsize),
-            reserve: (disk.f_blocks.saturating_mul(disk.f_frsize) / 20).min(RESERVE_BYTES),
-        },
+    match context.disk() {
+        Ok(Disk { free, reserve }) => Space::Disk { free, reserve },
         Err(e) => {
-            tracing::warn!("{}: the room on its disk is not known: {e}", folder.display());
+            tracing::warn!("the room on the journal's disk is not known: {e}");
             Space::Limit(u64::MAX)
         }
     }
@@ -227,8 +218,8 @@ impl Context {
         }
         let window = journal.window(None).ok()?;
         let held = journal.held_bytes().ok()?;
-        let (limit, most) = match self.config.journal_limit {
-            Some(limit) => (format!("journal_limit {limit}"), Some(limit.0)),
+        let (limit, most) = match self.configured_limit() {
+            Some((key, limit)) => (format!("{key} {}", Size(limit)), Some(limit)),
             None => ("the room on the disk".to_owned(), None),
         };
         let reached = journal.newest_time().0.saturating_sub(window.oldest.time.0);

@@ -169,9 +169,9 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
     let overflow = context.super_transaction();
     if let Some(s) = overflow {
         warnings.push(format!(
-            "super transaction: {} containers ({}) that {} lacks gave way to the state map; their regions are copied when it is there",
+            "super transaction: {} containers ({} MiB) that {} lacks gave way to the state map; their regions are copied when it is there",
             s.containers,
-            crate::config::Size(s.bytes),
+            s.bytes >> 20,
             context.peer_name()
         ));
     }
@@ -256,9 +256,9 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
             journal.held_bytes().unwrap_or_default()
         },
         journal_limit_bytes: if production {
-            context.journal_limit().ok()
+            context.redo_limit().ok()
         } else {
-            context.config.journal_limit.map(|limit| limit.0)
+            context.configured_limit().map(|(_, limit)| limit)
         },
         pins: journal.pins().map_or(0, |pins| pins.len() as u64),
         proven_good: None,
@@ -364,6 +364,10 @@ fn verdict(
             30,
         ),
         (ContextState::Enabled, Role::Production) => match (peer.connected, stale, unacked) {
+            (false, 1.., _) if context.super_transaction().is_some() => (
+                format!("{name} is not connected, and the journal is at its limit: what it lacks is noted and copied later"),
+                60,
+            ),
             (false, _, n) => (format!("{name} is not connected: {n} records wait for it"), 60),
             (true, 1.., _) if context.super_transaction().is_some() => (
                 "resync: the replica stands at its last consistent point".into(),
