@@ -18,7 +18,7 @@ use crate::{
 };
 use bytes::Bytes;
 use model::{
-    GenNo, LfcId, Ordinal,
+    GenNo, LfcId, Ordinal, WriteSeq,
     ports::{Batch, Family, OrdinalKind},
 };
 use std::{collections::BTreeSet, sync::Arc};
@@ -55,6 +55,20 @@ impl Journal {
     #[must_use]
     pub fn has_sealed(&self) -> bool {
         self.shared.read().sealed.is_some()
+    }
+
+    /// The last record of the sealed container that waits in its tail.
+    #[must_use]
+    pub fn waiting_end(&self) -> Option<WriteSeq> {
+        self.shared.read().sealed.as_ref().map(|s| s.row.last_seq)
+    }
+
+    /// Whether the open container is half full: soon the tail is needed in which a sealed one waits.
+    #[must_use]
+    pub fn is_half_full(&self) -> bool {
+        let shared = self.shared.read();
+        let half = self.options.lfc_size / 2;
+        shared.open.as_ref().is_some_and(|open| open.entry_bytes() > half)
     }
 
     pub(crate) fn ingest_inner(&self) -> Result<Option<Arc<LfcRow>>, JournalError> {

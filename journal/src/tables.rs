@@ -165,6 +165,15 @@ impl Journal {
         })
     }
 
+    /// Forgets the spans that end before `floor`: nothing of them can be reached any more.
+    pub(crate) fn forget_spans_below(&self, floor: Position) -> Result<(), JournalError> {
+        let is_below = |s: &Consistent| s.until.is_some_and(|until| until < floor);
+        if !self.consistent().iter().any(is_below) {
+            return Ok(());
+        }
+        self.change_consistent(|spans| spans.retain(|s| !is_below(s)))
+    }
+
     fn change_consistent(&self, change: impl FnOnce(&mut Vec<Consistent>)) -> Result<(), JournalError> {
         self.guarded(|| {
             let mut spans = self.consistent();

@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | sync | unsynced records | one journal sync, answers flushes, rings `durable` |
 //! | write-back | `durable` | overwrites the volumes from durable frames; a checkpoint now and then. While this host holds earlier points: applies sealed containers, undo first ([`crate::applying::acting`]) |
-//! | seal | a timer | seals by age, ingests sealed containers, raises the bound when idle, drops what the peer has applied |
+//! | seal | a timer | seals by age, drops what the peer has applied, ingests what it has not, raises the bound when idle, lets the oldest give way at the journal's limit |
 
 use super::{Context, ContextError};
 use crate::{
@@ -263,7 +263,7 @@ fn checkpoint(agent: &Agent) -> Result<(), ContextError> {
 fn seal_loop(agent: &Agent) {
     let journal = &agent.context.journal;
     let mut ear = agent.context.bells.durable.ear();
-    let mut dropped = WriteSeq(0);
+    let (mut dropped, mut looked) = (WriteSeq(0), WriteSeq(0));
     while !agent.stopping() {
         // An open container with records wakes the thread at its age; an empty one lets it sleep until something happens.
         let nap = if journal.open_is_empty() {
@@ -276,9 +276,7 @@ fn seal_loop(agent: &Agent) {
             if agent.tap.seal_if_due(model::Timestamp::now())?.is_some() {
                 agent.context.bells.sealed.ring();
             }
-            while journal.ingest_sealed()?.is_some() {
-                agent.context.bells.sealed.ring();
-            }
+            empty_tail(agent)?;
             if !rang {
                 journal.raise_bound()?;
             }
@@ -288,12 +286,43 @@ fn seal_loop(agent: &Agent) {
             if upto > dropped && drop_applied(agent, upto)? {
                 dropped = upto;
             }
-            agent.context.relieve(|| checkpoint(agent))
+            // The journal grows by containers.
+            let sealed = journal.sealed_end();
+            if sealed != looked || !rang {
+                agent.context.relieve(|| checkpoint(agent))?;
+                looked = sealed;
+            }
+            Ok(())
         };
         if let Err(e) = step() {
             return agent.poison("journal", &e);
         }
     }
+}
+
+/// Takes a sealed container out of its tail. Where the peer applies what it receives it is dropped there a moment later, and
+/// never written to the store (rule T8); where the peer is away, or the tail is soon needed, it goes into the store.
+fn empty_tail(agent: &Agent) -> Result<(), ContextError> {
+    let journal = &agent.context.journal;
+    let Some(last) = journal.waiting_end() else {
+        return Ok(());
+    };
+    let cursors = journal.cursors();
+    let acting = builds_undo(journal);
+    if cursors.applied_by_peer >= last && cursors.written_back >= last && !acting {
+        if cursors.checkpointed < last {
+            checkpoint(agent)?;
+        }
+        // As in `drop_applied`.
+        journal.set_peer(cursors.received_by_peer, cursors.applied_by_peer, true)?;
+        journal.drop_sealed()?;
+    } else if acting || journal.is_half_full() || !agent.context.peer().connected {
+        while journal.ingest_sealed()?.is_some() {}
+    } else {
+        return Ok(());
+    }
+    agent.context.bells.sealed.ring();
+    Ok(())
 }
 
 /// Frees redo up to `upto`, which the volumes hold durably and the peer has applied (rule T8; pins and archives are not kept

@@ -4,6 +4,7 @@ use super::{
     histories::{SMALL, small},
     world::{Step, World},
 };
+use journal::{Broken, Space, Wanted};
 use rand::RngCore;
 use testkit::with_seeds;
 
@@ -87,4 +88,31 @@ fn c3_a_copy_comes_after_what_was_received_before_the_gap() {
         steps(&mut world, &STREAM, 8, rng);
         world.settle(rng);
     });
+}
+
+/// Room runs out amid a resync: the last consistent point goes, and the resync goes on as a first sync, without undo.
+#[test]
+fn k1_a_resync_that_lost_its_point_goes_on_as_a_first_sync() {
+    let mut broken = 0;
+    let tried = with_seeds("k1 resync", 12, |rng| {
+        let mut world = synced(rng);
+        steps(&mut world, &[Step::Apply], 4, rng);
+        overflow(&mut world, rng);
+        for _ in 0..6 {
+            steps(&mut world, &[Step::Copy, Step::Work], 1, rng);
+            steps(&mut world, &STREAM, 1, rng);
+            steps(&mut world, &[Step::Apply], 2, rng);
+        }
+        if world.is_amid_copies() {
+            let journal = &world.b().journal;
+            let retained = journal.retain(&Wanted::default(), Space::Limit(0), Vec::new());
+            if retained.unwrap().broken.contains(&Broken::Resync) {
+                assert!(journal.consistent().is_empty());
+                broken += 1;
+            }
+        }
+        world.settle(rng);
+    });
+    println!("{broken} resyncs lost their point");
+    assert!(tried < 12 || broken > 3, "{broken}");
 }

@@ -22,7 +22,8 @@
 //!
 //! The floor is durable before anything below it is freed, and freeing is repeated on open (`ingest`). Pins go after the
 //! floor has passed them, so a cut in between leaves a pin without a point and never a point that is gone while its floor
-//! is not there. Rows are forgotten last, when they are four windows old (T9).
+//! is not there. A consistent span that lies below the floor goes after it: when the last one of a running resync has gone,
+//! the resync goes on as a first sync, without undo. Rows are forgotten last, when they are four windows old (T9).
 //!
 //! # What it does not do
 //!
@@ -254,6 +255,7 @@ impl Journal {
             let applied = gone.iter().rev().find_map(|s| s.applied);
             self.raise_floor(last.ordinal, applied)?;
         }
+        self.forget_spans_below(self.floors().redo_seq)?;
         let expired: Vec<PinRow> = kept
             .pins
             .iter()
