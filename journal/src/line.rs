@@ -136,6 +136,11 @@ impl Journal {
     pub fn digest_at(&self, generation: GenNo, seq: WriteSeq) -> Result<(WriteSeq, Digest), JournalError> {
         let row = {
             let shared = self.shared.read();
+            // The journal's end right behind a gap, or at its very start: no row ends there.
+            let open = shared.open.as_ref().filter(|o| o.generation == generation);
+            if let Some(start) = open.map(|o| o.header.start).filter(|s| s.first_seq == seq.next()) {
+                return Ok((seq, start.prev_digest));
+            }
             let g = shared.generations.get(&generation);
             let g = g.ok_or(JournalError::NotHeld {
                 generation,
@@ -182,6 +187,34 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Refused`] when the generation is known and not the current one, or a failure.
     pub fn create_generation(&self, new: NewGeneration) -> Result<Generation, JournalError> {
+        self.open_generation(new, None)
+    }
+
+    /// Recovery with nothing: follows a generation from behind a gap on, in one step. The chain goes on from `prev_digest`.
+    ///
+    /// # Errors
+    /// As [`Journal::create_generation`].
+    pub fn follow_behind_gap(
+        &self,
+        id: GenId,
+        first_lfc: LfcId,
+        first_seq: WriteSeq,
+        prev_digest: Digest,
+    ) -> Result<Generation, JournalError> {
+        let new = NewGeneration {
+            id,
+            parent: None,
+            first_seq: Some(first_seq),
+            first_lfc: Some(first_lfc),
+        };
+        self.open_generation(new, Some(prev_digest))
+    }
+
+    fn open_generation(
+        &self,
+        new: NewGeneration,
+        behind_gap: Option<Digest>,
+    ) -> Result<Generation, JournalError> {
         self.guarded(|| {
             let mut writer = self.writer.lock();
             if let Some(known) = self.generation_by_id(new.id) {
@@ -218,8 +251,8 @@ impl Journal {
                 generation: generation.id,
                 lfc: generation.first_lfc,
                 first_seq: generation.first_seq,
-                prev_digest: generation.root_digest(),
-                after_gap: false,
+                prev_digest: behind_gap.unwrap_or_else(|| generation.root_digest()),
+                after_gap: behind_gap.is_some(),
             };
             let mut batch = Batch::default();
             batch.put(Family::Catalog, keys::generation(no), generation.encode());

@@ -252,6 +252,11 @@ impl Journal {
         });
         scanned.map_err(|e| corrupt(e, |what| damaged(row, what)))?;
         match fault {
+            // They were freed since the row was looked up.
+            _ if !self.is_held(row) => Err(JournalError::NotHeld {
+                generation: row.generation,
+                lfc: row.lfc,
+            }),
             Some(e) => Err(e),
             None if frames.is_empty() => Err(damaged(row, "its frames are missing".into())),
             None => Ok(frames),

@@ -176,11 +176,13 @@ impl Journal {
 
     fn change_consistent(&self, change: impl FnOnce(&mut Vec<Consistent>)) -> Result<(), JournalError> {
         self.guarded(|| {
+            // From the look to the change under one lock: the receiver ends a span while retention forgets another.
+            let mut meta = self.meta.lock();
             let mut spans = self.consistent();
             change(&mut spans);
             let mut batch = Batch::default();
             batch.put(Family::Meta, keys::CONSISTENT, Consistent::encode_all(&spans));
-            self.commit(batch, true)?;
+            self.commit_locked(&mut meta, batch, true)?;
             self.shared.write().consistent = spans;
             Ok(())
         })

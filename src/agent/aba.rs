@@ -36,8 +36,9 @@ pub const ROLLED_BACK: u16 = 2;
 /// Request kind: nothing more is received, the body says why (in UTF-8); empty: there is room again.
 pub const NO_ROOM: u16 = 3;
 
-/// Most messages that wait while there is no room: production's window bounds their bytes, not the small ones among them.
-const PARKED_MAX: usize = 4096;
+/// Most bytes that wait while there is no room: more than production's windows of frames and copies, however small the
+/// frames in them are.
+const PARKED_BYTES: usize = 256 << 20;
 
 /// What the receiving thread is told.
 enum Event {
@@ -114,6 +115,7 @@ fn receive(
         told_rolled_back: false,
         told_no_room: None,
         parked: VecDeque::new(),
+        parked_bytes: 0,
         requests: 0,
     };
     let mut event = Event::Message(hello);
@@ -156,6 +158,7 @@ struct End<'a> {
     told_no_room: Option<String>,
     /// What arrived while there was no room, in order.
     parked: VecDeque<Message>,
+    parked_bytes: usize,
     requests: u64,
 }
 
@@ -177,8 +180,9 @@ impl End<'_> {
         if is_greeting || (self.parked.is_empty() && self.context.retention.has_room()) {
             return self.message(message);
         }
+        self.parked_bytes += message.weight();
         self.parked.push_back(message);
-        if self.parked.len() > PARKED_MAX {
+        if self.parked_bytes > PARKED_BYTES {
             return Err(LinkError::Refused("there is no room for more".into()));
         }
         self.unpark()
@@ -189,6 +193,7 @@ impl End<'_> {
             let Some(message) = self.parked.pop_front() else {
                 return Ok(());
             };
+            self.parked_bytes -= message.weight();
             self.message(message)?;
         }
         Ok(())
@@ -404,26 +409,16 @@ impl End<'_> {
 /// When the journal fails, or the jump does not lead forward.
 pub fn pass_gap(journal: &Journal, jump: &wire::Jump) -> Result<WriteSeq, JournalError> {
     let first_seq = jump.to.seq.next();
-    let last = match journal.current_generation() {
-        Some(generation) => {
-            let last = journal.cursors().appended;
-            // Before the journal goes on behind the gap: no point past it may be shown, whatever happens next.
-            journal.set_consistent_until(Position {
-                generation: generation.no,
-                seq: last,
-            })?;
-            last
-        }
-        None => {
-            journal.create_generation(NewGeneration {
-                id: jump.to.generation,
-                parent: None,
-                first_seq: Some(first_seq),
-                first_lfc: Some(jump.lfc),
-            })?;
-            WriteSeq(0)
-        }
+    let Some(generation) = journal.current_generation() else {
+        journal.follow_behind_gap(jump.to.generation, jump.lfc, first_seq, jump.to.digest)?;
+        return Ok(WriteSeq(0));
     };
+    let last = journal.cursors().appended;
+    // Before the journal goes on behind the gap: no point past it may be shown, whatever happens next.
+    journal.set_consistent_until(Position {
+        generation: generation.no,
+        seq: last,
+    })?;
     journal.skip_to(jump.lfc, first_seq, jump.to.digest)?;
     Ok(last)
 }

@@ -36,6 +36,11 @@ struct State {
     bytes: u64,
     ended: bool,
     complete: bool,
+    /// A copier is at work.
+    at_work: bool,
+    /// More became stale after it may have taken its last look.
+    again: bool,
+    failure: Option<String>,
 }
 
 fn bytes_of(copy: &CopyTaken) -> u64 {
@@ -86,6 +91,38 @@ impl Table {
         self.changed.notify_all();
     }
 
+    /// Something is stale: a copier that is at work looks again; else the caller starts one (`true`).
+    pub fn wants_copier(&self) -> bool {
+        let mut state = self.state.lock();
+        state.again = true;
+        !std::mem::replace(&mut state.at_work, true)
+    }
+
+    /// The copier ended with a failure.
+    pub fn failed(&self, why: String) {
+        let mut state = self.state.lock();
+        state.at_work = false;
+        state.failure = Some(why);
+    }
+
+    /// Why the copier ended, if it failed.
+    pub fn failure(&self) -> Option<String> {
+        self.state.lock().failure.clone()
+    }
+
+    /// The copier found nothing: it ends, and all is complete, unless it is to look again (`false`).
+    fn finish(&self) -> bool {
+        let mut state = self.state.lock();
+        state.at_work = std::mem::take(&mut state.again);
+        state.complete = !state.at_work;
+        state.complete
+    }
+
+    /// The copier looks from here on.
+    fn looks(&self) {
+        self.state.lock().again = false;
+    }
+
     /// The link is gone.
     pub fn end(&self) {
         self.state.lock().ended = true;
@@ -130,6 +167,7 @@ pub fn run(
 ) -> Result<(), JournalError> {
     let next = |volume, from| next_stale(tap.journal(), volumes, volume, from);
     loop {
+        table.looks();
         let mut at = (VolumeIndex(0), 0);
         let mut any = false;
         while let Some((volume, range)) = next(at.0, at.1) {
@@ -152,8 +190,7 @@ pub fn run(
         if !table.wait_for_all() {
             return Ok(());
         }
-        if !any {
-            table.state.lock().complete = true;
+        if !any && table.finish() {
             complete();
             return Ok(());
         }

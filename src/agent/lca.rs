@@ -200,9 +200,11 @@ impl Link {
                     let journal = Arc::clone(&self.journal);
                     let resume = blocking(move || judge(&journal, peer)).await?;
                     if !matches!(resume, Resume::Diverged { .. }) {
-                        // What a new store of the peer lacks is stale before the stream goes on without it.
+                        // What the peer lost is stale before the stream goes on without it.
                         let context = Arc::clone(&self.context);
-                        blocking(move || meet(&context, welcome.instance, peer.seq, welcome.applied)).await?;
+                        let lacks = welcome.copying || matches!(resume, Resume::Jump(_));
+                        let (instance, applied) = (welcome.instance, welcome.applied);
+                        blocking(move || meet(&context, instance, peer.seq, applied, lacks)).await?;
                     }
                     for action in sender.resume(resume) {
                         if let SenderAction::Send(message) = action {
@@ -240,7 +242,7 @@ impl Link {
                         // Redo may be dropped, also when nobody writes.
                         self.context.bells.durable.ring();
                     }
-                    if self.context.super_transaction().is_some() {
+                    if self.context.is_stale() {
                         let context = Arc::clone(&self.context);
                         blocking(move || forget_covered(&context)).await?;
                     }
@@ -301,20 +303,17 @@ impl Link {
         self.table.left_out(jump.to.seq);
         self.context
             .set_peer_rolled_back(true, self.context.peer().rolled_back);
-        if self.context.stale_bytes() == 0 {
-            // What was left out changed no volume. The sync still needs a container behind the gap to end with.
-            let (journal, seq) = (Arc::clone(&self.journal), jump.to.seq);
-            let first = [(VolumeIndex(0), ByteRange { start: 0, end: 1 })];
-            blocking(move || journal.mark_stale(&first, seq)).await?;
-        }
+        // What was left out may have changed no volume; the sync still needs a container behind the gap to end with.
+        let (journal, seq) = (Arc::clone(&self.journal), jump.to.seq);
+        let first = [(VolumeIndex(0), ByteRange { start: 0, end: 1 })];
+        blocking(move || journal.mark_stale(&first, seq)).await?;
         self.start_copier(true);
         Ok(())
     }
 
     /// Starts copying, if anything is stale or the peer still waits for the word that all is there.
     fn start_copier(&mut self, peer_waits: bool) {
-        let at_work = self.copier.as_ref().is_some_and(|c| !c.is_finished());
-        if at_work || (!peer_waits && self.context.stale_bytes() == 0) {
+        if (!peer_waits && !self.context.is_stale()) || !self.table.wants_copier() {
             return;
         }
         self.context.copying_began();
@@ -330,6 +329,8 @@ impl Link {
             let volumes: Vec<_> = context.config.indexed().map(|(index, _)| index).collect();
             if let Err(e) = copier::run(&table, &tap, &volumes, &appended, &complete) {
                 tracing::error!(context = context.id().0, "copies stopped: {e}");
+                table.failed(e.to_string());
+                context.bells.durable.ring();
             }
         };
         let copier = std::thread::Builder::new().name(name).spawn(work);
@@ -341,12 +342,22 @@ impl Link {
         if !sender.is_streaming() {
             return Ok(());
         }
+        if let Some(why) = self.table.failure() {
+            return Err(LinkError::Refused(format!("copies stopped: {why}")));
+        }
         self.completing |= self.table.take_complete();
         loop {
             self.seal(sender, outgoing).await?;
             self.complete(sender, outgoing).await?;
             let Some(want) = sender.want() else { return Ok(()) };
             if let Some(jump) = over_the_gap(&self.journal, want.after) {
+                // Sending may have taken long: what is dropped is durable, and the machine must know.
+                let cursors = self.journal.cursors();
+                for action in sender.journal(cursors.appended, cursors.durable) {
+                    if let SenderAction::Send(message) = action {
+                        outgoing.send(message).await?;
+                    }
+                }
                 if let SenderAction::Send(message) = sender.jump(jump) {
                     outgoing.send(message).await?;
                 }
@@ -435,7 +446,7 @@ impl Link {
         if !self.completing || sender.copies_in_flight() > 0 {
             return Ok(());
         }
-        if self.context.stale_bytes() > 0 {
+        if self.context.is_stale() {
             // The journal gave way after the copier's last look.
             self.completing = false;
             self.start_copier(true);
@@ -527,25 +538,62 @@ const PEER_INSTANCE: &str = "peer_instance";
 
 /// Takes the peer's position as it is. A peer whose store was made anew has none of the regions that another store once
 /// acknowledged: all are stale again, durably, before it is taken for the one we know.
-fn meet(context: &Context, instance: u64, received: WriteSeq, applied: WriteSeq) -> Result<(), JournalError> {
+fn meet(
+    context: &Context,
+    instance: u64,
+    received: WriteSeq,
+    applied: WriteSeq,
+    lacks: bool,
+) -> Result<(), JournalError> {
     let journal = &context.journal;
     let instance = format!("{instance:016x}");
     let known = context.row().notes.get(PEER_INSTANCE).cloned();
-    if known.as_ref() != Some(&instance) {
-        if known.is_some() {
-            tracing::warn!(
-                context = context.id().0,
-                "{} has a new store: everything is copied again",
-                context.peer_name()
-            );
-            let appended = journal.cursors().appended;
-            for (volume, _) in context.config.indexed() {
-                journal.reset_map(volume, Cell::Stale(appended))?;
-            }
-        }
+    let is_new = known.as_ref() != Some(&instance);
+    if is_new && known.is_some() {
+        tracing::warn!(
+            context = context.id().0,
+            "{} has a new store: everything is copied again",
+            context.peer_name()
+        );
+        all_stale(journal)?;
+    }
+    if is_new {
         context.change_row(|row| drop(row.notes.insert(PEER_INSTANCE.to_owned(), instance)))?;
     }
-    journal.reset_peer(received, applied)
+    if take_peer(journal, received, applied, lacks)? {
+        tracing::error!(
+            context = context.id().0,
+            "{} has lost what it had acknowledged (it is at record {received}): everything is copied again",
+            context.peer_name()
+        );
+    }
+    Ok(())
+}
+
+/// Takes the peer's position as it is. One that is behind what it had acknowledged was put back to an older state; if it also
+/// `lacks` records that are not kept here, or was amid copies, nobody knows which regions it lost, and all are stale. Answers
+/// whether that is so.
+///
+/// # Errors
+/// When the journal fails.
+pub fn take_peer(
+    journal: &Journal,
+    received: WriteSeq,
+    applied: WriteSeq,
+    lacks: bool,
+) -> Result<bool, JournalError> {
+    let went_back = lacks && received < journal.cursors().received_by_peer;
+    if went_back {
+        all_stale(journal)?;
+    }
+    journal.reset_peer(received, applied)?;
+    Ok(went_back)
+}
+
+fn all_stale(journal: &Journal) -> Result<(), JournalError> {
+    let appended = journal.cursors().appended;
+    let mut volumes = journal.mapped_volumes().into_iter();
+    volumes.try_for_each(|volume| journal.reset_map(volume, Cell::Stale(appended)))
 }
 
 /// A consistent peer that has received everything that was dropped lacks nothing.

@@ -535,6 +535,13 @@ impl Context {
         !self.journal.consistent().is_empty()
     }
 
+    /// Whether any region is stale.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        let mut volumes = self.journal.mapped_volumes().into_iter();
+        volumes.any(|volume| self.journal.next_stale(volume, 0, 1).is_some())
+    }
+
     /// Bytes that the peer does not have and no journal covers.
     #[must_use]
     pub fn stale_bytes(&self) -> u64 {

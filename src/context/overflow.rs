@@ -63,7 +63,8 @@ impl Context {
     /// # Errors
     /// When it could not be noted.
     pub fn overflow_ended(&self) -> Result<(), JournalError> {
-        if self.super_transaction().is_none() {
+        // A container may have given way since the caller looked.
+        if self.super_transaction().is_none() || self.is_stale() {
             return Ok(());
         }
         tracing::info!(context = self.id().0, "the super transaction has ended");

@@ -6,7 +6,7 @@ use anyhow::bail;
 use backstay::agent::{
     aba::pass_gap,
     end_of,
-    lca::{judge, over_the_gap},
+    lca::{judge, over_the_gap, take_peer},
 };
 use journal::{NewGeneration, SealFlags, tap::CopyTaken};
 use model::{ByteRange, ContextId, GenNo, LfcId, RecordBody, Role, Term, Timestamp, VolumeIndex, WriteSeq};
@@ -110,7 +110,8 @@ impl Link {
                     let actions = self.sender.resume(resume);
                     self.act_a(a, actions)?;
                     self.unsealed = Some(welcome.open_lfc).filter(|l| *l >= LfcId::FIRST && peer.seq.0 > 0);
-                    a.journal.reset_peer(peer.seq, welcome.applied)?;
+                    let lacks = welcome.copying || matches!(resume, Resume::Jump(_));
+                    take_peer(&a.journal, peer.seq, welcome.applied, lacks)?;
                     self.peer_copies = welcome.copying;
                     match resume {
                         Resume::Here => self.forget_covered(a)?,
@@ -152,10 +153,8 @@ impl Link {
         self.unsealed = None;
         self.completing = false;
         self.waiting = self.waiting.split_off(&jump.to.seq.next());
-        if self.stale(a, (VolumeIndex(0), 0)).is_none() {
-            let first = [(VolumeIndex(0), ByteRange { start: 0, end: 1 })];
-            a.journal.mark_stale(&first, jump.to.seq)?;
-        }
+        let first = [(VolumeIndex(0), ByteRange { start: 0, end: 1 })];
+        a.journal.mark_stale(&first, jump.to.seq)?;
         self.copier.get_or_insert_default();
         Ok(())
     }

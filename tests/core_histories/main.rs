@@ -19,6 +19,7 @@ mod acting;
 mod histories;
 mod hosts;
 mod link;
+mod peers;
 mod readers;
 mod resync;
 mod tap;

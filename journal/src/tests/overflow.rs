@@ -117,3 +117,33 @@ fn c4_a_late_word_of_the_peer_clears_what_it_has() {
     assert!(j.forget_covered().unwrap());
     assert_eq!(j.stale_bytes(V), 0);
 }
+
+/// The receiver ends the span at a gap while retention forgets an older one: neither takes the other's change back.
+#[test]
+fn c5_the_end_of_a_span_is_not_lost_to_retention() {
+    let (_lab, j) = prepare();
+    let at = |seq| crate::Position {
+        generation: GenNo(1),
+        seq: WriteSeq(seq),
+    };
+    for n in (10..10_000).step_by(10) {
+        j.set_consistent_until(at(n - 1)).unwrap();
+        j.forget_spans_below(at(n)).unwrap();
+        j.set_consistent_from(at(n)).unwrap();
+        j.set_consistent_until(at(n + 1)).unwrap();
+        j.set_consistent_from(at(n + 2)).unwrap();
+        let gate = std::sync::Barrier::new(2);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                gate.wait();
+                j.forget_spans_below(at(n + 2)).unwrap();
+            });
+            s.spawn(|| {
+                gate.wait();
+                j.set_consistent_until(at(n + 5)).unwrap();
+            });
+        });
+        let last = j.consistent().pop().unwrap();
+        assert_eq!(last.until, Some(at(n + 5)));
+    }
+}
