@@ -33,12 +33,23 @@ impl Journal {
         self.commit_locked(&mut self.meta.lock(), batch, relied)
     }
 
-    fn commit_locked(&self, meta: &mut Meta, mut batch: Batch, relied: bool) -> Result<(), JournalError> {
+    pub(crate) fn commit_locked(
+        &self,
+        meta: &mut Meta,
+        mut batch: Batch,
+        relied: bool,
+    ) -> Result<(), JournalError> {
         let seq = meta.seq + 1;
         batch.put(Family::Meta, keys::META_SEQ, Writer::default().u64(seq).done());
         self.store.commit(batch)?;
         meta.seq = seq;
         if relied { self.raise_locked(meta) } else { Ok(()) }
+    }
+
+    /// How often rows of this journal have changed: the same number, the same containers, pins and cursors.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.meta.lock().seq
     }
 
     /// Raises the superblock's bounds to what is durable now. Called at every seal; call it when the journal goes idle and

@@ -342,7 +342,7 @@ fn drop_applied(agent: &Agent, upto: WriteSeq) -> Result<bool, journal::JournalE
         Err(journal::JournalError::NotHeld { .. }) => Ok(false),
         done => {
             done?;
-            journal.forget_old_rows(&agent.context.config.rollback_window.wanted())?;
+            journal.forget_old_rows(&agent.context.wanted())?;
             Ok(true)
         }
     }

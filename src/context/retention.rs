@@ -13,13 +13,20 @@
 
 use super::{Context, Snapshot, Views, room::Disk};
 use crate::config::Size;
-use journal::{Broken, Journal, JournalError, PinKind, PinRow, ResolveError, Retained, Space};
-use model::{ContextState, Target, Timestamp, target::TargetKind};
+use journal::{Broken, JournalError, PinKind, PinRow, ResolveError, Retained, Space};
+use model::{ContextState, GenNo, Target, Timestamp, WriteSeq, target::TargetKind};
 use parking_lot::Mutex;
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 /// Age at which the point of a released snapshot goes (K2).
 const RELEASED_FOR: Duration = Duration::from_secs(72 * 3600);
+/// Time after which a pass is made although nothing has changed.
+const LOOK_ANYWAY: Duration = Duration::from_secs(10);
+/// How far production's clock may be ahead of ours before its times count as ours.
+const AHEAD_NS: u64 = 3600 * Timestamp::SECOND_NS;
 /// Time between two looks while receiving is stopped: room may come from outside.
 pub const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
@@ -34,6 +41,10 @@ struct Outcome {
 #[derive(Default)]
 pub struct Retention {
     last: Mutex<Option<Outcome>>,
+    /// What had changed at the last pass, and when that was.
+    looked: Mutex<Option<(u64, Instant)>>,
+    /// Marks that cannot be kept: looked for once.
+    unpinnable: Mutex<BTreeSet<(GenNo, WriteSeq)>>,
 }
 
 /// The window is shorter than it was promised (N25).
@@ -56,10 +67,20 @@ impl Retention {
     /// # Errors
     /// When the journal fails.
     pub(super) fn pass(&self, context: &Context, views: &Views) -> Result<bool, JournalError> {
-        let wanted = context.config.rollback_window.wanted();
+        // Frames ring as often as containers do; only rows make a difference, and now and then the disk or a reader.
+        let changes = context.journal.changes();
+        {
+            let mut looked = self.looked.lock();
+            let is_recent = looked.is_some_and(|(then, at)| then == changes && at.elapsed() < LOOK_ANYWAY);
+            if is_recent && self.has_room() {
+                return Ok(false);
+            }
+            *looked = Some((changes, Instant::now()));
+        }
+        let wanted = context.wanted();
         let space = space_of(context);
         let retained = views.settled(|readers| {
-            pin_marks(&context.journal)?;
+            pin_marks(context, &mut self.unpinnable.lock())?;
             context.journal.retain(&wanted, space, readers)
         })?;
         tell(context, &retained);
@@ -115,35 +136,56 @@ impl Retention {
     }
 }
 
-/// Pins the marks that are to be kept, once their containers are applied and before any floor can pass them.
-fn pin_marks(journal: &Journal) -> Result<(), JournalError> {
-    let (applied, now) = (journal.cursors().applied, journal.newest_time());
+/// Pins the marks that are to be kept, once their containers are applied and before any floor can pass them. A mark whose
+/// point cannot be reached never can be: it lies before the first consistent point or in a gap.
+fn pin_marks(context: &Context, lost: &mut BTreeSet<(GenNo, WriteSeq)>) -> Result<(), JournalError> {
+    let journal = &context.journal;
+    let applied = journal.cursors().applied;
+    let now = context.wanted().believe(journal.newest_time());
     for mark in journal.marks() {
         let Some(until) = mark.keep_ns.map(|ns| Timestamp(mark.time.0.saturating_add(ns))) else {
             continue;
         };
-        // The mark's own time is the pin's number: it is made once.
-        if until <= now || mark.seq > applied || journal.pin(mark.time.0)?.is_some() {
+        let place = (mark.generation, mark.seq);
+        if until <= now || mark.seq > applied || lost.contains(&place) {
             continue;
         }
-        let target = Target {
+        // The mark's own time is the pin's number, or the next free one: it is made once.
+        let target = format!("mark:{}", mark.name);
+        let mut id = mark.time.0;
+        let mut is_pinned = false;
+        while let Some(pin) = journal.pin(id)?.filter(|_| !is_pinned) {
+            is_pinned = (pin.point.generation, pin.point.seq) == place && pin.target == target;
+            id = id.saturating_add(1);
+        }
+        if is_pinned {
+            continue;
+        }
+        let exactly = Target {
             generation: Some(mark.generation),
             kind: TargetKind::Seq(mark.seq),
         };
-        match journal.resolve(&target, Timestamp(u64::MAX)) {
+        match journal.resolve(&exactly, Timestamp(u64::MAX)) {
             Ok(resolved) => journal.put_pin(&PinRow {
-                id: mark.time.0,
+                id,
                 kind: PinKind::Mark {
                     name: mark.name.clone(),
                 },
                 point: resolved.point,
-                target: format!("mark:{}", mark.name),
+                target,
                 owner: "production".into(),
                 created: mark.time,
                 expires: Some(until),
             })?,
             Err(ResolveError::Journal(e)) => return Err(e),
-            Err(e) => tracing::debug!("mark '{}' cannot be pinned: {e}", mark.name),
+            Err(e) => {
+                tracing::warn!(
+                    context = context.id().0,
+                    "mark '{}' cannot be kept: {e}",
+                    mark.name
+                );
+                lost.insert(place);
+            }
         }
     }
     Ok(())
@@ -192,11 +234,33 @@ fn tell(context: &Context, retained: &Retained) {
 }
 
 impl Context {
+    /// The window that is promised. Times that are well ahead of this host's clock are not believed.
+    #[must_use]
+    pub fn wanted(&self) -> journal::Wanted {
+        journal::Wanted {
+            believed: Some(Timestamp(Timestamp::now().0.saturating_add(AHEAD_NS))),
+            ..self.config.rollback_window.wanted()
+        }
+    }
+
+    /// How far the newest received write claims to be ahead of this host's clock, if that is not believed.
+    #[must_use]
+    pub fn clock_ahead(&self) -> Option<Duration> {
+        let newest = self.journal.newest_time();
+        (self.wanted().believe(newest) < newest)
+            .then(|| Duration::from_nanos(newest.0.saturating_sub(Timestamp::now().0)))
+    }
+
     /// Until when a snapshot that is released now keeps its point (K2): by the newest received write, not by the clock.
     #[must_use]
     pub fn release_until(&self) -> Timestamp {
         let for_ns = u64::try_from(RELEASED_FOR.as_nanos()).unwrap_or(u64::MAX);
-        Timestamp(self.journal.newest_time().0.saturating_add(for_ns))
+        Timestamp(
+            self.wanted()
+                .believe(self.journal.newest_time())
+                .0
+                .saturating_add(for_ns),
+        )
     }
 
     /// Whether a snapshot's point is gone: its reads fail.
@@ -222,7 +286,8 @@ impl Context {
             Some((key, limit)) => (format!("{key} {}", Size(limit)), Some(limit)),
             None => ("the room on the disk".to_owned(), None),
         };
-        let reached = journal.newest_time().0.saturating_sub(window.oldest.time.0);
+        let newest = self.wanted().believe(journal.newest_time());
+        let reached = newest.0.saturating_sub(window.oldest.time.0);
         if let Some(age) = wanted.age
             && u128::from(reached) < age.0.as_nanos()
         {

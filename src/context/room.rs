@@ -27,6 +27,19 @@ impl Context {
         }
     }
 
+    /// Bytes that the journal may grow by: what its limit leaves and the disk has beside its reserve.
+    ///
+    /// # Errors
+    /// When the file system or the journal does not say.
+    pub fn room(&self) -> Result<u64, ContextError> {
+        let disk = self.disk()?;
+        let free = disk.free.saturating_sub(disk.reserve);
+        Ok(match self.configured_limit() {
+            Some((_, limit)) => free.min(limit.saturating_sub(self.journal.held_bytes()?)),
+            None => free,
+        })
+    }
+
     /// The disk that the journal is on.
     ///
     /// # Errors

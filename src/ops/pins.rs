@@ -20,7 +20,7 @@ fn all(op: &Op<'_>, context: &Arc<Context>) -> Result<Vec<PinInfo>, Failure> {
         _ => Vec::new(),
     };
     let points = readers.iter().map(|r| r.point.clone()).collect();
-    let wanted = context.config.rollback_window.wanted();
+    let wanted = context.wanted();
     let uses = context.journal.pin_uses(&wanted, points).map_err(failed)?;
     let mut pins: Vec<PinInfo> = uses.iter().map(|u| info(op, context, u)).collect();
     pins.extend(readers.into_iter().map(|reader| PinInfo {
@@ -90,7 +90,9 @@ pub fn release(op: &mut Op<'_>, id: u32, pin: u64) -> Answer {
         return Err(refused(format!("context {id} has no pin {pin}"))
             .with_hint_command(format!("backstay pins -C {id}"), op.node.name()));
     };
-    let is_expired = row.expires.is_some_and(|at| at <= context.journal.newest_time());
+    let is_expired = row
+        .expires
+        .is_some_and(|at| at <= context.wanted().believe(context.journal.newest_time()));
     let hint = match &row.kind {
         PinKind::Snapshot { level, .. } => Some(format!("scrt_ra -C {id} -W --level {level}")),
         PinKind::Restore => Some(format!("scrt_ra -C {id} --undo")),

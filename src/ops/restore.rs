@@ -244,8 +244,8 @@ fn planned(context: &Context, point: PointInfo, row: &RestoreRow) -> Answer {
     });
     let (blocks, undo) = counted.map_err(|e| part_way(&e))?;
     let free = context
-        .disk()
-        .map_or("an unknown number of".to_owned(), |disk| disk.free.to_string());
+        .room()
+        .map_or("an unknown number of".to_owned(), |room| room.to_string());
     let plan = PlanReply {
         point: Some(point),
         steps: vec![
@@ -304,10 +304,7 @@ struct Daemon<'a, 'b> {
 
 impl Owner for Daemon<'_, '_> {
     fn room(&self) -> io::Result<u64> {
-        self.context
-            .disk()
-            .map(|disk| disk.free)
-            .map_err(io::Error::other)
+        self.context.room().map_err(io::Error::other)
     }
 
     fn set_restore(&self, row: Option<&RestoreRow>, state: ContextState) -> Result<(), JournalError> {

@@ -166,6 +166,12 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
         Rpo::default()
     };
     let resync = (stale > 0).then(|| copies(context, stale));
+    if let Some(ahead) = context.clock_ahead().filter(|_| !production) {
+        warnings.push(format!(
+            "production's newest write claims to be {} s ahead of this host's clock: ages are counted from this clock; set one of them right",
+            ahead.as_secs()
+        ));
+    }
     let overflow = context.super_transaction();
     if let Some(s) = overflow {
         warnings.push(format!(

@@ -51,9 +51,18 @@ pub struct Wanted {
     pub age_ns: Option<u64>,
     /// Bytes of redo and undo.
     pub bytes: Option<u64>,
+    /// The latest time that is believed: a record that claims a later one makes nothing older than this does, or one wrong
+    /// clock on production would age the whole window at once.
+    pub believed: Option<Timestamp>,
 }
 
 impl Wanted {
+    /// A record's time, as far as it is believed.
+    #[must_use]
+    pub fn believe(&self, time: Timestamp) -> Timestamp {
+        self.believed.map_or(time, |latest| time.min(latest))
+    }
+
     /// Whether nothing ever becomes too old.
     #[must_use]
     pub const fn is_unlimited(&self) -> bool {
@@ -166,7 +175,7 @@ impl Shared {
 }
 
 impl Journal {
-    fn kept(&self, readers: Vec<Point>) -> Result<Kept, JournalError> {
+    fn kept(&self, wanted: &Wanted, readers: Vec<Point>) -> Result<Kept, JournalError> {
         let (pins, restore, cursors) = (self.pins()?, self.restore()?, self.cursors());
         let shared = self.shared.read();
         let steps = shared.steps(cursors.applied_ordinal);
@@ -179,7 +188,7 @@ impl Journal {
         Ok(Kept {
             steps,
             unapplied_bytes: unapplied + open,
-            now: shared.newest_time(),
+            now: wanted.believe(shared.newest_time()),
             floors: shared.floors,
             pins,
             readers,
@@ -199,7 +208,7 @@ impl Journal {
     /// # Errors
     /// When the store fails.
     pub fn held_bytes(&self) -> Result<u64, JournalError> {
-        Ok(self.kept(Vec::new())?.bytes())
+        Ok(self.kept(&Wanted::default(), Vec::new())?.bytes())
     }
 
     /// Whether a point can still be reached: no floor has passed it.
@@ -217,7 +226,7 @@ impl Journal {
     /// # Errors
     /// When the store fails.
     pub fn pin_uses(&self, wanted: &Wanted, readers: Vec<Point>) -> Result<Vec<PinUse>, JournalError> {
-        let kept = self.kept(readers)?;
+        let kept = self.kept(wanted, readers)?;
         let claims = kept.claims(wanted);
         let go = |claims: &[_]| decide(&kept, claims, 0).go;
         let with = go(&claims);
@@ -247,7 +256,7 @@ impl Journal {
         space: Space,
         readers: Vec<Point>,
     ) -> Result<Retained, JournalError> {
-        let kept = self.kept(readers)?;
+        let kept = self.kept(wanted, readers)?;
         let held = kept.bytes();
         let decision = decide(&kept, &kept.claims(wanted), space.excess(held));
         let gone = &kept.steps[..decision.go];
@@ -255,7 +264,11 @@ impl Journal {
             let applied = gone.iter().rev().find_map(|s| s.applied);
             self.raise_floor(last.ordinal, applied)?;
         }
-        self.forget_spans_below(self.floors().redo_seq)?;
+        // As long as any point is held undo must go on: without a span none is made.
+        let points = kept.pins.iter().map(|pin| &pin.point).chain(&kept.readers);
+        if kept.restore.is_none() && !points.into_iter().any(|point| self.is_kept(point)) {
+            self.forget_spans_below(self.floors().redo_seq)?;
+        }
         let expired: Vec<PinRow> = kept
             .pins
             .iter()
@@ -316,7 +329,7 @@ impl Journal {
         let shared = self.shared.read();
         let oldest = wanted.age_ns.map(|age| {
             let age = age.saturating_mul(ROWS_OUTLIVE);
-            Timestamp(shared.newest_time().0.saturating_sub(age))
+            Timestamp(wanted.believe(shared.newest_time()).0.saturating_sub(age))
         });
         let bytes = wanted.bytes.map(|b| b.saturating_mul(ROWS_OUTLIVE));
         let mut behind: u64 = shared.rows.values().map(|r| r.bytes).sum();

@@ -26,8 +26,9 @@ const HEADER_BYTES: usize = 7;
 /// Looks at the list of files that `dir` names as its current one.
 ///
 /// # Errors
-/// The place of the record whose length is wrong, as text, or a failure to read. A missing or strange list is left to
-/// RocksDB, which complains or begins a new store.
+/// The place of the record whose length is wrong, as text, or a failure to read; and when nothing says which list is the
+/// current one although there are files of a store: RocksDB would begin a new one and delete them at the next start. All
+/// else is left to RocksDB, which complains.
 pub(super) fn check(dir: &Path) -> io::Result<Result<(), String>> {
     let read = |name: &str| match fs::read(dir.join(name)) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -35,7 +36,14 @@ pub(super) fn check(dir: &Path) -> io::Result<Result<(), String>> {
         Err(e) => Err(e),
     };
     let Some(current) = read("CURRENT")? else {
-        return Ok(Ok(()));
+        let left = fs::read_dir(dir)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut of_store = left.filter(|name| name.starts_with("MANIFEST-") || name.ends_with(".sst"));
+        return Ok(match of_store.next() {
+            Some(name) => Err(format!(
+                "CURRENT is gone, and files of a store are here, as {name}"
+            )),
+            None => Ok(()),
+        });
     };
     let name = String::from_utf8_lossy(&current);
     let name = name.trim_end();

@@ -143,6 +143,7 @@ fn k1_the_disk_really_gets_its_room_back() {
     assert!(full > 2 * data, "{full} of {data} bytes twice");
 
     let keep = Wanted {
+        believed: None,
         age_ns: Some(4 * Timestamp::SECOND_NS),
         bytes: None,
     };
@@ -229,6 +230,7 @@ fn k1_reads_while_the_floor_passes_are_right_or_gone() {
             .collect();
         for keep in (1..CONTAINERS).rev() {
             let wanted = Wanted {
+                believed: None,
                 age_ns: Some((keep - 1) * Timestamp::SECOND_NS),
                 bytes: None,
             };
