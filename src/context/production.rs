@@ -315,7 +315,11 @@ fn empty_tail(agent: &Agent) -> Result<(), ContextError> {
         }
         // As in `drop_applied`.
         journal.set_peer(cursors.received_by_peer, cursors.applied_by_peer, true)?;
-        journal.drop_sealed()?;
+        match journal.drop_sealed() {
+            // A writer sealed the next one meanwhile, and took this one into the store itself.
+            Err(journal::JournalError::Refused(_)) => {}
+            done => drop(done?),
+        }
     } else if acting || journal.is_half_full() || !agent.context.peer().connected {
         while journal.ingest_sealed()?.is_some() {}
     } else {
