@@ -37,7 +37,7 @@ use crate::{
 use bytes::Bytes;
 use control::{Code, Failure};
 use journal::{
-    Damage, FRAME_BYTES_MAX, FrameHeader, Journal, JournalError,
+    Damage, FRAME_BYTES_MAX, Frame, FrameHeader, Journal, JournalError,
     mend::{self, Missing},
 };
 use model::{ContextId, GenId, GenNo, LfcId, WriteSeq};
@@ -236,14 +236,15 @@ pub(crate) fn refetch(context: &Context, error: &ContextError) -> Result<bool, C
             }
         };
         for bytes in some {
-            let Ok(header) = FrameHeader::parse(&bytes) else {
+            if at.seq == row.last_seq {
+                break;
+            }
+            // Each frame moves the position on, or a peer that repeats itself would be asked for ever.
+            let Some(next) = continued(at, lfc, &bytes) else {
                 return Ok(false);
             };
-            at.seq = header.last_seq();
-            at.digest.copy_from_slice(&bytes[bytes.len() - 32..]);
-            if at.seq <= row.last_seq {
-                frames.push(bytes);
-            }
+            at = next;
+            frames.push(bytes);
         }
     }
     journal.mend_container(generation, lfc, &frames)?;
@@ -255,6 +256,18 @@ pub(crate) fn refetch(context: &Context, error: &ContextError) -> Result<bool, C
         "a damaged container is whole again"
     );
     Ok(true)
+}
+
+/// The position behind a frame, if the frame is of this container and continues the position exactly.
+fn continued(at: Position, lfc: LfcId, bytes: &Bytes) -> Option<Position> {
+    let frame = Frame::parse(bytes.clone()).ok()?;
+    let h = frame.header();
+    let expected = (at.generation, lfc, at.seq.next(), at.digest);
+    ((h.generation, h.lfc, h.first_seq, h.prev_digest) == expected).then(|| Position {
+        seq: frame.last_seq(),
+        digest: frame.digest(),
+        ..at
+    })
 }
 
 /// Whole frames behind a position, from another host: at least one, if it has one.
@@ -358,6 +371,8 @@ pub(crate) fn answer(node: &Node, asker: &str, body: &[u8]) -> Result<Bytes, Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use journal::Draft;
+    use model::{RecordBody, Timestamp, VolumeIndex};
 
     #[test]
     fn a_question_is_read_as_it_was_written() {
@@ -370,5 +385,40 @@ mod tests {
         assert_eq!(body.len(), QUESTION_BYTES);
         assert_eq!(read_question(&body), Some((ContextId(3), from, 5)));
         assert_eq!(read_question(&body[1..]), None);
+    }
+
+    /// A peer that repeats a frame, leaves one out or answers with another container is not asked for ever.
+    #[test]
+    fn a_frame_moves_the_position_on_or_is_refused() {
+        let frame = |generation, lfc, seq, digest| {
+            let draft = Draft {
+                volume: VolumeIndex(0),
+                body: RecordBody::Birth {
+                    parent: None,
+                    parent_digest: [0; 32],
+                },
+            };
+            Frame::build(generation, lfc, WriteSeq(seq), digest, &[(draft, Timestamp(seq))])
+        };
+        let at = Position {
+            generation: GenId(7),
+            seq: WriteSeq(8),
+            digest: [9; 32],
+        };
+        let next = frame(GenId(7), LfcId(4), 9, [9; 32]);
+        let behind = continued(at, LfcId(4), &next).unwrap();
+        assert_eq!((behind.generation, behind.seq), (GenId(7), WriteSeq(9)));
+        assert_eq!(continued(behind, LfcId(4), &next), None, "the same once more");
+        let others = [
+            frame(GenId(7), LfcId(4), 10, [9; 32]),
+            frame(GenId(7), LfcId(4), 8, [9; 32]),
+            frame(GenId(7), LfcId(4), 9, [8; 32]),
+            frame(GenId(7), LfcId(5), 9, [9; 32]),
+            frame(GenId(6), LfcId(4), 9, [9; 32]),
+            next.slice(..next.len() - 1),
+        ];
+        for other in others {
+            assert_eq!(continued(at, LfcId(4), &other), None);
+        }
     }
 }
