@@ -13,7 +13,8 @@
 //! anything, recovery before it greets anybody.
 //!
 //! A container that rotted in the recovery host's store before it was applied comes back the same way (`refetch`), because
-//! production still holds it.
+//! production still holds it. As long as production is not there, applying stands still and the rest of the context goes on:
+//! what is applied can be read and restored, which is what a recovery host is for.
 //!
 //! # Invariants
 //!
@@ -37,7 +38,7 @@ use crate::{
 use bytes::Bytes;
 use control::{Code, Failure};
 use journal::{
-    Damage, FRAME_BYTES_MAX, Frame, FrameHeader, Journal, JournalError,
+    Damage, FRAME_BYTES_MAX, Frame, FrameHeader, Journal, JournalError, LfcRow,
     mend::{self, Missing},
 };
 use model::{ContextId, GenId, GenNo, LfcId, WriteSeq};
@@ -55,7 +56,7 @@ const QUESTION_BYTES: usize = 60;
 /// Most bytes of an answer.
 const PAGE_BYTES: usize = 1 << 20;
 /// How often the other host is asked.
-const ASK_EVERY: Duration = Duration::from_secs(2);
+pub(crate) const ASK_EVERY: Duration = Duration::from_secs(2);
 
 /// A damaged context.
 pub struct Damaged {
@@ -200,21 +201,30 @@ pub(crate) fn keep_asking(node: &Arc<Node>, damaged: &Arc<Damaged>) {
         .expect("a thread can be started");
 }
 
-/// Puts a container of the store that does not check there again, if the peer still holds it. `false`: it was something else.
-///
-/// # Errors
-/// The damage, when the peer does not have the container.
-pub(crate) fn refetch(context: &Context, error: &ContextError) -> Result<bool, ContextError> {
+/// Puts a container of the store that does not check there again, if the peer still holds it. `None`: the error was something
+/// else. An error is why it stays damaged for now: asking again later may help.
+pub(crate) fn refetch(context: &Context, error: &ContextError) -> Option<Result<(), String>> {
     let (ContextError::Journal(error) | ContextError::Apply(ApplyError::Journal(error))) = error else {
-        return Ok(false);
+        return None;
     };
-    let JournalError::Damaged(Damage::Container { generation, lfc, .. }) = error else {
-        return Ok(false);
+    let JournalError::Damaged(damage @ Damage::Container { generation, lfc, .. }) = error else {
+        return None;
     };
-    let (journal, generation, lfc): (&Journal, GenNo, LfcId) = (&context.journal, *generation, *lfc);
-    let Some(row) = journal.lfc_row(generation, lfc) else {
-        return Ok(false);
-    };
+    let journal = &context.journal;
+    let row = journal.lfc_row(*generation, *lfc)?;
+    let peer = context.peer_name();
+    if journal.waiting_end() == Some(row.last_seq) {
+        return Some(Err(format!(
+            "{damage}, in its tail: restart the daemon, it fetches from {peer} what is missing"
+        )));
+    }
+    let done = refetch_row(context, &row);
+    Some(done.map_err(|why| format!("{damage}; it is fetched from {peer} when that has it: {why}")))
+}
+
+fn refetch_row(context: &Context, row: &LfcRow) -> Result<(), String> {
+    let (journal, generation, lfc): (&Journal, GenNo, LfcId) = (&context.journal, row.generation, row.lfc);
+    let peer = context.peer_name();
     let id = journal
         .generations()
         .into_iter()
@@ -227,35 +237,30 @@ pub(crate) fn refetch(context: &Context, error: &ContextError) -> Result<bool, C
     };
     let mut frames = Vec::new();
     while at.seq < row.last_seq {
-        let some = match fetch(&context.node(), context.peer_name(), context.id(), at) {
-            Ok(some) if !some.is_empty() => some,
-            Ok(_) => return Ok(false),
-            Err(text) => {
-                tracing::warn!(context = context.id().0, "container {lfc} is damaged: {text}");
-                return Ok(false);
-            }
-        };
+        let some = fetch(&context.node(), peer, context.id(), at)?;
+        if some.is_empty() {
+            return Err(format!("{peer} holds nothing behind record {}", at.seq));
+        }
         for bytes in some {
             if at.seq == row.last_seq {
                 break;
             }
             // Each frame moves the position on, or a peer that repeats itself would be asked for ever.
-            let Some(next) = continued(at, lfc, &bytes) else {
-                return Ok(false);
-            };
-            at = next;
+            at = continued(at, lfc, &bytes)
+                .ok_or_else(|| format!("what {peer} sent does not continue record {}", at.seq))?;
             frames.push(bytes);
         }
     }
-    journal.mend_container(generation, lfc, &frames)?;
-    // A place that rots again at once is not asked for twice.
-    journal.frames_of(generation, lfc)?;
+    let failed = |e: JournalError| e.to_string();
+    journal.mend_container(generation, lfc, &frames).map_err(failed)?;
+    // A place that rots again at once is not called whole.
+    journal.frames_of(generation, lfc).map_err(failed)?;
     tracing::info!(
         context = context.id().0,
         lfc = lfc.0,
         "a damaged container is whole again"
     );
-    Ok(true)
+    Ok(())
 }
 
 /// The position behind a frame, if the frame is of this container and continues the position exactly.

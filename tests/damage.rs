@@ -437,7 +437,22 @@ fn t10_rotten_redo_is_a_gap_and_every_other_point_is_exact() {
 /// T10: a container that rotted before it was applied comes back from production, which holds it until then.
 #[test]
 fn t10_redo_that_is_not_applied_comes_back_from_production() {
-    let pair = Pair::new("rot-unapplied", &setup());
+    let pair = unapplied_and_rotten("rot-unapplied");
+    pair.start(REC);
+    pair.cli(REC, &["scrt_ra", "-C", "1", "-q", "--undo"]).ok();
+    until("the damaged container to be whole again", LONG, || {
+        pair.log(REC)
+            .contains("a damaged container is whole again")
+            .then_some(())
+    });
+    pair.waits(PROD, "drained");
+    pair.drain();
+    pair.same_files(&["data"]);
+}
+
+/// A replica that stands at mark `one` while redo behind it waits in the store, with one bit of it rotten; recovery is stopped.
+fn unapplied_and_rotten(name: &str) -> Pair {
+    let pair = Pair::new(name, &setup());
     let mut client = pair.open(PROD, "c1/data");
     client.write(0, &[1; 4096], true).unwrap();
     pair.cli(PROD, &["rtmark", "-C", "1", "--name", "one"]).ok();
@@ -455,8 +470,36 @@ fn t10_redo_that_is_not_applied_comes_back_from_production() {
     pair.stop(REC);
     let (file, at) = in_store(&pair, REC, &[77; 64]);
     rot(&file, at + 1000);
+    pair
+}
+
+/// T10: with production away, redo that rotted before it was applied stops applying and nothing else: the points before it
+/// are read and restored, and all heals when production is there again.
+#[test]
+fn t10_redo_that_is_not_applied_stops_nothing_else_while_production_is_away() {
+    let pair = unapplied_and_rotten("rot-waits");
+    pair.stop(PROD);
+    // A restart in between: the damage is on the disk.
+    for _ in 0..2 {
+        pair.start(REC);
+        pair.cli(REC, &["scrt_ra", "-C", "1", "-q", "--undo"]).ok();
+        until("the damage to be found", LONG, || {
+            let warnings = pair.status(REC)["warnings"].to_string();
+            let said = ["nothing is applied: container g", "it is fetched from prod"];
+            said.iter().all(|words| warnings.contains(words)).then_some(())
+        });
+        let mut one = pair.open(REC, "c1/data@mark:one");
+        assert_eq!(one.read(0, 4096).unwrap(), [1; 4096]);
+        drop(one);
+        pair.cli(REC, &["scrt_ra", "-C", "1", "--mark", "one"]).ok();
+        pair.cli(REC, &["scrt_ra", "-C", "1", "-W"]).ok();
+        pair.cli(REC, &["scrt_ra", "-C", "1", "-q", "-F", "--mark", "one"])
+            .ok();
+        pair.stop(REC);
+    }
     pair.start(REC);
     pair.cli(REC, &["scrt_ra", "-C", "1", "-q", "--undo"]).ok();
+    pair.start(PROD);
     until("the damaged container to be whole again", LONG, || {
         pair.log(REC)
             .contains("a damaged container is whole again")
@@ -465,4 +508,6 @@ fn t10_redo_that_is_not_applied_comes_back_from_production() {
     pair.waits(PROD, "drained");
     pair.drain();
     pair.same_files(&["data"]);
+    let warnings = pair.status(REC)["warnings"].to_string();
+    assert!(!warnings.contains("nothing is applied"), "{warnings}");
 }

@@ -5,6 +5,9 @@
 //! | sync | received frames | one journal sync, rings `durable`: the receiver acknowledges |
 //! | apply | `sealed`, received copies | writes copies; ingests sealed containers and applies them in order: undo durable, then overwritten; frees what nobody claims any more |
 //!
+//! A container that rotted before it was applied keeps what is behind it from being applied until production sends it again;
+//! the replica, its views and restores go on as they are.
+//!
 //! Whoever overwrites the replica holds [`Recovery::writer`]: the apply thread for some copies and one container, a restore
 //! for its whole length.
 
@@ -12,6 +15,7 @@ use super::{Context, ContextError, Views, retention::LOOK_AGAIN};
 use crate::{
     applying::{Applier, CopyQueue},
     bell::Bell,
+    damage,
 };
 use parking_lot::{Mutex, MutexGuard};
 use snapshot::Volumes;
@@ -35,9 +39,10 @@ pub struct Recovery {
     /// Copies that were received and are not on the replica yet; `sealed` is rung for them.
     pub copies: Arc<CopyQueue>,
     writer: Arc<Mutex<()>>,
+    damage: Arc<Mutex<Option<String>>>,
     stopping: Arc<AtomicBool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    woken: (Bell, Bell),
+    woken: [Bell; 3],
 }
 
 impl Recovery {
@@ -52,6 +57,7 @@ impl Recovery {
         let received = Bell::default();
         let copies = Arc::new(CopyQueue::default());
         let writer = Arc::new(Mutex::new(()));
+        let damage = Arc::new(Mutex::default());
         let stopping = Arc::new(AtomicBool::new(false));
         let agent = || Agent {
             context: Arc::clone(context),
@@ -60,6 +66,7 @@ impl Recovery {
             received: received.clone(),
             copies: Arc::clone(&copies),
             writer: Arc::clone(&writer),
+            damage: Arc::clone(&damage),
             stopping: Arc::clone(&stopping),
         };
         let spawn = |what: &'static str, agent: Agent, run: fn(&Agent)| {
@@ -69,13 +76,15 @@ impl Recovery {
             spawn("sync", agent(), sync_loop),
             spawn("apply", agent(), apply_loop),
         ];
-        let woken = (received.clone(), context.bells.sealed.clone());
+        let bells = &context.bells;
+        let woken = [received.clone(), bells.sealed.clone(), bells.acknowledged.clone()];
         Ok(Self {
             volumes,
             views,
             received,
             copies,
             writer,
+            damage,
             stopping,
             threads: Mutex::new(threads),
             woken,
@@ -85,8 +94,9 @@ impl Recovery {
     /// Ends the threads; a container that is being applied is finished first.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        self.woken.0.ring();
-        self.woken.1.ring();
+        for bell in &self.woken {
+            bell.ring();
+        }
         for thread in self.threads.lock().drain(..) {
             let _ = thread.join();
         }
@@ -96,6 +106,12 @@ impl Recovery {
                 tracing::warn!("vdevs of level {}: {e}", snapshot.level);
             }
         }
+    }
+
+    /// What is damaged and keeps everything behind it from being applied, and what is done about it.
+    #[must_use]
+    pub fn damage(&self) -> Option<String> {
+        self.damage.lock().clone()
     }
 
     /// The right to overwrite the replica.
@@ -111,10 +127,20 @@ struct Agent {
     received: Bell,
     copies: Arc<CopyQueue>,
     writer: Arc<Mutex<()>>,
+    damage: Arc<Mutex<Option<String>>>,
     stopping: Arc<AtomicBool>,
 }
 
 impl Agent {
+    /// Nothing is applied because of this damage, or that is over.
+    fn stand_still(&self, why: Option<String>) {
+        let mut damage = self.damage.lock();
+        if let Some(why) = why.as_ref().filter(|why| damage.as_ref() != Some(why)) {
+            tracing::warn!(context = self.context.id().0, "nothing is applied: {why}");
+        }
+        *damage = why;
+    }
+
     fn poison(&self, what: &str, error: &dyn std::fmt::Display) {
         self.context.poison(what, error);
     }
@@ -148,22 +174,35 @@ fn sync_loop(agent: &Agent) {
 
 fn apply_loop(agent: &Agent) {
     let mut ear = agent.context.bells.sealed.ear();
+    let mut link = agent.context.bells.acknowledged.ear();
     while !agent.stopping.load(Ordering::Acquire) {
-        let step = apply_next(agent).and_then(|applied| Ok((applied, retain(agent)?)));
-        match step {
-            Ok((true, _)) | Ok((_, true)) => agent.context.bells.applied.ring(),
-            Ok((false, false)) => {
-                ear.wait(if agent.context.retention.has_room() {
-                    Duration::from_secs(3600)
-                } else {
-                    LOOK_AGAIN
-                });
+        let applied = apply_next(agent);
+        // Room is made even while nothing can be applied.
+        let kept = retain(agent);
+        let moved = matches!(applied, Ok(true)) || matches!(kept, Ok(true));
+        if moved {
+            agent.context.bells.applied.ring();
+        }
+        match applied.and(kept) {
+            Ok(_) => {
+                agent.stand_still(None);
+                if !moved {
+                    ear.wait(if agent.context.retention.has_room() {
+                        Duration::from_secs(3600)
+                    } else {
+                        LOOK_AGAIN
+                    });
+                }
             }
-            // Production keeps redo until it is applied here: what rotted meanwhile comes back from there.
-            Err(e) => match crate::damage::refetch(&agent.context, &e) {
-                Ok(true) => {}
-                Ok(false) => return agent.poison("apply", &e),
-                Err(e) => return agent.poison("apply", &e),
+            // Production keeps redo until it is applied here: what rotted meanwhile comes back from there. Until then all
+            // that is applied stays of use, most of all when production is lost.
+            Err(e) => match damage::refetch(&agent.context, &e) {
+                Some(Ok(())) => {}
+                Some(Err(why)) => {
+                    agent.stand_still(Some(why));
+                    link.wait(damage::ASK_EVERY);
+                }
+                None => return agent.poison("apply", &e),
             },
         }
     }

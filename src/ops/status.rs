@@ -319,6 +319,7 @@ fn kept_warnings(context: &Context) -> Vec<String> {
     let full = context.retention.no_room(context);
     warnings.extend(full.map(|why| format!("receiving stopped: {why}")));
     if let Some(Running::Recovery(r)) = context.running().as_deref() {
+        warnings.extend(r.damage().map(|why| format!("nothing is applied: {why}")));
         for snapshot in r.views.all() {
             let level = snapshot.level;
             let out = format!("scrt_ra -C {id} -W --level {level}");
