@@ -197,7 +197,7 @@ impl Exports for NodeExports {
                 let snapshot = views(&running).and_then(|v| v.get(level)).ok_or_else(|| {
                     OpenError::Unknown(format!("context {} has no snapshot {level}", context.id()))
                 })?;
-                open_snapshot(&snapshot, index, writable)
+                open_snapshot(&context, &snapshot, index, writable)
             }
             Name::At {
                 context,
@@ -246,13 +246,25 @@ fn describe(word: &str, point: &model::Point) -> String {
 }
 
 fn open_snapshot(
+    context: &Context,
     snapshot: &Snapshot,
     index: VolumeIndex,
     writable: bool,
 ) -> Result<Arc<dyn Export>, OpenError> {
+    let (id, level) = (context.id(), snapshot.level);
+    let vdev = match &snapshot.vdev {
+        Ok(vdev) => writable.then(|| Arc::clone(vdev)),
+        Err(why) if writable => {
+            return Err(OpenError::Refused(format!(
+                "the overlay of snapshot {level} cannot be used: {why}; read c{id}/rsn{level}, or release it: \
+                 scrt_ra -C {id} -W --level {level}"
+            )));
+        }
+        Err(_) => None,
+    };
     Ok(Arc::new(PastExport {
         view: Arc::clone(&snapshot.view),
-        vdev: writable.then(|| Arc::clone(&snapshot.vdev)),
+        vdev,
         reader: None,
         index,
         description: describe(if writable { "vdev" } else { "snapshot" }, snapshot.point()),

@@ -379,6 +379,54 @@ fn in_store(pair: &Pair, node: &str, bytes: &[u8]) -> (PathBuf, u64) {
     panic!("no file of the store holds these bytes");
 }
 
+/// T10: an overlay that is gone costs its snapshot the vdev, and nothing else; `-W` releases it.
+#[test]
+fn t10_a_lost_overlay_breaks_its_vdev_and_nothing_else() {
+    let pair = Pair::new("rot-overlay", &setup());
+    let mut client = pair.open(PROD, "c1/data");
+    client.write(0, &[1; 4096], true).unwrap();
+    drop(client);
+    pair.waits(PROD, "drained");
+    pair.cli(REC, &["scrt_ra", "-C", "1", "-X"]).ok();
+    let overlay = pair.scratch.join("state/rec/c1/overlay/sn10");
+    let log = overlay.join("log");
+    // A file cut short, then the whole folder gone.
+    for gone in [false, true] {
+        pair.stop(REC);
+        if gone {
+            fs::remove_dir_all(&overlay).unwrap();
+        } else {
+            fs::File::options()
+                .write(true)
+                .open(&log)
+                .unwrap()
+                .set_len(10)
+                .unwrap();
+        }
+        pair.start(REC);
+        let status = pair.status(REC);
+        assert_eq!(status["snapshots"][0]["broken"], true, "{status}");
+        let warnings = status["warnings"].to_string();
+        assert!(
+            warnings.contains("snapshot 10 is broken, its overlay cannot be used")
+                && warnings.contains("scrt_ra -C 1 -W --level 10"),
+            "{warnings}"
+        );
+        assert!(Client::connect(&pair.socket(REC), "c1/sn10/data").is_err());
+        let mut point = pair.open(REC, "c1/rsn10/data");
+        assert_eq!(point.read(0, 4096).unwrap(), [1; 4096]);
+    }
+    let refused = pair.cli(REC, &["rtmnt", "-C", "1"]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.stderr.contains("-W --level 10"), "{refused:?}");
+    pair.cli(REC, &["scrt_ra", "-C", "1", "-W", "--level", "10"]).ok();
+    assert_eq!(pair.status(REC)["warnings"].to_string(), "[]");
+    pair.cli(REC, &["scrt_ra", "-C", "1", "-X"]).ok();
+    let mut vdev = pair.open(REC, "c1/sn10/data");
+    vdev.write(0, &[2; 4096], true).unwrap();
+    assert_eq!(vdev.read(0, 4096).unwrap(), [2; 4096]);
+}
+
 /// T10: redo that rotted in the recovery host's store is a gap with its reason; its boundaries and all other points are exact.
 #[test]
 fn t10_rotten_redo_is_a_gap_and_every_other_point_is_exact() {

@@ -171,7 +171,7 @@ pub struct SnapshotStatus {
     pub overlay_limit_bytes: Option<u64>,
     /// Where its filesystems are mounted.
     pub mounts: Vec<String>,
-    /// Whether its point is gone: reads fail.
+    /// Whether its point is gone (reads fail) or its overlay is (it has no vdev); a warning says which.
     #[serde(default)]
     pub broken: bool,
 }

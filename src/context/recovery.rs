@@ -102,7 +102,9 @@ impl Recovery {
         }
         // What was written to vdevs and not flushed would be lost otherwise, as in a disk's cache.
         for snapshot in self.views.all() {
-            if let Err(e) = snapshot.vdev.flush() {
+            if let Ok(vdev) = &snapshot.vdev
+                && let Err(e) = vdev.flush()
+            {
                 tracing::warn!("vdevs of level {}: {e}", snapshot.level);
             }
         }

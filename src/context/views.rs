@@ -2,7 +2,8 @@
 //!
 //! A snapshot is a pinned [`View`] with a level, and for each volume a [`Vdev`] over it whose writes go to a private overlay.
 //! Its pin is durable before its level is known to anyone (rule V3), so after a restart [`Views::open`] finds it again,
-//! overlays included. A named reader (`c1/data@mark:good`) is the same without a level; it lives as long as its connection.
+//! overlays included. One whose overlay is gone or damaged keeps its pin, its level and its point; it only has no vdev until
+//! it is released. A named reader (`c1/data@mark:good`) is the same without a level; it lives as long as its connection.
 
 use super::ContextError;
 use journal::{Journal, JournalError, PinKind, PinRow, ResolveError};
@@ -65,8 +66,8 @@ pub struct Snapshot {
     pub pin: u64,
     /// What it shows.
     pub view: Arc<View>,
-    /// Its read-write devices, one for each volume, over one overlay.
-    pub vdev: Arc<Vdev>,
+    /// Its read-write devices, one for each volume, over one overlay; or what is wrong with the overlay.
+    pub vdev: Result<Arc<Vdev>, String>,
 }
 
 impl Snapshot {
@@ -128,7 +129,7 @@ impl Views {
     /// Opens every snapshot that is pinned, and removes overlays that belong to none.
     ///
     /// # Errors
-    /// When the pins cannot be read, or an overlay not be opened.
+    /// When the pins cannot be read. An overlay that cannot be opened costs its snapshot the vdev and nobody else anything.
     pub fn open(
         journal: &Arc<Journal>,
         volumes: &Arc<Volumes>,
@@ -181,18 +182,23 @@ impl Views {
         folder: &Path,
         new: bool,
     ) -> Result<(Arc<FileMedium>, Arc<FileMedium>), ContextError> {
-        std::fs::create_dir_all(folder).map_err(|source| ContextError::Io {
-            what: folder.display().to_string(),
-            source,
-        })?;
+        let failed = |path: &Path| {
+            let what = path.display().to_string();
+            move |source| ContextError::Io { what, source }
+        };
+        if new {
+            std::fs::create_dir_all(folder).map_err(failed(folder))?;
+            // The pin will be durable, so the way to its overlay is, too.
+            for made in [folder, &self.overlays] {
+                media::sync_parent(made).map_err(failed(made))?;
+            }
+        }
         let open = |name: &str, bytes| {
             let create = if new { Create::Sparse(bytes) } else { Create::Never };
-            FileMedium::open(&folder.join(name), create)
+            let path = folder.join(name);
+            FileMedium::open(&path, create)
                 .map(Arc::new)
-                .map_err(|source| ContextError::Io {
-                    what: "overlay".into(),
-                    source,
-                })
+                .map_err(failed(&path))
         };
         let bytes = self.overlay_bytes / BLOCK_SIZE * BLOCK_SIZE;
         Ok((open("data", bytes)?, open("log", Overlay::log_len(bytes))?))
@@ -210,17 +216,22 @@ impl Views {
         let PinKind::Snapshot { level, .. } = &pin.kind else {
             return Err(JournalError::Internal("a snapshot of a pin that is none").into());
         };
-        let (data, log) = self.overlay_media(&self.overlay_dir(*level), false)?;
-        let overlay = Overlay::open(data, log, pin.created.0)?;
+        let overlay = self
+            .overlay_media(&self.overlay_dir(*level), false)
+            .and_then(|(data, log)| Ok(Overlay::open(data, log, pin.created.0)?))
+            .map_err(|e| {
+                tracing::error!("the overlay of snapshot {level} cannot be used: {e}");
+                e.to_string()
+            });
         self.assemble(pin, overlay)
     }
 
-    fn assemble(&self, pin: PinRow, overlay: Overlay) -> Result<Snapshot, ContextError> {
+    fn assemble(&self, pin: PinRow, overlay: Result<Overlay, String>) -> Result<Snapshot, ContextError> {
         let PinKind::Snapshot { level, name } = pin.kind else {
             return Err(JournalError::Internal("a snapshot of a pin that is none").into());
         };
         let view = self.view(pin.point)?;
-        let vdev = Arc::new(Vdev::new(Arc::clone(&view), overlay));
+        let vdev = overlay.map(|overlay| Arc::new(Vdev::new(Arc::clone(&view), overlay)));
         Ok(Snapshot {
             level,
             name,
@@ -284,7 +295,7 @@ impl Views {
         };
         self.journal.put_pin(&pin)?;
         let id = pin.id;
-        match self.assemble(pin, overlay) {
+        match self.assemble(pin, Ok(overlay)) {
             Ok(snapshot) => {
                 let snapshot = Arc::new(snapshot);
                 state.snapshots.insert(level, Arc::clone(&snapshot));

@@ -78,6 +78,14 @@ pub fn mount(op: &mut Op<'_>, id: u32, level: Option<u32>, how: &How) -> Answer 
             let snapshot = super::snapshot::choose(op, &context, level)?;
             let point = super::snapshot::info(&context, &snapshot);
             op.resolved(Some(snapshot.level.0), point.clone());
+            if let Some(why) = snapshot.vdev.as_ref().err().filter(|_| !how.read_only) {
+                let level = snapshot.level;
+                return Err(
+                    refused(format!("the overlay of snapshot {level} cannot be used: {why}"))
+                        .with_hint("--read-only mounts it as it was taken; else release it and take it again")
+                        .with_hint_command(format!("scrt_ra -C {id} -W --level {level}"), op.node.name()),
+                );
+            }
             let kind = if how.read_only { "rsn" } else { "sn" };
             let items = items(&context, &root, |v| {
                 format!("c{}/{kind}{}/{}", context.id(), snapshot.level, v.name)

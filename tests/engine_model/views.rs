@@ -266,7 +266,12 @@ fn v3_a_pin_is_durable_before_its_name_is_told() {
                     assert_eq!((there.name.as_deref(), there.point().seq), (Some("mine"), at));
                     lab.check(&there.view, at);
                     let mut seen = [0; 2];
-                    there.vdev.read(VolumeIndex(0), 999, &mut seen).unwrap();
+                    there
+                        .vdev
+                        .as_ref()
+                        .unwrap()
+                        .read(VolumeIndex(0), 999, &mut seen)
+                        .unwrap();
                     assert_eq!(&seen, b"ab");
                 }
                 None => assert!(struck, "{n}: what was told is gone"),
