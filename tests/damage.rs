@@ -330,6 +330,18 @@ fn i9_a_lost_file_or_folder_is_not_a_new_journal() {
             status.code == 2 && status.stderr.contains("is gone"),
             "{gone}: {status:?}"
         );
+        for (command, code) in [
+            (&["status", "-C", "1"][..], 2),
+            (&["rtstart", "-C", "1"], 75),
+            (&["rtmark", "-C", "1", "--name", "m"], 75),
+        ] {
+            let refused = pair.cli(PROD, command);
+            assert_eq!(refused.code, code, "{gone}: {refused:?}");
+            let why = refused.stderr.contains("context 1 could not be opened")
+                && refused.stderr.contains("is gone");
+            assert!(why, "{gone}: {refused:?}");
+            assert!(refused.stderr.contains("Next: backstay status"), "{refused:?}");
+        }
         assert!(Client::connect(&pair.socket(PROD), "c1/data").is_err());
         pair.stop(PROD);
         let _ = fs::remove_dir(&folder);

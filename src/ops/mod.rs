@@ -95,6 +95,9 @@ impl Op<'_> {
             if let Some(damaged) = self.node.damaged_context(id) {
                 return damaged.failure(Code::NotNow);
             }
+            if let Some(failure) = not_opened(self.node, id, Code::NotNow) {
+                return failure;
+            }
             let known = self.node.context_ids();
             let known = if known.is_empty() {
                 "it has none".to_owned()
@@ -115,6 +118,17 @@ impl Op<'_> {
             .with_hint_command("backstay status", self.node.name())
         })
     }
+}
+
+/// The answer of a context that is configured here and could not be opened.
+fn not_opened(node: &Node, id: u32, code: Code) -> Option<Failure> {
+    let name = id.to_string();
+    let (_, why) = node.broken().into_iter().find(|(n, _)| *n == name)?;
+    Some(
+        Failure::new(code, format!("context {id} could not be opened: {why}"))
+            .with_hint("mend what it names (docs/DAMAGE.md) and start the daemon again")
+            .with_hint_command("backstay status", node.name()),
+    )
 }
 
 /// Runs a request to its end.

@@ -91,6 +91,11 @@ pub fn status(op: &mut Op<'_>, only: Option<u32>) -> Answer {
     if let Some(damaged) = only.and_then(|id| op.node.damaged_context(id)) {
         return Err(damaged.failure(Code::Unhealthy));
     }
+    if let Some(id) = only.filter(|id| op.node.context(*id).is_none())
+        && let Some(failure) = super::not_opened(op.node, id, Code::Unhealthy)
+    {
+        return Err(failure);
+    }
     let contexts = match only {
         Some(id) => vec![op.context(id)?],
         None => op.node.contexts(),
