@@ -34,6 +34,7 @@ use crate::{
     config::ContextConfig,
     context::{Context, ContextError, Place},
     node::Node,
+    peer::PeerError,
 };
 use bytes::Bytes;
 use control::{Code, Failure};
@@ -45,7 +46,7 @@ use model::{ContextId, GenId, GenNo, LfcId, WriteSeq};
 use parking_lot::Mutex;
 use std::{
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use wire::{Position, Resume};
 
@@ -55,8 +56,46 @@ pub const FRAMES: u16 = 16;
 const QUESTION_BYTES: usize = 60;
 /// Most bytes of an answer.
 const PAGE_BYTES: usize = 1 << 20;
-/// How often the other host is asked.
+/// How often the other host is asked while it is away.
 pub(crate) const ASK_EVERY: Duration = Duration::from_secs(2);
+/// How seldom it is asked at most, when it was there and could not help: each attempt may read whole tails.
+const ASK_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
+
+/// Why a damaged context is not whole yet.
+#[derive(Debug, thiserror::Error)]
+enum Still {
+    /// The peer was not asked: it may come at any time, and looking for it reads nothing.
+    #[error("{0}")]
+    Away(PeerError),
+    /// What the peer has does not help, or the damage is not the peer's to mend.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl Still {
+    /// How long to wait after an attempt that came `pause` after the one before.
+    fn next_pause(&self, pause: Duration) -> Duration {
+        match self {
+            Self::Away(_) => ASK_EVERY,
+            Self::Damaged(_) => (pause * 2).min(ASK_AT_LEAST_EVERY),
+        }
+    }
+}
+
+impl From<JournalError> for Still {
+    fn from(e: JournalError) -> Self {
+        Self::Damaged(e.to_string())
+    }
+}
+
+impl From<PeerError> for Still {
+    fn from(e: PeerError) -> Self {
+        match e {
+            PeerError::Refused { .. } => Self::Damaged(e.to_string()),
+            e => Self::Away(e),
+        }
+    }
+}
 
 /// A damaged context.
 pub struct Damaged {
@@ -119,9 +158,8 @@ impl Damaged {
         if mendable {
             failure
                 .with_hint(format!(
-                    "nothing is served before it is whole; {} is asked every {} s: see that its daemon runs",
-                    self.peer,
-                    ASK_EVERY.as_secs()
+                    "nothing is served before it is whole; {} is asked again and again: see that its daemon runs",
+                    self.peer
                 ))
                 .with_hint_command(
                     format!("backstay status -C {}", self.place.config.id),
@@ -138,32 +176,40 @@ impl Damaged {
         self.peer_is_here.ring();
     }
 
-    /// Mends the journal with what the peer has and opens the context.
-    fn attempt(&self, node: &Arc<Node>) -> Result<Arc<Context>, String> {
-        let failed = |e: JournalError| e.to_string();
+    /// Looks again at what is missing.
+    fn look(&self) -> Result<Option<Missing>, JournalError> {
+        let missing = mend::missing(&self.place.parts)?;
+        self.now.lock().missing = missing;
+        Ok(missing)
+    }
+
+    /// Mends the journal with what the peer has and opens the context. The tails are read again only when they changed.
+    fn attempt(&self, node: &Arc<Node>) -> Result<Arc<Context>, Still> {
         let parts = &self.place.parts;
-        let mut taken = mend::mend(parts, &[]).map_err(failed)?;
-        loop {
-            let missing = mend::missing(parts).map_err(failed)?;
-            self.now.lock().missing = missing;
-            let Some(missing) = missing else { break };
+        let mut taken = 0;
+        let mut missing = self.now.lock().missing;
+        while let Some(place) = missing {
             let from = Position {
-                generation: missing.generation,
-                seq: missing.after,
-                digest: missing.digest,
+                generation: place.generation,
+                seq: place.after,
+                digest: place.digest,
             };
             let frames = fetch(node, &self.peer, self.place.config.context(), from)?;
-            match mend::mend(parts, &frames).map_err(failed)? {
-                0 => {
-                    return Err(format!(
-                        "{} holds nothing behind record {} that continues it",
-                        self.peer, missing.after
-                    ));
-                }
-                n => taken += n,
+            taken += mend::mend(parts, &frames)?;
+            missing = self.look()?;
+            // Frames that came and did not move the damage would come for ever.
+            if missing.is_some_and(|m| (m.generation, m.after) == (place.generation, place.after)) {
+                return Err(Still::Damaged(format!(
+                    "{} holds nothing behind record {} that continues it",
+                    self.peer, place.after
+                )));
             }
         }
-        let context = Context::open(&self.place, node).map_err(|e| e.to_string())?;
+        let opened = Context::open(&self.place, node);
+        if opened.is_err() {
+            self.look()?;
+        }
+        let context = opened.map_err(|e| Still::Damaged(e.to_string()))?;
         tracing::info!(
             context = self.place.config.id,
             frames = taken,
@@ -178,14 +224,30 @@ pub(crate) fn keep_asking(node: &Arc<Node>, damaged: &Arc<Damaged>) {
     let (node, damaged): (Weak<Node>, _) = (Arc::downgrade(node), Arc::clone(damaged));
     let work = move || {
         let mut ear = damaged.peer_is_here.ear();
+        // What needs no frame: a header that is lost and whose frames are all here.
+        let begun = mend::mend(&damaged.place.parts, &[]).and_then(|_| damaged.look());
+        if let Err(e) = begun {
+            damaged.now.lock().said = e.to_string();
+        }
+        let mut pause = ASK_EVERY;
         loop {
-            ear.wait(ASK_EVERY);
+            let until = Instant::now() + pause;
+            let left = || until.saturating_duration_since(Instant::now());
+            // A peer that comes is asked at once, if it is one that can help.
+            while ear.wait(left()) {
+                if damaged.now.lock().missing.is_some() {
+                    pause = ASK_EVERY;
+                    break;
+                }
+            }
             let Some(node) = node.upgrade().filter(|n| n.is_damaged(&damaged)) else {
                 return;
             };
             match damaged.attempt(&node) {
                 Ok(context) => return node.mended(&damaged, context),
-                Err(text) => {
+                Err(still) => {
+                    pause = still.next_pause(pause);
+                    let text = still.to_string();
                     let mut now = damaged.now.lock();
                     if now.said != text {
                         tracing::warn!(context = damaged.place.config.id, "still damaged: {text}");
@@ -237,7 +299,7 @@ fn refetch_row(context: &Context, row: &LfcRow) -> Result<(), String> {
     };
     let mut frames = Vec::new();
     while at.seq < row.last_seq {
-        let some = fetch(&context.node(), peer, context.id(), at)?;
+        let some = fetch(&context.node(), peer, context.id(), at).map_err(|e| e.to_string())?;
         if some.is_empty() {
             return Err(format!("{peer} holds nothing behind record {}", at.seq));
         }
@@ -276,12 +338,11 @@ fn continued(at: Position, lfc: LfcId, bytes: &Bytes) -> Option<Position> {
 }
 
 /// Whole frames behind a position, from another host: at least one, if it has one.
-fn fetch(node: &Node, host: &str, context: ContextId, from: Position) -> Result<Vec<Bytes>, String> {
+fn fetch(node: &Node, host: &str, context: ContextId, from: Position) -> Result<Vec<Bytes>, PeerError> {
     let mut got: Vec<u8> = Vec::new();
     loop {
         let question = question(context, from, got.len());
-        let answer = node.peers().request(node, host, FRAMES, question);
-        let part = answer.map_err(|e| e.to_string())?;
+        let part = node.peers().request(node, host, FRAMES, question)?;
         let over = part.is_empty() || got.len() > FRAME_BYTES_MAX;
         got.extend_from_slice(&part);
         let frames = split(&Bytes::copy_from_slice(&got));
@@ -378,6 +439,23 @@ mod tests {
     use super::*;
     use journal::Draft;
     use model::{RecordBody, Timestamp, VolumeIndex};
+
+    #[test]
+    fn who_is_away_is_looked_for_and_who_cannot_help_is_asked_ever_less() {
+        let away = Still::from(PeerError::Silent("rec".into()));
+        let refused = Still::from(PeerError::Refused {
+            host: "rec".into(),
+            text: "it does not hold that".into(),
+        });
+        let mut pause = ASK_EVERY;
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            pause = refused.next_pause(pause);
+            pauses.push(pause.as_secs());
+        }
+        assert_eq!(pauses, [4, 8, 16, 32, 60, 60]);
+        assert_eq!(away.next_pause(pause), ASK_EVERY);
+    }
 
     #[test]
     fn a_question_is_read_as_it_was_written() {
