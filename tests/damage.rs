@@ -571,3 +571,39 @@ fn t10_redo_that_is_not_applied_stops_nothing_else_while_production_is_away() {
     let warnings = pair.status(REC)["warnings"].to_string();
     assert!(!warnings.contains("nothing is applied"), "{warnings}");
 }
+
+/// T10: a tail that rots while the daemon runs stops applying and nothing else; a restart fetches what is missing.
+#[test]
+fn t10_a_tail_that_rots_while_the_daemon_runs_says_so_and_comes_back_with_a_restart() {
+    let pair = Pair::new("rot-running", &setup());
+    let mut client = pair.open(PROD, "c1/data");
+    client.write(0, &[1; 4096], true).unwrap();
+    pair.cli(PROD, &["rtmark", "-C", "1", "--name", "one"]).ok();
+    pair.waits(PROD, "drained");
+    client.write(0, &[77; 4096], true).unwrap();
+    client.write(4096, &[78; 4096], true).unwrap();
+    pair.received();
+    let (tail, entries) = open_tail(&pair, REC);
+    rot(&tail, entries[0] + 200);
+    // The mark ends the container, which is now to be stored.
+    pair.cli(PROD, &["rtmark", "-C", "1", "--name", "two"]).ok();
+    until("the damage to be found", LONG, || {
+        let warnings = pair.status(REC)["warnings"].to_string();
+        let said = [
+            "nothing is applied: container g",
+            "in its tail: restart the daemon",
+        ];
+        said.iter().all(|words| warnings.contains(words)).then_some(())
+    });
+    let mut one = pair.open(REC, "c1/data@mark:one");
+    assert_eq!(one.read(0, 4096).unwrap(), [1; 4096]);
+    drop(one);
+    pair.stop(REC);
+    pair.start(REC);
+    whole(&pair, REC);
+    client.write(8192, &[79; 4096], true).unwrap();
+    drop(client);
+    pair.waits(PROD, "drained");
+    pair.drain();
+    pair.same_files(&["data"]);
+}
