@@ -118,18 +118,16 @@ impl Kept {
     fn beyond(&self, wanted: &Wanted) -> usize {
         let oldest = wanted.age_ns.map(|age| Timestamp(self.now.0.saturating_sub(age)));
         let mut rest = self.bytes();
-        let mut newest = Timestamp(0);
         let out = |step: &&Step| {
-            // A clock that was set back makes later records look older than what went before.
-            newest = newest.max(step.end);
             rest = rest.saturating_sub(step.bytes);
-            let by_age = oldest.is_none_or(|oldest| newest <= oldest);
+            let by_age = oldest.is_none_or(|oldest| step.end <= oldest);
             let by_bytes = wanted.bytes.is_none_or(|bytes| rest >= bytes);
             by_age && by_bytes
         };
         if wanted.is_unlimited() {
             return 0;
         }
+        // The first that stays keeps all behind it, also what a clock that was set back makes look older.
         self.steps.iter().take_while(out).count()
     }
 
