@@ -34,6 +34,7 @@ use crate::{
     keys,
     load::Tables,
     parts::Parts,
+    recovery::scan_tails,
     superblock::{Bounds, Found, Superblock},
     tail::{self, ENVELOPE_BYTES, HEADER_BYTES, Scan, SealFlags, Start, TailHeader, read_entry},
 };
@@ -189,16 +190,7 @@ fn place(parts: &Parts) -> Result<Option<Place>, JournalError> {
     let Some((number, mut next)) = tables.next_start() else {
         return Ok(None);
     };
-    let mut scans = Vec::new();
-    for (i, medium) in parts.tails.iter().enumerate() {
-        scans.push(tail::scan(&**medium, &tail_name(i))?);
-    }
-    let counter = scans
-        .iter()
-        .filter_map(|s| s.header)
-        .map(|h| h.counter)
-        .max()
-        .unwrap_or(0);
+    let (scans, counter) = scan_tails(parts)?;
     let mut before: Option<usize> = None;
     // The catalog, a sealed container and the open one: more cannot follow each other.
     for _ in 0..=parts.tails.len() {

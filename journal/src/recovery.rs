@@ -121,16 +121,7 @@ pub(crate) fn open(parts: Parts, options: Options) -> Result<(Journal, Opened), 
         })?;
     }
 
-    let mut scans = Vec::new();
-    for (i, medium) in parts.tails.iter().enumerate() {
-        scans.push(tail::scan(&**medium, &tail_name(i))?);
-    }
-    let counter = scans
-        .iter()
-        .filter_map(|s| s.header)
-        .map(|h| h.counter)
-        .max()
-        .unwrap_or(0);
+    let (mut scans, counter) = scan_tails(&parts)?;
     let next = tables.next_start();
     let found = choose(&mut scans, &tables, next.as_ref(), &mut verdict)?;
     let head = head(&found, next.as_ref());
@@ -177,6 +168,17 @@ pub(crate) fn open(parts: Parts, options: Options) -> Result<(Journal, Opened), 
 struct Choice {
     sealed: Option<Candidate>,
     open: Option<Candidate>,
+}
+
+/// What stands in the tails, and the counter of the newest header.
+pub(crate) fn scan_tails(parts: &Parts) -> Result<(Vec<Scan>, u64), JournalError> {
+    let mut scans = Vec::new();
+    for (i, medium) in parts.tails.iter().enumerate() {
+        scans.push(tail::scan(&**medium, &tail_name(i))?);
+    }
+    let headers = scans.iter().filter_map(|s| s.header);
+    let counter = headers.map(|h| h.counter).max().unwrap_or(0);
+    Ok((scans, counter))
 }
 
 /// Finds the containers without a row and checks that they continue the catalog and each other.

@@ -105,7 +105,7 @@ impl Retention {
     /// Why nothing more is received, and the way out; `None` while there is room.
     #[must_use]
     pub fn no_room(&self, context: &Context) -> Option<String> {
-        let outcome = self.last.lock().clone().filter(|o| o.retained.stuck)?;
+        let outcome = self.last.lock().as_ref().filter(|o| o.retained.stuck).cloned()?;
         let held = size(outcome.retained.held);
         let key = context.configured_limit().map_or("journal_limit", |(key, _)| key);
         let (full, more) = match outcome.space {
