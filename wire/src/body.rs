@@ -40,6 +40,7 @@ pub(crate) fn put(message: &Message) -> Result<(BytesMut, Bytes), CodecError> {
             b.put_u64_le(w.open_lfc.0);
             b.put_u64_le(w.applied.0);
             b.put_u8(u8::from(w.copying));
+            b.put_u8(u8::from(w.gives_way));
             b.put_slice(&w.config);
             b.put_u64_le(w.instance);
         }
@@ -73,6 +74,10 @@ pub(crate) fn put(message: &Message) -> Result<(BytesMut, Bytes), CodecError> {
             put_position(&mut b, &j.to);
             b.put_u64_le(j.lfc.0);
             b.put_u8(j.cause as u8);
+            b.put_u8(u8::from(j.parent.is_some()));
+            if let Some(parent) = &j.parent {
+                put_position(&mut b, parent);
+            }
         }
         Message::Copy(c) => {
             b.put_u64_le(c.seq.0);
@@ -182,7 +187,14 @@ pub(crate) fn take(kind: Kind, body: Bytes) -> Result<Message, CodecError> {
                 what: "cause",
                 value: n.into(),
             })?;
-            Message::Jump(Jump { to, lfc, cause })
+            let parent = take_flag(&mut t, "has parent")?.then(|| take_position(&mut t));
+            let parent = parent.transpose()?;
+            Message::Jump(Jump {
+                to,
+                lfc,
+                cause,
+                parent,
+            })
         }
         Kind::Copy => take_copy(&mut t)?,
         Kind::CopiesComplete => Message::CopiesComplete {
@@ -263,19 +275,22 @@ fn take_welcome(t: &mut Take) -> Result<Message, CodecError> {
         received: take_position(t)?,
         open_lfc: LfcId(t.u64("open lfc")?),
         applied: WriteSeq(t.u64("applied")?),
-        copying: match t.u8("copying")? {
-            0 => false,
-            1 => true,
-            n => {
-                return Err(CodecError::Value {
-                    what: "copying",
-                    value: n.into(),
-                });
-            }
-        },
+        copying: take_flag(t, "copying")?,
+        gives_way: take_flag(t, "gives way")?,
         config: t.digest("config")?,
         instance: t.u64("instance")?,
     }))
+}
+
+fn take_flag(t: &mut Take, what: &'static str) -> Result<bool, CodecError> {
+    match t.u8(what)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        n => Err(CodecError::Value {
+            what,
+            value: n.into(),
+        }),
+    }
 }
 
 fn take_frame(t: &mut Take) -> Result<Message, CodecError> {

@@ -120,6 +120,8 @@ pub struct Welcome {
     pub applied: WriteSeq,
     /// Whether its volumes still need a first sync.
     pub copying: bool,
+    /// Whether an operator has given up its own line, so that the greeting's may take its place.
+    pub gives_way: bool,
     /// Digest of the context's configuration as it has it.
     pub config: Digest,
     /// Random id of its store of the context; another one after the store was made anew.
@@ -139,6 +141,7 @@ impl Welcome {
             open_lfc: LfcId(0),
             applied: WriteSeq(0),
             copying: false,
+            gives_way: false,
             config: [0; 32],
             instance: 0,
         }
@@ -202,6 +205,9 @@ codes! {
         FirstSync = 1,
         /// Production dropped the records between; their regions are stale and will be copied.
         Dropped = 2,
+        /// The receiver's end is not on the sender's line: it goes over to that line, wherever its own numbers are, and the
+        /// regions in which the two differ will be copied (`rules.md` L1).
+        Line = 3,
     }
 }
 
@@ -313,6 +319,8 @@ pub struct Jump {
     pub lfc: LfcId,
     /// Why.
     pub cause: JumpCause,
+    /// What the generation of `to` continues; `None` for the first one of a context.
+    pub parent: Option<Position>,
 }
 
 /// A region's bytes exactly as of the stub record `seq`.

@@ -31,7 +31,8 @@ use crate::{
     ProtocolError,
     codec::COPY_ACKS_MAX,
     message::{
-        Ack, Copy, Digest, Frame, Hello, Jump, Kind, Message, Position, RefuseCode, Seal, Version, Welcome,
+        Ack, Copy, Digest, Frame, Hello, Jump, JumpCause, Kind, Message, Position, RefuseCode, Seal, Version,
+        Welcome,
     },
 };
 use model::{ContextId, LfcId, Role, Term, WriteSeq};
@@ -48,6 +49,8 @@ pub struct ReceiverLocal {
     pub term: Term,
     /// Digest of its configuration as we have it.
     pub config: Digest,
+    /// Whether an operator has given up our own line: the sender may take us over to its own.
+    pub gives_way: bool,
 }
 
 /// What the owner has to do, in order.
@@ -368,6 +371,9 @@ impl Receiver {
     }
 
     fn jump(&mut self, j: Jump) -> Result<Vec<ReceiverAction>, ProtocolError> {
+        if j.cause == JumpCause::Line {
+            return self.other_line(j);
+        }
         if j.to.seq < self.received.seq {
             return Err(ProtocolError::Order {
                 what: "a jump to",
@@ -392,6 +398,33 @@ impl Receiver {
         let mut actions = vec![ReceiverAction::Jump(j)];
         actions.extend(self.release());
         Ok(actions)
+    }
+
+    /// Goes over to the sender's line: what was received of our own counts for nothing there. Only at the very start of the
+    /// stream, and only for a node whose own line was given up ([`ReceiverLocal::gives_way`]).
+    fn other_line(&mut self, j: Jump) -> Result<Vec<ReceiverAction>, ProtocolError> {
+        if !self.local.gives_way || !self.fresh {
+            return Err(ProtocolError::Unexpected {
+                kind: Kind::Jump,
+                state: "its own line was not given up",
+            });
+        }
+        let base = j.to.seq;
+        self.received = j.to;
+        self.settled = base;
+        self.frame_first = base.next();
+        self.open = Some(j.lfc);
+        self.newest_lfc = j.lfc;
+        self.fresh = false;
+        self.local.gives_way = false;
+        self.told = self.told.min(base);
+        self.may_apply = self.may_apply.min(base);
+        self.ack = Ack {
+            received_durable: self.ack.received_durable.min(base),
+            applied: self.ack.applied.min(base),
+        };
+        self.acked = self.ack;
+        Ok(vec![ReceiverAction::Jump(j)])
     }
 
     fn copy(&mut self, c: Copy) -> Result<Vec<ReceiverAction>, ProtocolError> {

@@ -25,7 +25,7 @@
 
 use crate::{
     ProtocolError,
-    message::{Ack, Copy, Frame, Hello, Jump, Message, Position, RefuseCode, Seal, Welcome},
+    message::{Ack, Copy, Frame, Hello, Jump, JumpCause, Message, Position, RefuseCode, Seal, Welcome},
 };
 use model::{ByteRange, Payload, Role, Term, Timestamp, VolumeIndex, WriteSeq};
 use std::collections::{BTreeMap, VecDeque};
@@ -113,7 +113,8 @@ pub enum SenderAction {
 pub enum Resume {
     /// It is on our line, and we hold every record behind it.
     Here,
-    /// We no longer hold (or never journaled) what comes behind it; its regions are stale, and the stream goes on elsewhere.
+    /// We no longer hold (or never journaled) what comes behind it, or it is not on our line and its owner has given its own
+    /// line up; the regions that differ are stale, and the stream goes on elsewhere.
     Jump(Jump),
     /// It is not on our line, or we cannot tell.
     Diverged {
@@ -325,7 +326,19 @@ impl Sender {
         self.sent = match answer {
             Resume::Here => peer,
             Resume::Jump(jump) => {
-                assert!(jump.to.seq >= peer.seq, "a jump from {peer} back to {}", jump.to);
+                let other_line = jump.cause == JumpCause::Line;
+                assert!(
+                    other_line || jump.to.seq >= peer.seq,
+                    "a jump from {peer} back to {}",
+                    jump.to
+                );
+                if other_line {
+                    // What the peer had of its own line counts for nothing on ours.
+                    self.acked = Ack {
+                        received_durable: self.acked.received_durable.min(jump.to.seq),
+                        applied: self.acked.applied.min(jump.to.seq),
+                    };
+                }
                 actions.push(SenderAction::Send(Message::Jump(jump)));
                 jump.to
             }

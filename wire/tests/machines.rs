@@ -89,6 +89,7 @@ fn local(role: Role, term: u64) -> ReceiverLocal {
         role,
         term: Term(term),
         config: [9; 32],
+        gives_way: false,
     }
 }
 
@@ -410,6 +411,7 @@ fn a_jump_leads_forward_only() {
             to: position(seq),
             lfc: LfcId(10),
             cause: JumpCause::Dropped,
+            parent: None,
         })
     };
     assert!(receiving().receive(jump(99)).is_err());
@@ -424,6 +426,82 @@ fn a_jump_leads_forward_only() {
         ..frame(300, 301)
     }))
     .unwrap();
+}
+
+/// A receiver whose own line ends at 100 and was given up.
+fn giving_way() -> Receiver {
+    let mut r = Receiver::new(ReceiverLocal {
+        gives_way: true,
+        ..local(Role::Recovery, 3)
+    });
+    r.receive(Message::Hello(hello(3))).unwrap();
+    r.welcome(Welcome {
+        gives_way: true,
+        ..welcome(3)
+    });
+    r
+}
+
+#[test]
+fn l1_only_a_line_that_was_given_up_goes_over_to_another() {
+    let jump = |seq| {
+        Message::Jump(Jump {
+            to: position(seq),
+            lfc: LfcId(2),
+            cause: JumpCause::Line,
+            parent: Some(position(70)),
+        })
+    };
+    assert!(
+        receiving().receive(jump(80)).is_err(),
+        "its line was not given up"
+    );
+    let mut r = giving_way();
+    r.receive(jump(80)).unwrap();
+    assert_eq!(
+        (r.ack().received_durable, r.ack().applied),
+        (WriteSeq(80), WriteSeq(80))
+    );
+    assert!(r.receive(jump(80)).is_err(), "once, at the very start");
+    r.receive(durable(Frame {
+        lfc: LfcId(2),
+        ..frame(80, 81)
+    }))
+    .unwrap();
+    r.durable(WriteSeq(81));
+    assert_eq!(r.ack().received_durable, WriteSeq(81));
+    let mut late = giving_way();
+    late.receive(durable(frame(100, 101))).unwrap();
+    assert!(
+        late.receive(jump(80)).is_err(),
+        "frames of its own line came first"
+    );
+}
+
+#[test]
+fn l1_what_a_peer_acknowledged_of_its_own_line_counts_for_nothing_on_ours() {
+    let (mut s, _) = Sender::new(SenderOptions::default(), hello(3));
+    let peer = Welcome {
+        gives_way: true,
+        ..welcome(3)
+    };
+    s.receive(NOW, Message::Welcome(peer)).unwrap();
+    s.resume(Resume::Jump(Jump {
+        to: position(80),
+        lfc: LfcId(2),
+        cause: JumpCause::Line,
+        parent: Some(position(70)),
+    }));
+    assert_eq!(s.cursors().sent, WriteSeq(80));
+    assert_eq!(s.cursors().acked.received_durable, WriteSeq(80));
+    let ack = Ack {
+        received_durable: WriteSeq(80),
+        applied: WriteSeq(79),
+    };
+    assert!(
+        s.receive(NOW, Message::Ack(ack)).is_err(),
+        "it never falls after that"
+    );
 }
 
 fn streaming(options: SenderOptions) -> Sender {

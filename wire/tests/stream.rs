@@ -107,6 +107,7 @@ impl Production {
                 to: floor,
                 lfc: self.frames[self.floor - 1].lfc.next(),
                 cause: JumpCause::Dropped,
+                parent: None,
             })
         } else {
             Resume::Here
@@ -272,6 +273,7 @@ impl World {
             role: Role::Recovery,
             term: TERM,
             config: [9; 32],
+            gives_way: false,
         };
         let forth = VecDeque::from([greeting]);
         self.production.sealed_to = LfcId(0);
@@ -316,6 +318,7 @@ impl World {
                         open_lfc: self.recovery.open,
                         applied: self.recovery.applied,
                         copying: true,
+                        gives_way: false,
                         config: [9; 32],
                         instance: 2,
                     };
