@@ -1,6 +1,6 @@
 //! What the daemon answers, one line at a time.
 
-use crate::{Code, Moment, NearPoint, PointInfo, Reply, WindowInfo};
+use crate::{Code, MissingInfo, Moment, NearPoint, PointInfo, Reply, WindowInfo};
 use model::{ContextState, Role};
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +89,41 @@ pub enum Step {
         /// `scrt_lca` on production, `scrt_aba` on recovery.
         agent: String,
     },
+    /// `... Production Server Drivers are already loaded for Context ID 1.` (`rtdr failback`)
+    DriversLoaded {
+        /// `Production`, else `Recovery`.
+        production: bool,
+        /// Primary id.
+        context: u32,
+    },
+    /// `Unloading Production Server Drivers` (`rtstop` on production)
+    UnloadingDrivers,
+    /// `--- Failover Context ID <2> is production on rec1. ---`
+    FailoverDone {
+        /// Failover id.
+        failover_id: u32,
+        /// The new production.
+        host: String,
+    },
+    /// `-- Failover Context ID <2> is enabled and ready for re-sync. ---`
+    ReadyForResync {
+        /// Failover id.
+        failover_id: u32,
+    },
+    /// `--- System re-sync is activated. ---`
+    ResyncActivated,
+    /// `--- Primary Context ID <1> is enabled. ---`
+    PrimaryEnabled {
+        /// Primary id.
+        context: u32,
+    },
+    /// `Waiting for prod1: run rtdr -C 1 failback there`
+    WaitingFor {
+        /// The other host.
+        host: String,
+        /// What to type there.
+        command: String,
+    },
 }
 
 /// What is counted.
@@ -131,6 +166,10 @@ pub struct Progress {
 pub enum Question {
     /// `scrt_ra -F` and `--undo`: all that the operator should know first.
     Restore(Box<RestoreQuestion>),
+    /// `rtdr failover`: where it goes to, and what may be missing there.
+    Failover(Box<FailoverQuestion>),
+    /// A question whose words scripts answer; the client has the words.
+    Fixed(FixedQuestion),
     /// Anything else, in words.
     Text {
         /// What stands above the question.
@@ -161,6 +200,33 @@ pub struct RestoreQuestion {
     pub validated: Option<Moment>,
     /// Anything else worth a line, refusals that `-f` turned into this question among them.
     pub warnings: Vec<String>,
+}
+
+/// What a failover would do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FailoverQuestion {
+    /// Where production would go on from.
+    pub point: PointInfo,
+    /// Seconds from that point's last record to now, when the clocks allow to say.
+    pub age_s: Option<f64>,
+    /// What production had acknowledged and this point lacks; `None`: unknown, it cannot be asked.
+    pub missing: Option<MissingInfo>,
+    /// The host that is production now.
+    pub peer: String,
+    /// When it was last heard; `None`: never.
+    pub peer_heard: Option<Moment>,
+    /// Anything else worth a line, refusals that `-f` turned into this question among them.
+    pub warnings: Vec<String>,
+}
+
+/// The questions of `rtdr resync` on the old production, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FixedQuestion {
+    /// `scsetup: You have requested failover processing.`
+    FailoverProcessing,
+    /// `!!! RESET WARNING !!!`
+    LcaReset,
 }
 
 /// The end of a request.
@@ -376,7 +442,10 @@ pub(crate) mod words {
                 use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
                 pub(crate) fn serialize<S: Serializer>(v: &$type, s: S) -> Result<S::Ok, S::Error> {
-                    s.collect_str(v)
+                    // What could not be read back must not be written.
+                    match v {
+                        $($type::$variant)|+ => s.collect_str(v),
+                    }
                 }
 
                 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<$type, D::Error> {

@@ -43,12 +43,12 @@ pub mod status;
 
 pub use code::Code;
 pub use event::{
-    Answer, Event, Failure, HeadContext, HeadLine, NextStep, Outcome, PeerLine, PeerState, Progress,
-    Question, RestoreQuestion, Step, Unit,
+    Answer, Event, FailoverQuestion, Failure, FixedQuestion, HeadContext, HeadLine, NextStep, Outcome,
+    PeerLine, PeerState, Progress, Question, RestoreQuestion, Step, Unit,
 };
-pub use point::{Gap, Moment, NearPoint, PointInfo, Side, WindowInfo};
+pub use point::{Gap, MissingInfo, Moment, NearPoint, PointInfo, Side, WindowInfo};
 pub use reply::Reply;
-pub use request::{Command, Options, Request, WaitFor};
+pub use request::{Command, MapVerb, Options, Request, WaitFor};
 
 /// Version of everything in this crate that crosses the socket.
 pub const VERSION: u32 = 1;

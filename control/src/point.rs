@@ -89,6 +89,15 @@ impl PointInfo {
     }
 }
 
+/// Records that one host has and a point lacks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingInfo {
+    /// Records.
+    pub writes: u64,
+    /// Bytes those records wrote.
+    pub bytes: u64,
+}
+
 /// Which side of a missed target a point lies on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

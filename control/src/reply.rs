@@ -1,6 +1,6 @@
 //! What a command brings back: all that human output and `--json` need, in bytes and [`Moment`]s.
 
-use crate::{Code, Moment, PointInfo, Progress, WaitFor, WindowInfo, status::StatusReply};
+use crate::{Code, MissingInfo, Moment, PointInfo, Progress, WaitFor, WindowInfo, status::StatusReply};
 use serde::{Deserialize, Serialize};
 
 /// The answer of a command that was done.
@@ -30,6 +30,12 @@ pub enum Reply {
     Start(StartReply),
     /// `rtstop`.
     Stop(StopReply),
+    /// `rtdr`.
+    Role(RoleReply),
+    /// `scconfig -M`, `-B -G`.
+    Dirty(DirtyReply),
+    /// `map`.
+    Map(MapReply),
     /// `protect`.
     Protect(ProtectReply),
     /// `pins`.
@@ -56,6 +62,7 @@ impl Reply {
     pub fn code(&self) -> Code {
         match self {
             Self::Status(status) if !status.healthy() => Code::Unhealthy,
+            Self::Map(map) if map.shows_stale() => Code::Unhealthy,
             _ => Code::Done,
         }
     }
@@ -271,6 +278,126 @@ pub struct StopReply {
     pub drained: bool,
     /// Backing files or devices, whole and directly usable now.
     pub backings: Vec<String>,
+}
+
+/// What `rtdr` was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoleVerb {
+    /// `setup`.
+    #[default]
+    SetUp,
+    /// `failover`.
+    Failover,
+    /// `resync`.
+    Resync,
+    /// `failback`.
+    Failback,
+}
+
+/// A host that has another role now, or is about to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RoleReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// Its failover id.
+    pub failover_id: u32,
+    /// What was asked for.
+    pub verb: RoleVerb,
+    /// Production as of now; after `setup`: the host to fail over to.
+    pub host: String,
+    /// Whether nothing had to be done.
+    pub already: bool,
+    /// Highest term durably seen, after it.
+    pub term: u64,
+    /// The last record that production goes on from (failover), or that both hosts have (resync).
+    pub point: Option<PointInfo>,
+    /// What the old production had acknowledged and that point lacks.
+    pub missing: Option<MissingInfo>,
+    /// Whether `missing` could be known: `false` after a failover whose peer did not answer.
+    pub missing_known: bool,
+    /// What a resync has to copy.
+    pub set: Option<ResyncSet>,
+    /// Containers that left today's line; they can still be looked at by their generation.
+    pub dropped_lfcs: Vec<LfcInfo>,
+    /// What was mounted or attached.
+    pub volumes: Vec<MountInfo>,
+    /// The host whose command comes first; its command is the next step.
+    pub waiting_for: Option<String>,
+    /// Time taken.
+    pub seconds: f64,
+}
+
+/// What a resync has to copy, by its reason; a block may have several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncSet {
+    /// Behind the common position, touched by this host's records.
+    pub own_bytes: u64,
+    /// Behind the common position, touched by the peer's records.
+    pub peer_bytes: u64,
+    /// Stale in either map: what no journal covers.
+    pub stale_bytes: u64,
+    /// Everything, whatever the parts say: declared, or no map can be trusted.
+    pub whole: bool,
+}
+
+/// Regions that are stale now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirtyReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// Bytes that will be copied, those that were stale before among them.
+    pub bytes: u64,
+    /// Whether that is all there is of every volume.
+    pub whole: bool,
+    /// Seconds that the copy will take, when a rate is known.
+    pub eta_s: Option<u64>,
+}
+
+/// State maps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// The maps as they are now; only `view` fills in their runs.
+    pub volumes: Vec<VolumeMapInfo>,
+    /// `dump`: the maps as text that `load` takes. A change: where the maps as they were are kept.
+    pub text: Option<String>,
+}
+
+impl MapReply {
+    /// Whether it shows a cell that is not clean.
+    #[must_use]
+    pub fn shows_stale(&self) -> bool {
+        let mut runs = self.volumes.iter().flat_map(|v| &v.runs);
+        runs.any(|run| run.cell != 0)
+    }
+}
+
+/// The state map of one volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMapInfo {
+    /// The volume.
+    pub name: String,
+    /// Bytes of a region: one cell.
+    pub region_size: u64,
+    /// How many cells there are.
+    pub cells: u64,
+    /// Bytes of its stale regions.
+    pub stale_bytes: u64,
+    /// In rising order, without gaps.
+    pub runs: Vec<CellRun>,
+}
+
+/// Equal cells in a row: `first..end`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellRun {
+    /// The first.
+    pub first: u64,
+    /// The one behind the last.
+    pub end: u64,
+    /// 0 clean, 15 stale.
+    pub cell: u8,
 }
 
 /// A new context.

@@ -154,6 +154,9 @@ pub enum Command {
     Start {
         /// The context.
         context: u32,
+        /// `-M`: all regions of all volumes stale first, as [`Command::Dirty`] does.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        dirty: bool,
     },
     /// `rtstop`.
     Stop {
@@ -163,6 +166,56 @@ pub enum Command {
         unmount: bool,
         /// `-S`: drain first.
         drain: bool,
+    },
+    /// `rtdr -F ID setup`: the pair of context ids, on both hosts.
+    SetUpFailover {
+        /// The context, by its primary id.
+        context: u32,
+        /// The id that the context has after a failover.
+        failover_id: u32,
+        /// `-s`: the host to fail over to; the first hop without one.
+        host: Option<String>,
+    },
+    /// `rtdr failover`: this host, configured or not, becomes production.
+    Failover {
+        /// The context.
+        context: u32,
+        /// Whether to check and mount afterwards (`--no-mount` says no).
+        mount: bool,
+        /// `--inconsistent`: to the newest received state, although copies that belong to it are missing.
+        inconsistent: bool,
+    },
+    /// `rtdr resync`: on the old production its data gives way, on the acting one what differs begins to flow.
+    Resync {
+        /// The context.
+        context: u32,
+        /// `--both`: both halves, from whichever host this is.
+        both: bool,
+    },
+    /// `rtdr failback`: back to the configured roles, original production first.
+    Failback {
+        /// The context.
+        context: u32,
+        /// Whether to check and mount afterwards (`--no-mount` says no).
+        mount: bool,
+        /// `--stay`: the present roles become the configured ones instead.
+        stay: bool,
+    },
+    /// `scconfig -M`, `-B -G`: regions become stale, so that they are copied whatever the journals say.
+    Dirty {
+        /// The context.
+        context: u32,
+        /// `-L`: only these volumes; all of them when empty.
+        volumes: Vec<String>,
+        /// `-B -G`: all volumes, and the full resync begins now.
+        full: bool,
+    },
+    /// `map`.
+    Map {
+        /// The context.
+        context: u32,
+        /// What to do with its state maps.
+        verb: MapVerb,
     },
     /// `protect`.
     Protect(Protect),
@@ -215,6 +268,10 @@ impl Command {
                 | Self::Pins { .. }
                 | Self::Wait { .. }
                 | Self::NodeInfo
+                | Self::Map {
+                    verb: MapVerb::View { .. } | MapVerb::Dump { .. },
+                    ..
+                }
         )
     }
 
@@ -232,7 +289,13 @@ impl Command {
             | Self::Marks { context }
             | Self::Mount { context, .. }
             | Self::Unmount { context, .. }
-            | Self::Start { context }
+            | Self::Start { context, .. }
+            | Self::SetUpFailover { context, .. }
+            | Self::Failover { context, .. }
+            | Self::Resync { context, .. }
+            | Self::Failback { context, .. }
+            | Self::Dirty { context, .. }
+            | Self::Map { context, .. }
             | Self::Stop { context, .. }
             | Self::ReleasePin { context, .. }
             | Self::Wait { context, .. }
@@ -265,6 +328,37 @@ pub enum Which {
     Level(u32),
     /// All operator snapshots, named ones too.
     All,
+}
+
+/// What `map` does. Every change saves the maps as they were first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum MapVerb {
+    /// Shows runs of equal cells.
+    View {
+        /// Only this volume.
+        volume: Option<String>,
+    },
+    /// Answers the maps as text that `Load` takes.
+    Dump {
+        /// Only this volume.
+        volume: Option<String>,
+    },
+    /// Replaces maps by those of a dump.
+    Load {
+        /// The dump.
+        text: String,
+    },
+    /// Declares both hosts equal without looking.
+    Clean {
+        /// Only this volume.
+        volume: Option<String>,
+    },
+    /// Both hosts were written: the master's data wins, and both maps become its to-do list.
+    Unify {
+        /// Node whose data stays.
+        master: String,
+    },
 }
 
 /// A new context.
@@ -417,6 +511,32 @@ mod tests {
             "mounted",
         ] {
             assert!(text.parse::<WaitFor>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn maps_are_looked_at_without_the_lock_and_changed_with_it() {
+        let map = |verb| Command::Map { context: 7, verb };
+        let volume = None::<String>;
+        for (command, changes) in [
+            (
+                map(MapVerb::View {
+                    volume: volume.clone(),
+                }),
+                false,
+            ),
+            (
+                map(MapVerb::Dump {
+                    volume: volume.clone(),
+                }),
+                false,
+            ),
+            (map(MapVerb::Clean { volume }), true),
+            (map(MapVerb::Load { text: String::new() }), true),
+            (map(MapVerb::Unify { master: "a".into() }), true),
+        ] {
+            assert_eq!(command.changes_state(), changes, "{command:?}");
+            assert_eq!(command.context(), Some(7));
         }
     }
 

@@ -149,7 +149,13 @@ mod tests {
             assert!(Session::accept(listener.accept().unwrap().0).unwrap().is_none());
             for _ in 0..2 {
                 let (mut s, request) = Session::accept(listener.accept().unwrap().0).unwrap().unwrap();
-                assert_eq!(request.command, Command::Start { context: 1 });
+                assert_eq!(
+                    request.command,
+                    Command::Start {
+                        context: 1,
+                        dirty: false
+                    }
+                );
                 s.send(&Event::Head(HeadLine {
                     host: "rec".into(),
                     context: None,
@@ -164,7 +170,13 @@ mod tests {
                 s.done(outcome.with_next("rtmnt -C 1", "rec")).unwrap();
             }
         });
-        let request = Request::new(Command::Start { context: 1 }, Options::default());
+        let request = Request::new(
+            Command::Start {
+                context: 1,
+                dirty: false,
+            },
+            Options::default(),
+        );
         for yes in [true, false] {
             let mut ear = Ear { seen: vec![], yes };
             let outcome = client::call(&path, &request, &mut ear).unwrap();

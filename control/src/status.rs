@@ -1,6 +1,6 @@
 //! What `status` shows.
 
-use crate::{HeadLine, Moment, PointInfo, Progress, WindowInfo};
+use crate::{HeadLine, Moment, PointInfo, WindowInfo};
 use serde::{Deserialize, Serialize};
 
 /// All contexts of a node, or one.
@@ -52,8 +52,17 @@ pub struct ContextStatus {
     /// What gave way to the state map since the replica was last consistent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub super_transaction: Option<SuperTransaction>,
-    /// A copy that is under way.
-    pub resync: Option<Progress>,
+    /// A first sync or resync that is under way, on both hosts.
+    pub resync: Option<ResyncStatus>,
+    /// Whether this host is production though it is not configured so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub acting: bool,
+    /// The host that this one gave way to, while it is fenced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced_by: Option<String>,
+    /// Why it is fenced: `rec1 is production at term 4, this host was at term 3`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced_reason: Option<String>,
     /// Whether the replica can be used as it stands.
     pub consistent: bool,
     /// The window of today's line.
@@ -92,6 +101,21 @@ pub struct SuperTransaction {
     pub containers: u64,
     /// Their bytes.
     pub bytes: u64,
+}
+
+/// How far a first sync or resync is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ResyncStatus {
+    /// Bytes still to be copied.
+    pub bytes_left: u64,
+    /// Bytes of which that is left.
+    pub bytes_total: u64,
+    /// Bytes a second, once any were copied.
+    pub rate: Option<f64>,
+    /// Seconds to go at that rate.
+    pub eta_s: Option<u64>,
+    /// From which host to which: `rec1 -> prod1`.
+    pub direction: String,
 }
 
 /// What would be lost if production died now. On a replica without a link it is unknown.

@@ -2,10 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use control::{
-    Answer, Code, Command, Event, Failure, HeadContext, HeadLine, Moment, NearPoint, Options, Outcome,
-    PeerLine, PeerState, PointInfo, Progress, Question, Reply, Request, RestoreQuestion, Side, Step,
-    WindowInfo, codec,
-    reply::{PlanReply, SnapshotReply, SnapshotVolume},
+    Answer, Code, Command, Event, FailoverQuestion, Failure, FixedQuestion, HeadContext, HeadLine, MapVerb,
+    MissingInfo, Moment, NearPoint, Options, Outcome, PeerLine, PeerState, PointInfo, Progress, Question,
+    Reply, Request, RestoreQuestion, Side, Step, WindowInfo, codec,
+    reply::{
+        CellRun, DirtyReply, LfcInfo, MapReply, MountInfo, PlanReply, ResyncSet, RoleReply, RoleVerb,
+        SnapshotReply, SnapshotVolume, VolumeMapInfo,
+    },
     request::{Protect, RestoreTo, VolumeSource, VolumeSpec, Which},
 };
 use model::{ContextState, LfcId, Role, Timestamp, WriteSeq};
@@ -35,6 +38,173 @@ fn head() -> HeadLine {
                 since: None,
             }),
         }),
+    }
+}
+
+/// What the operator asks of roles and maps.
+fn role_commands() -> Vec<Command> {
+    vec![
+        Command::Start {
+            context: 1,
+            dirty: true,
+        },
+        Command::SetUpFailover {
+            context: 1,
+            failover_id: 2,
+            host: Some("rec1".into()),
+        },
+        Command::Failover {
+            context: 1,
+            mount: true,
+            inconsistent: false,
+        },
+        Command::Resync {
+            context: 2,
+            both: false,
+        },
+        Command::Failback {
+            context: 1,
+            mount: true,
+            stay: false,
+        },
+        Command::Dirty {
+            context: 1,
+            volumes: vec!["data".into()],
+            full: false,
+        },
+        Command::Map {
+            context: 1,
+            verb: MapVerb::View { volume: None },
+        },
+        Command::Map {
+            context: 1,
+            verb: MapVerb::Unify {
+                master: "prod1".into(),
+            },
+        },
+    ]
+}
+
+fn role_steps() -> Vec<Step> {
+    vec![
+        Step::DriversLoaded {
+            production: true,
+            context: 1,
+        },
+        Step::UnloadingDrivers,
+        Step::FailoverDone {
+            failover_id: 2,
+            host: "rec1".into(),
+        },
+        Step::ReadyForResync { failover_id: 2 },
+        Step::ResyncActivated,
+        Step::PrimaryEnabled { context: 1 },
+        Step::WaitingFor {
+            host: "prod1".into(),
+            command: "rtdr -C 1 failback".into(),
+        },
+    ]
+}
+
+/// What the daemon says while and after roles change.
+fn role_events() -> Vec<Event> {
+    let missing = MissingInfo {
+        writes: 12,
+        bytes: 49_152,
+    };
+    let failover = Question::Failover(Box::new(FailoverQuestion {
+        point: point(),
+        age_s: Some(4.5),
+        missing: Some(missing),
+        peer: "prod1".into(),
+        peer_heard: Some(Moment(7)),
+        warnings: vec!["prod1 answers and runs: it is stopped first".into()],
+    }));
+    let role = RoleReply {
+        context: 1,
+        failover_id: 2,
+        verb: RoleVerb::Resync,
+        host: "rec1".into(),
+        term: 4,
+        point: Some(point()),
+        missing: Some(missing),
+        missing_known: true,
+        set: Some(ResyncSet {
+            own_bytes: 1,
+            peer_bytes: 2,
+            stale_bytes: 3,
+            whole: false,
+        }),
+        dropped_lfcs: vec![LfcInfo::default()],
+        volumes: vec![MountInfo::default()],
+        waiting_for: Some("prod1".into()),
+        seconds: 1.5,
+        ..RoleReply::default()
+    };
+    let map = MapReply {
+        context: 1,
+        volumes: vec![VolumeMapInfo {
+            name: "data".into(),
+            region_size: 32_768,
+            cells: 32,
+            stale_bytes: 65_536,
+            runs: vec![
+                CellRun {
+                    first: 0,
+                    end: 2,
+                    cell: 15,
+                },
+                CellRun {
+                    first: 2,
+                    end: 32,
+                    cell: 0,
+                },
+            ],
+        }],
+        text: None,
+    };
+    let dirty = DirtyReply {
+        context: 1,
+        bytes: 1 << 30,
+        whole: true,
+        eta_s: Some(9),
+    };
+    let ask = |question| Event::Ask { question };
+    let done = |reply| Event::Done(Box::new(Outcome::ok(reply)));
+    let mut events: Vec<_> = role_steps().into_iter().map(Event::Step).collect();
+    events.extend([
+        ask(failover),
+        ask(Question::Fixed(FixedQuestion::FailoverProcessing)),
+        ask(Question::Fixed(FixedQuestion::LcaReset)),
+        done(Reply::Role(role)),
+        done(Reply::Dirty(dirty)),
+        done(Reply::Map(map)),
+    ]);
+    events
+}
+
+#[test]
+fn only_a_map_that_shows_a_stale_cell_is_unhealthy() {
+    let run = |cell| CellRun {
+        first: 0,
+        end: 1,
+        cell,
+    };
+    for (runs, code) in [
+        (vec![], Code::Done),
+        (vec![run(0)], Code::Done),
+        (vec![run(0), run(15)], Code::Unhealthy),
+    ] {
+        let volume = VolumeMapInfo {
+            stale_bytes: 4096,
+            runs,
+            ..VolumeMapInfo::default()
+        };
+        let map = MapReply {
+            volumes: vec![volume],
+            ..MapReply::default()
+        };
+        assert_eq!(Reply::Map(map).code(), code);
     }
 }
 
@@ -90,7 +260,7 @@ fn lines() -> (Vec<Request>, Answer, Vec<Event>) {
         volumes: vec![SnapshotVolume::default()],
         ..SnapshotReply::default()
     };
-    let events = vec![
+    let mut events = vec![
         Event::Head(head()),
         Event::Resolved {
             level: None,
@@ -130,8 +300,10 @@ fn lines() -> (Vec<Request>, Answer, Vec<Event>) {
         Event::Done(Box::new(Outcome::ok(Reply::Plan(PlanReply::default())))),
         Event::Done(Box::new(Outcome::failed(failure))),
     ];
+    events.extend(role_events());
     let requests = [Command::NodeInfo, restore, protect, release];
-    let requests = requests.map(|c| Request::new(c, options.clone())).into();
+    let requests = requests.into_iter().chain(role_commands());
+    let requests = requests.map(|c| Request::new(c, options.clone())).collect();
     (requests, Answer { yes: true }, events)
 }
 

@@ -285,7 +285,10 @@ fn dispatch(op: &mut Op<'_>, command: &Command) -> Answer {
             replica_side,
             force,
         } => mount::unmount(op, *context, *drain, *replica_side, *force),
-        Command::Start { context } => lifecycle::start(op, *context),
+        Command::Start {
+            context,
+            dirty: false,
+        } => lifecycle::start(op, *context),
         Command::Stop {
             context,
             unmount,

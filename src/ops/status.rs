@@ -6,10 +6,10 @@ use crate::{
     node::Node,
 };
 use control::{
-    Code, Failure, HeadLine, PeerLine, PeerState, Progress, Reply, Unit,
+    Code, Failure, HeadLine, PeerLine, PeerState, Reply,
     event::HeadContext,
     reply::NodeInfoReply,
-    status::{ContextStatus, Cursors, Rpo, SnapshotStatus, StatusReply, Stopped, VolumeStatus},
+    status::{ContextStatus, Cursors, ResyncStatus, Rpo, SnapshotStatus, StatusReply, Stopped, VolumeStatus},
 };
 use journal::LfcRow;
 use model::{ContextState, Role, Timestamp, WriteSeq};
@@ -170,7 +170,7 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
     } else {
         Rpo::default()
     };
-    let resync = (stale > 0).then(|| copies(context, stale));
+    let resync = (stale > 0).then(|| copies(node, context, stale));
     if let Some(ahead) = context.clock_ahead().filter(|_| !production) {
         warnings.push(format!(
             "production's newest write claims to be {} s ahead of this host's clock: ages are counted from this clock; set one of them right",
@@ -215,6 +215,9 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
             bytes: s.bytes,
         }),
         resync,
+        acting: production && context.config.production != node.name(),
+        fenced_by: None,
+        fenced_reason: None,
         consistent: if production {
             peer.connected && !peer.copying && stale == 0
         } else {
@@ -282,25 +285,19 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
 }
 
 /// How far the copies are, with the rate since they began.
-fn copies(context: &Context, stale: u64) -> Progress {
+fn copies(node: &Node, context: &Context, stale: u64) -> ResyncStatus {
     let total: u64 = context.config.volumes.iter().map(|v| v.size.0).sum();
     let rate = context.peer().copying_since.and_then(|(since, then)| {
         let seconds = Timestamp::now().0.saturating_sub(since.0) as f64 / 1e9;
         let rate = then.saturating_sub(stale) as f64 / seconds.max(0.001);
         (rate > 0.0).then_some(rate)
     });
-    Progress {
-        what: if context.super_transaction().is_some() {
-            "resync".into()
-        } else {
-            "first sync".into()
-        },
-        done: total - stale.min(total),
-        total: Some(total),
-        unit: Unit::Bytes,
+    ResyncStatus {
+        bytes_left: stale.min(total),
+        bytes_total: total,
         rate,
         eta_s: rate.map(|rate| (stale as f64 / rate).ceil() as u64),
-        job: None,
+        direction: format!("{} -> {}", node.name(), context.peer_name()),
     }
 }
 

@@ -100,12 +100,7 @@ pub(crate) fn progress(p: &Progress) -> String {
         let _ = write!(text, " of {} ({percent} %)", amount(total));
     }
     if let Some(rate) = p.rate.filter(|r| r.is_finite() && *r >= 0.0) {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "shown only"
-        )]
-        let _ = write!(text, ", {}/s", amount(rate as u64));
+        let _ = write!(text, ", {}/s", amount(whole(rate)));
     }
     if let Some(eta) = p.eta_s {
         let _ = write!(text, ", {} left", duration(eta));
@@ -114,6 +109,21 @@ pub(crate) fn progress(p: &Progress) -> String {
         let _ = write!(text, ", job {job}");
     }
     text
+}
+
+/// `9.5 MiB/s`
+pub(crate) fn rate(bytes_per_second: f64) -> String {
+    format!("{}/s", bytes(whole(bytes_per_second)))
+}
+
+/// Whole units, for the eye.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "negative and huge values are clamped; shown only"
+)]
+const fn whole(number: f64) -> u64 {
+    number as u64
 }
 
 /// The bar of a terminal.

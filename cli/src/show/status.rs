@@ -7,7 +7,7 @@ use super::{View, about, point, ra, table::Table};
 use crate::size::{bytes, count, duration, seconds_between, short_seconds};
 use control::{
     PointInfo,
-    status::{ContextStatus, Rpo, StatusReply},
+    status::{ContextStatus, ResyncStatus, Rpo, StatusReply},
 };
 use model::{ContextState, Role};
 use std::fmt::Write as _;
@@ -119,7 +119,14 @@ fn context(text: &mut String, c: &ContextStatus, r: &StatusReply, view: &View) {
         row("Restored", point::short(p, view));
     }
     if let Some(copy) = &c.resync {
-        row("Copy", about::progress(copy));
+        row("Copy", resync(copy));
+    }
+    if c.acting {
+        row("Acting", acting(c));
+    }
+    if let Some(by) = &c.fenced_by {
+        let why = c.fenced_reason.as_ref().map(|why| format!(": {why}"));
+        row("Fenced", format!("by {by}{}", why.unwrap_or_default()));
     }
     if let Some(s) = &c.stopped {
         row("Stopped", format!("by {} {}", s.by, view.zone.date_zone(s.at)));
@@ -231,6 +238,34 @@ fn rpo(rpo: &Rpo) -> String {
             text
         }
         (None, ..) => "unknown".into(),
+    }
+}
+
+/// `rec1 -> prod1, 25 % of 4.0 GiB, 3.0 GiB left, 9.5 MiB/s, 5m00s to go`
+fn resync(r: &ResyncStatus) -> String {
+    let done = r.bytes_total.saturating_sub(r.bytes_left);
+    let mut text = format!(
+        "{}, {} % of {}, {} left",
+        r.direction,
+        u128::from(done) * 100 / u128::from(r.bytes_total.max(1)),
+        bytes(r.bytes_total),
+        bytes(r.bytes_left),
+    );
+    if let Some(rate) = r.rate {
+        let _ = write!(text, ", {}", about::rate(rate));
+    }
+    if let Some(eta) = r.eta_s {
+        let _ = write!(text, ", {} to go", duration(eta));
+    }
+    text
+}
+
+/// Whose place it has taken.
+fn acting(c: &ContextStatus) -> String {
+    let peer = c.head.context.as_ref().and_then(|h| h.peer.as_ref());
+    match peer {
+        Some(peer) => format!("production in place of {}", peer.name),
+        None => "production, though not configured so".into(),
     }
 }
 

@@ -221,6 +221,7 @@ fn letters_of_the_other_commands() {
         replica_side,
         force,
     };
+    let start = |dirty| Command::Start { context: 1, dirty };
     let stop = |unmount, drain| Command::Stop {
         context: 1,
         unmount,
@@ -249,7 +250,9 @@ fn letters_of_the_other_commands() {
         ("rtumnt -FC1", unmount(true, false, false)),
         ("rtumnt -C1 -R", unmount(false, true, false)),
         ("rtumnt -qfC1", unmount(false, false, true)),
-        ("rtstart -C 1", Command::Start { context: 1 }),
+        ("rtstart -C 1", start(false)),
+        ("rtstart -MC1", start(true)),
+        ("rtstart -C 1 -M", start(true)),
         ("rtstop -C 1", stop(false, false)),
         ("rtstop -FSC1", stop(true, true)),
         ("rtstop -C 1 -F", stop(true, false)),

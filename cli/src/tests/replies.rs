@@ -10,8 +10,8 @@ use control::{
         WindowsReply,
     },
     status::{
-        ContextStatus, Cursors, Rpo, SnapshotStatus, StatusReply, Stopped, Verified, VolumeStatus,
-        WindowWanted,
+        ContextStatus, Cursors, ResyncStatus, Rpo, SnapshotStatus, StatusReply, Stopped, Verified,
+        VolumeStatus, WindowWanted,
     },
 };
 use model::{ContextState, Role};
@@ -288,6 +288,9 @@ pub(super) fn status() -> StatusReply {
             stale_bytes: 0,
             super_transaction: None,
             resync: None,
+            acting: false,
+            fenced_by: None,
+            fenced_reason: None,
             consistent: true,
             window: Some(window(3, true, vec![])),
             window_wanted: WindowWanted {
@@ -342,13 +345,12 @@ pub(super) fn crowded_status() -> StatusReply {
         by: "me@here".into(),
         at: ago(90),
     });
-    c.resync = Some(Progress {
-        what: "resync".into(),
-        done: 1 << 30,
-        total: Some(4 << 30),
-        eta_s: Some(300),
+    c.resync = Some(ResyncStatus {
+        bytes_left: 3 << 30,
+        bytes_total: 4 << 30,
         rate: Some(1e7),
-        ..Progress::default()
+        eta_s: Some(300),
+        direction: "prod1 -> rec1".into(),
     });
     c.mode_now = Some("mwc above the high-water mark".into());
     c.warnings = (0..9).map(|n| format!("warning number {n}")).collect();

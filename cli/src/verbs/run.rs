@@ -13,12 +13,16 @@ pub(crate) struct Start {
     /// Serve although the peer does not answer and may have taken over
     #[arg(short, long)]
     force: bool,
+    /// Make all regions stale first: everything is copied anew
+    #[arg(short = 'M', long)]
+    dirty: bool,
 }
 
 impl Verb for Start {
     fn command(&self, _: &Given<'_>) -> Result<Command, CliError> {
         Ok(Command::Start {
             context: self.context.required()?,
+            dirty: self.dirty,
         })
     }
 
