@@ -121,17 +121,63 @@ fn page(short: &str) -> Page {
         ),
         "umnt" => (
             "Undoes rtmnt. Filesystems that are in use are refused, with their holders. With -F on production it also\n\
-             waits for a running first sync, and drains everything to the recovery server.",
+             waits for a running first sync or resync, and drains everything to the recovery server.",
             &["rtumnt -C 1", "rtumnt -FC1"],
         ),
         "start" => (
-            "Starts a stopped context. It does not mount: rtmnt does.",
-            &["rtstart -C 1"],
+            "Starts a stopped context. It does not mount: rtmnt does. -M, on the acting production, makes all regions\n\
+             stale first, as scconfig -M does.",
+            &["rtstart -C 1", "rtstart -C 1 -M             copy everything anew"],
         ),
         "stop" => (
             "Closes the volumes (refused while they are open) and stops the agents; durable. The backing files are then\n\
              whole and directly usable.",
             &["rtstop -C 1", "rtstop -FSC1                unmount, drain, stop"],
+        ),
+        "dr" => (
+            "setup    both hosts: gives the context the id that it has after a failover.\n\
+             failover recovery host: it becomes production, after a question that says where it goes on from and what\n\
+             \x20        may be missing: the point of an earlier failover restore, else the newest received write. If the\n\
+             \x20        production host answers, it gives up its role first, durably.\n\
+             resync   old production first: its data gives way, after two questions. What it wrote and nobody else has is\n\
+             \x20        kept as history of its own. Then on the acting production: what differs is copied, while\n\
+             \x20        the application runs.\n\
+             failback when the resync is complete and all is drained: original production first, then the original\n\
+             \x20        recovery host. Typed the other way round, the recovery host gives up its role and waits.\n\n\
+             Either context id is accepted. A command that is not possible now names the one that is, and its host.\n\
+             Run again after an interruption, the same command goes on.",
+            &[
+                "rtdr -C 1 -F 2 setup",
+                "rtdr -C 1 failover                  on the recovery host",
+                "rtdr -C 1 resync                    on the old production, then on the acting one",
+                "rtdr -qC 1 resync                   the same, without questions",
+                "rtdr -C 1 failback                  on the original production, then on the recovery host",
+                "rtdr -nC 1 failover                 checks and plan, nothing changes",
+                "rtdr -C 1 failover --expect-term 3  in a script: not if anything changed meanwhile",
+            ],
+        ),
+        "config" => (
+            "On the acting production. -M makes all regions of all volumes stale, or those of each -L VOLUME, whether the\n\
+             context runs or not: they are copied to the other host whatever the journals say. -B -G does so for all\n\
+             volumes and begins the copy now: for a production whose data was lost. Both say how much and in which\n\
+             direction, and ask.",
+            &[
+                "scconfig -C 1 -M",
+                "scconfig -C 1 -M -L data",
+                "scconfig -B -G -C 2",
+            ],
+        ),
+        "map" => (
+            "A state map has one cell for each region of a volume: 0 clean, f stale (it differs from the other host and no\n\
+             journal covers it). view exits 2 when a cell is not clean. dump writes what load reads. clean declares\n\
+             both hosts equal without looking. unify decides between two hosts that were both written: the master's data\n\
+             stays; with -n it shows what would be lost. The maps are saved before any change.",
+            &[
+                "backstay map view -C 1",
+                "backstay map dump -C 1 > maps",
+                "backstay map load maps -C 1",
+                "backstay map unify -nC 1 --master prod1",
+            ],
         ),
         "mark" => (
             "Sets an event mark: a named point that ends its LFC, durable when the command returns.\n\

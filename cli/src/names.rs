@@ -97,11 +97,11 @@ names! {
     "mark" = "rtmark", Run, true, "set an event mark, or list them";
     "pause", Run, false, "stop only shipping or applying";
     "resume", Run, false, "go on after pause";
-    "dr" = "rtdr", Recover, false, "failover, resync, failback";
-    "config" = "scconfig", Maintain, false, "dirty maps, policies";
+    "dr" = "rtdr", Recover, true, "fail over, resync, fail back";
+    "config" = "scconfig", Maintain, true, "make state maps dirty, so that regions are copied anew";
     "attr" = "rtattr", Maintain, false, "attributes of a context";
     "grow" = "extend_replica_lv", Maintain, false, "grow a volume";
-    "map", Maintain, false, "state maps";
+    "map", Maintain, true, "look at state maps, keep them, change them";
     "verify", Maintain, false, "compare both sides";
     "size", Maintain, false, "how large a journal should be";
     "fsck-journal", Maintain, false, "check a journal offline";

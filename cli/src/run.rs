@@ -11,7 +11,7 @@ use crate::{
     node::{self, Node},
     show::{self, View},
     talk::Talk,
-    verbs::{Given, Shape, Verb, mark, mount, other, protect, ra, run as start_stop},
+    verbs::{Given, Shape, Verb, map, mark, mount, other, protect, ra, role, run as start_stop},
     zone::Zone,
 };
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser};
@@ -151,6 +151,9 @@ impl Run<'_> {
             "stop" => self.ask::<start_stop::Stop>(words, console),
             "mark" => self.ask::<mark::Mark>(words, console),
             "protect" => self.ask::<protect::Protect>(words, console),
+            "dr" => self.ask::<role::Role>(words, console),
+            "config" => self.ask::<map::Config>(words, console),
+            "map" => self.ask::<map::Map>(words, console),
             "status" => self.ask::<other::Status>(words, console),
             "pins" => self.ask::<other::Pins>(words, console),
             "wait" => self.ask::<other::Wait>(words, console),

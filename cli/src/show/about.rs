@@ -1,6 +1,6 @@
 //! What is said about a run: questions, progress, steps, failures, the next command.
 
-use super::{View, point, ra};
+use super::{View, point, ra, role};
 use crate::size::{bytes, count, duration, seconds_between};
 use control::{Failure, NextStep, Progress, Question, RestoreQuestion, Side, Step, Unit};
 use std::fmt::Write as _;
@@ -20,6 +20,20 @@ pub(crate) fn step(step: &Step) -> String {
         Step::SyncDone => "All data has been synchronized to the Recovery Server.".into(),
         Step::Starting { agent } => format!("Starting {agent}"),
         Step::Stopping { agent } => format!("Stopping {agent}"),
+        Step::DriversLoaded { production, context } => {
+            let role = if *production { "Production" } else { "Recovery" };
+            format!("... {role} Server Drivers are already loaded for Context ID {context}.")
+        }
+        Step::UnloadingDrivers => "Unloading Production Server Drivers".into(),
+        Step::FailoverDone { failover_id, host } => {
+            format!("--- Failover Context ID <{failover_id}> is production on {host}. ---")
+        }
+        Step::ReadyForResync { failover_id } => {
+            format!("-- Failover Context ID <{failover_id}> is enabled and ready for re-sync. ---")
+        }
+        Step::ResyncActivated => "--- System re-sync is activated. ---".into(),
+        Step::PrimaryEnabled { context } => format!("--- Primary Context ID <{context}> is enabled. ---"),
+        Step::WaitingFor { host, command } => format!("Waiting for {host}: run {command} there"),
         // A step of a newer daemon cannot come: the version would differ.
         other => format!("{other:?}"),
     }
@@ -34,6 +48,8 @@ pub(crate) fn next(next: &NextStep) -> String {
 pub(crate) fn question(question: &Question, view: &View) -> (Vec<String>, String) {
     match question {
         Question::Restore(r) => restore_question(r, view),
+        Question::Failover(f) => role::failover_question(f, view),
+        Question::Fixed(f) => role::fixed_question(*f),
         Question::Text { lines, question } => (lines.clone(), question.clone()),
         _ => (Vec::new(), "Do you wish to continue?".into()),
     }

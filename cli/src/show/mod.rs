@@ -2,8 +2,10 @@
 
 mod about;
 mod json;
+mod map;
 mod point;
 mod ra;
+mod role;
 mod run;
 mod status;
 mod table;
@@ -57,6 +59,9 @@ pub(crate) fn reply(reply: &Reply, view: &View) -> String {
         Reply::Unmount(r) => run::unmount(r),
         Reply::Start(r) => run::start(r),
         Reply::Stop(r) => run::stop(r),
+        Reply::Role(r) => role::changed(r, view),
+        Reply::Dirty(r) => map::dirty(r),
+        Reply::Map(r) => map::maps(r),
         Reply::Protect(r) => run::protect(r),
         Reply::Pins(r) => run::pins(r, view),
         Reply::PinReleased(p) => run::pin_released(p),

@@ -118,7 +118,8 @@ pub(crate) fn windows(r: &WindowsReply, view: &View) -> String {
         parts.push(marks(list, view));
     }
     if let Some(list) = &r.lfcs {
-        parts.push(lfcs(list, view));
+        let newest = list.iter().map(|l| l.generation).max();
+        parts.push(lfcs(list, newest, view));
     }
     let mut text = parts.join("\n");
     if r.omitted > 0 {
@@ -174,8 +175,8 @@ pub(crate) fn length(w: &WindowInfo) -> String {
     duration(seconds_between(w.oldest.time.0, w.newest.time.0) as u64)
 }
 
-/// `--at g1:…` is needed for any line but today's, so the generation stands with the id.
-fn lfcs(list: &[LfcInfo], view: &View) -> String {
+/// `--at g1:…` is needed for any line but `today`'s, so the generation stands with the id.
+pub(crate) fn lfcs(list: &[LfcInfo], today: Option<u32>, view: &View) -> String {
     let mut table = Table::new([
         ">LFC",
         ">FIRST-EPOCH",
@@ -185,10 +186,9 @@ fn lfcs(list: &[LfcInfo], view: &View) -> String {
         ">BYTES",
         "NOTE",
     ]);
-    let newest = list.iter().map(|l| l.generation).max();
     for l in list {
         let mut note = l.note.clone();
-        if Some(l.generation) != newest {
+        if Some(l.generation) != today {
             note = format!("g{} {note}", l.generation).trim_end().to_owned();
         }
         table.row([

@@ -19,10 +19,14 @@ pub(crate) fn mark(m: &MarkInfo, view: &View) -> String {
     )
 }
 
-/// What the steps have not said: raw volumes, and what was mounted before.
 pub(crate) fn mount(r: &MountReply) -> String {
+    mounts(&r.volumes)
+}
+
+/// What the steps have not said: raw volumes, and what was mounted before.
+pub(crate) fn mounts(volumes: &[MountInfo]) -> String {
     let mut text = String::new();
-    for v in &r.volumes {
+    for v in volumes {
         match (&v.path, v.already) {
             (None, _) => {
                 let _ = writeln!(text, "{}: raw, {}", v.volume, v.device);

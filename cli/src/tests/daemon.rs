@@ -9,12 +9,12 @@ use control::{
 use std::{fs, os::unix::net::UnixStream, path::PathBuf, thread};
 
 /// A node with a daemon that answers one request.
-struct Node {
+pub(super) struct Node {
     dir: tempfile::TempDir,
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         // Not under the target directory: a socket's path may have 108 bytes.
         let dir = tempfile::Builder::new().prefix("bs").tempdir_in("/tmp").unwrap();
         fs::write(
@@ -30,7 +30,7 @@ impl Node {
     }
 
     /// Runs a command against a daemon that plays `part`; answers what was asked of the daemon, too.
-    fn play(
+    pub(super) fn play(
         &self,
         words: &[&str],
         input: &str,

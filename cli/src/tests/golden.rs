@@ -20,7 +20,7 @@ pub(super) fn check(name: &str, text: &str) {
     assert_eq!(golden, text, "{name}");
 }
 
-fn view() -> View {
+pub(super) fn view() -> View {
     View::plain(berlin(), NOW)
 }
 
@@ -54,6 +54,8 @@ fn answers_are_written_as_agreed() {
         ("plan.txt", Reply::Plan(replies::plan())),
         ("status.txt", Reply::Status(replies::status())),
         ("status-crowded.txt", Reply::Status(replies::crowded_status())),
+        ("status-acting.txt", Reply::Status(replies::acting_status())),
+        ("status-fenced.txt", Reply::Status(replies::fenced_status())),
     ] {
         check(name, &show::reply(&reply, &view()));
     }
@@ -109,7 +111,13 @@ fn status_fits_a_screen_of_80_by_24() {
     };
     let mut many = replies::status();
     many.contexts = vec![many.contexts.remove(0); 60];
-    for status in [replies::status(), replies::crowded_status(), many] {
+    for status in [
+        replies::status(),
+        replies::crowded_status(),
+        replies::acting_status(),
+        replies::fenced_status(),
+        many,
+    ] {
         let text = show::reply(&Reply::Status(status.clone()), &terminal);
         assert!(text.lines().all(|l| l.chars().count() <= 80), "{text}");
         assert!(

@@ -3,7 +3,7 @@
 use super::{Around, command};
 use crate::names;
 use control::{
-    Code, Command, Outcome, Reply, WaitFor,
+    Code, Command, MapVerb, Outcome, Reply, WaitFor,
     reply::PlanReply,
     request::{Protect, RestoreTo, VolumeSource, VolumeSpec, Which},
     server::{self, Session},
@@ -248,6 +248,7 @@ fn letters_of_the_other_commands() {
         ("backstay mnt -C1", mount(None, None, false, false)),
         ("rtumnt -C 1", unmount(false, false, false)),
         ("rtumnt -FC1", unmount(true, false, false)),
+        ("rtumnt -F -C 1", unmount(true, false, false)),
         ("rtumnt -C1 -R", unmount(false, true, false)),
         ("rtumnt -qfC1", unmount(false, false, true)),
         ("rtstart -C 1", start(false)),
@@ -298,6 +299,136 @@ fn letters_of_the_other_commands() {
         asked(&["rtmark", "-C", "1", file.to_str().unwrap()]).command,
         mark("eod", "books closed", true)
     );
+}
+
+#[test]
+fn letters_of_roles() {
+    let set_up = |host: Option<&str>| Command::SetUpFailover {
+        context: 1,
+        failover_id: 2,
+        host: host.map(Into::into),
+    };
+    let failover = |mount, inconsistent| Command::Failover {
+        context: 1,
+        mount,
+        inconsistent,
+    };
+    let resync = |context, both| Command::Resync { context, both };
+    let failback = |context, mount, stay| Command::Failback { context, mount, stay };
+    for (line, command) in [
+        ("rtdr -C 1 -F 2 setup", set_up(None)),
+        ("rtdr -C 1 -F 2 -s rec1 setup", set_up(Some("rec1"))),
+        ("rtdr -qvC1 -F2 -srec1 setup", set_up(Some("rec1"))),
+        ("backstay dr setup --context 1 --failover-id 2", set_up(None)),
+        ("rtdr -C 1 failover", failover(true, false)),
+        ("/usr/scrt/bin/rtdr -C 1 failover", failover(true, false)),
+        ("rtdr -q -C 1 failover", failover(true, false)),
+        ("rtdr -C 1 -fq failover", failover(true, false)),
+        (
+            "rtdr -C1 failover --no-mount --inconsistent",
+            failover(false, true),
+        ),
+        ("rtdr -C 1 resync", resync(1, false)),
+        ("rtdr -qC 1 resync", resync(1, false)),
+        ("rtdr -q -C 2 resync", resync(2, false)),
+        ("rtdr -C 1 --both resync", resync(1, true)),
+        ("rtdr -C 1 failback", failback(1, true, false)),
+        ("rtdr -C 2 failback", failback(2, true, false)),
+        ("rtdr failback -C 1 --no-mount", failback(1, false, false)),
+        ("rtdr -C 1 failback --stay", failback(1, false, true)),
+    ] {
+        assert_eq!(asked(&words(line)).command, command, "{line}");
+    }
+    let options = asked(&words("rtdr -fnqvC 1 failover")).options;
+    assert!(options.force && options.dry_run && options.quiet && options.verbose);
+    let options = asked(&words("rtdr -C 1 failover --expect-term 3")).options;
+    assert_eq!((options.expect_term, options.force), (Some(3), false));
+}
+
+/// The commands of the unplanned procedure, steps 1 to 24, with its ids filled in.
+#[test]
+fn the_procedure_is_understood_as_it_is_typed() {
+    for line in [
+        "/usr/scrt/bin/rtumnt -C 1",
+        "/usr/scrt/bin/scrt_ra -C 1 -W",
+        "/usr/scrt/bin/scrt_ra -C 1 -X",
+        "/usr/scrt/bin/rtmnt -C 1",
+        "/usr/scrt/bin/scrt_ra -C1 -vpe",
+        "scrt_ra -C 1 -F -t 70250",
+        "scrt_ra -C 1 -F -S 1169584788",
+        "rtdr -C 1 failover",
+        "/usr/scrt/bin/rtdr -C 1 resync",
+        "/usr/scrt/bin/scconfig -B -G -C 2",
+        "/usr/scrt/bin/rtumnt -FC2",
+        "/usr/scrt/bin/rtstop -FSC2",
+        "/usr/scrt/bin/rtdr -C 1 failback",
+        "/usr/scrt/bin/rtdr -C 2 failback",
+        "rtstop -C 1 -F",
+        "scconfig -C 1 -M",
+        "rtstart -C 1",
+    ] {
+        let context = line.replace(' ', "").split_once('C').unwrap().1.as_bytes()[0] - b'0';
+        assert_eq!(
+            asked(&words(line)).command.context(),
+            Some(context.into()),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn letters_of_state_maps() {
+    let dirty = |context, volumes: &[&str], full| Command::Dirty {
+        context,
+        volumes: volumes.iter().map(|v| (*v).to_owned()).collect(),
+        full,
+    };
+    let map = |verb| Command::Map { context: 1, verb };
+    let data = || Some("data".to_owned());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("maps");
+    fs::write(&file, "data 32768\n0 f\n").unwrap();
+    let file = file.to_str().unwrap();
+    let load = format!("backstay map load {file} -C 1");
+    let master = || MapVerb::Unify {
+        master: "prod1".into(),
+    };
+    for (line, command) in [
+        ("scconfig -C 1 -M", dirty(1, &[], false)),
+        ("scconfig -MC1", dirty(1, &[], false)),
+        ("scconfig -C 1 -M -L data", dirty(1, &["data"], false)),
+        ("scconfig -MC1 -Ldata -L log", dirty(1, &["data", "log"], false)),
+        ("scconfig -B -G -C 2", dirty(2, &[], true)),
+        ("scconfig -BGC2", dirty(2, &[], true)),
+        ("backstay config -q -C 1 -M", dirty(1, &[], false)),
+        ("backstay map view -C 1", map(MapVerb::View { volume: None })),
+        (
+            "backstay map -C1 view -Ldata",
+            map(MapVerb::View { volume: data() }),
+        ),
+        ("backstay map dump -C 1", map(MapVerb::Dump { volume: None })),
+        (
+            "backstay map clean -C 1 -L data",
+            map(MapVerb::Clean { volume: data() }),
+        ),
+        ("backstay map unify -nC 1 --master prod1", map(master())),
+        (
+            &load,
+            map(MapVerb::Load {
+                text: "data 32768\n0 f\n".into(),
+            }),
+        ),
+    ] {
+        assert_eq!(asked(&words(line)).command, command, "{line}");
+    }
+    // A file that cannot be read is no usage error, and nothing is sent.
+    let missing = ["backstay", "map", "load", "/nonexistent/maps", "-C", "1"];
+    let ran = command(dir.path(), &Around::default(), &missing, "");
+    assert_eq!(ran.code, Code::Refused, "{}", ran.err);
+    assert!(ran.err.contains("/nonexistent/maps"), "{}", ran.err);
+    fs::write(file, "x".repeat((6 << 20) + 1)).unwrap();
+    let error = refused(&words(&load));
+    assert!(error.contains("longer than 6291456 bytes"), "{error}");
 }
 
 #[test]
@@ -424,6 +555,46 @@ fn what_makes_no_sense_is_64_and_says_why() {
         ("scrt_ra -C 1 -Z", "'-Z'"),
         ("rtmnt -C 1 --levle 3", "--level"),
         ("rtumnt -C 1 -F -R", "-F and -R"),
+        ("rtdr -C 1", "failback is missing"),
+        ("rtdr failover", "-C ID is missing"),
+        ("rtdr -C 1 failoever", "'failoever'"),
+        ("rtdr -C 1 failover resync", "'resync'"),
+        ("rtdr -C 1 setup", "-F ID is missing"),
+        ("rtdr -C 1 -F 1 setup", "must differ"),
+        ("rtdr -C 1 -F x setup", "'x'"),
+        ("rtdr -C 1 -F 2 failover", "-F goes with setup"),
+        ("rtdr -C 1 -s rec1 failover", "-s goes with setup"),
+        ("rtdr -C 1 resync --no-mount", "--no-mount goes with failover"),
+        ("rtdr -C 1 failback --stay --no-mount", "failback without --stay"),
+        (
+            "rtdr -C 1 failback --inconsistent",
+            "--inconsistent goes with failover",
+        ),
+        ("rtdr -C 1 failover --both", "--both goes with resync"),
+        ("rtdr -C 1 resync --stay", "--stay goes with failback"),
+        ("scconfig -C 1", "nothing to do"),
+        ("scconfig -M", "-C ID is missing"),
+        ("scconfig -C 1 -B", "-B and -G go together"),
+        ("scconfig -C 1 -G", "-B and -G go together"),
+        ("scconfig -C 1 -M -G", "-B and -G go together"),
+        ("scconfig -C 1 -M -B -G", "two things to do at once: -M and -B -G"),
+        ("scconfig -C 1 -B -G -L data", "-L goes with -M"),
+        ("scconfig -C 1 -L data", "-L goes with -M"),
+        ("scconfig -C 1 -a 60 -b 10", "not part of this version"),
+        ("scconfig -C 1 -a 60", "lfc_max_age"),
+        ("scconfig -C 1 -M -b 0", "not part of this version"),
+        ("backstay map -C 1", "unify is missing"),
+        ("backstay map view", "-C ID is missing"),
+        ("backstay map show -C 1", "'show'"),
+        ("backstay map view -C 1 --master a", "--master goes with unify"),
+        ("backstay map view file -C 1", "FILE goes with load"),
+        ("backstay map load -C 1", "FILE is missing"),
+        (
+            "backstay map load f -C 1 -L data",
+            "-L goes with view, dump and clean",
+        ),
+        ("backstay map unify -C 1", "--master HOST is missing"),
+        ("backstay map unify -C 1 --master a -L data", "-L goes with"),
         ("rtmark -C 1", "which mark?"),
         ("rtmark -C 1 --name a/b", "cannot name a mark"),
         ("rtmark -C 1 --list --name x", "cannot be used with"),
@@ -451,7 +622,7 @@ fn commands_of_later_versions_say_so() {
         for line in [
             vec!["backstay", name.short, "-C", "1"],
             vec!["backstay", name.short, "-h"],
-            vec![name.link.unwrap_or("rtdr"), "-C", "1", "failover"],
+            vec![name.link.unwrap_or("scsetup"), "-C", "1", "--all"],
         ] {
             let ran = command(dir.path(), &Around::default(), &line, "");
             assert_eq!(ran.code, Code::Usage);
@@ -462,7 +633,7 @@ fn commands_of_later_versions_say_so() {
             );
         }
     }
-    assert!(refused(&["rtdr", "-C", "1", "failover"]).starts_with("Error: rtdr: not part of this version\n"));
+    assert!(refused(&["scrt_rc", "-C", "1"]).starts_with("Error: scrt_rc: not part of this version\n"));
 }
 
 #[test]

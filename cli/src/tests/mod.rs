@@ -4,6 +4,7 @@ mod daemon;
 mod golden;
 mod letters;
 mod replies;
+mod roles;
 
 use crate::{Hooks, InitArgs, InitReport, console::Console, env::Env, run::run, zone::Zone};
 use control::{Code, Failure, Moment, status::StatusReply};

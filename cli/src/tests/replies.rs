@@ -370,3 +370,36 @@ pub(super) fn crowded_status() -> StatusReply {
         .collect();
     status
 }
+
+/// The recovery host after a failover, with a resync under way and much to show besides.
+pub(super) fn acting_status() -> StatusReply {
+    let mut status = crowded_status();
+    let c = &mut status.contexts[0];
+    let head = c.head.context.as_mut().unwrap();
+    (head.role, head.state, head.term) = (Role::Production, ContextState::Enabled, 4);
+    head.peer.as_mut().unwrap().state = PeerState::Connected;
+    c.verdict = "resync: prod1 stands at its last consistent point".into();
+    (c.acting, c.restored, c.stopped) = (true, None, None);
+    c.snapshots.clear();
+    c.resync.as_mut().unwrap().direction = "rec1 -> prod1".into();
+    status
+}
+
+/// The old production after it came back.
+pub(super) fn fenced_status() -> StatusReply {
+    let mut status = status();
+    status.host = "prod1".into();
+    let c = &mut status.contexts[0];
+    c.head.host = "prod1".into();
+    let head = c.head.context.as_mut().unwrap();
+    head.role = Role::Production;
+    let peer = head.peer.as_mut().unwrap();
+    (peer.name, peer.state) = ("rec1".into(), PeerState::Connected);
+    c.healthy = false;
+    c.verdict = "rec1 is production now: this host serves nothing".into();
+    c.node_status = 100;
+    c.fenced_by = Some("rec1".into());
+    c.fenced_reason = Some("it is production at term 4, this host was at term 3".into());
+    c.snapshots.clear();
+    status
+}

@@ -3,16 +3,12 @@
 //! The file has `name = …` and `description = …`, one a line; `#` begins a comment line, quotes around a value are taken
 //! off. Anything else in it is refused with its line number.
 
-use super::{Given, Verb};
+use super::{Given, Verb, read_text};
 use crate::{args::ContextArg, error::CliError};
 use clap::Args;
 use control::Command;
 use model::EventMark;
-use std::{
-    fs::File,
-    io::Read as _,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 /// Most bytes of a mark file.
 const FILE_BYTES_MAX: u64 = 64 << 10;
@@ -86,21 +82,8 @@ fn age(text: &str) -> Result<u64, String> {
 }
 
 fn read(path: &Path) -> Result<(String, String), CliError> {
-    let file_error = |source| CliError::File {
-        path: path.to_owned(),
-        source,
-    };
-    let mut text = String::new();
-    let read = File::open(path)
-        .and_then(|f| f.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
-        .map_err(file_error)?;
-    if read as u64 > FILE_BYTES_MAX {
-        return Err(CliError::usage(format!(
-            "{}: longer than {FILE_BYTES_MAX} bytes",
-            path.display()
-        )));
-    }
-    parse(&text).map_err(|why| CliError::usage(format!("{}: {why}", path.display())))
+    parse(&read_text(path, FILE_BYTES_MAX)?)
+        .map_err(|why| CliError::usage(format!("{}: {why}", path.display())))
 }
 
 fn parse(text: &str) -> Result<(String, String), String> {

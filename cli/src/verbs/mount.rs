@@ -54,7 +54,7 @@ pub(crate) fn absolute(what: &str, path: &str) -> Result<String, CliError> {
 pub(crate) struct Umnt {
     #[command(flatten)]
     context: ContextArg,
-    /// Production: wait for a running first sync, unmount, drain to the recovery server
+    /// Production: wait for a running first sync or resync, unmount, drain to the recovery server
     #[arg(short = 'F', long)]
     drain: bool,
     /// Snapshot filesystems, whatever the role

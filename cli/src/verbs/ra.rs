@@ -1,6 +1,6 @@
 //! `scrt_ra`: snapshots, restores, rollback windows.
 
-use super::{Given, Verb, at_most_one};
+use super::{Given, Verb, at_most_one, only_where};
 use crate::{args::ContextArg, date, error::CliError};
 use clap::Args;
 use control::{
@@ -220,7 +220,7 @@ impl Ra {
         let act = &self.act;
         let snapshot = act.snapshot || (target && !act.names_an_action() && !listing);
         let bounds = self.list.from.is_some() || self.list.to.is_some() || self.list.limit.is_some();
-        let rules = [
+        only_where(&[
             (
                 target,
                 snapshot && !act.snapshot || act.failover_restore,
@@ -240,11 +240,7 @@ impl Ra {
             ),
             (act.all, act.release, "--all goes with -W"),
             (bounds, listing, "--from, --to and --limit go with -p, -e or -v"),
-        ];
-        rules
-            .into_iter()
-            .find(|(given, allowed, _)| *given && !*allowed)
-            .map_or(Ok(()), |(_, _, text)| Err(CliError::usage(text)))
+        ])
     }
 }
 
