@@ -459,5 +459,16 @@ pub(crate) mod words {
         };
     }
     words!(role, Role, Production, Recovery);
-    words!(state, ContextState, Stopped, Enabled, Restoring, RolledBack);
+    words!(
+        state,
+        ContextState,
+        Stopped,
+        Enabled,
+        Restoring,
+        RolledBack,
+        FailingOver,
+        FailedOver,
+        Fenced,
+        ResyncReady
+    );
 }

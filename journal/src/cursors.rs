@@ -1,6 +1,9 @@
 //! How far everything is, and the inequalities between (invariant 7).
 
-use crate::codec::{Read, Reader, Writer};
+use crate::{
+    codec::{Read, Reader, Writer},
+    error::Position,
+};
 use model::{GenNo, LfcId, Ordinal, WriteSeq};
 
 /// How far a context is on this host. Sequence numbers are those of the current line.
@@ -35,6 +38,18 @@ pub struct Cursors {
 }
 
 impl Cursors {
+    /// Whether the volumes hold all up to `at`, of whatever line they are on now.
+    #[must_use]
+    pub fn has_applied(&self, at: Position) -> bool {
+        let (generation, lfc) = self.applied_lfc;
+        // Before the first container there is one line only.
+        if lfc.0 == 0 && generation.0 == 0 {
+            return at.seq <= self.applied;
+        }
+        let seq = self.applied;
+        at <= Position { generation, seq }
+    }
+
     /// The one place where invariant 7 is asserted; called whenever a cursor has changed.
     ///
     /// # Panics

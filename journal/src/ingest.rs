@@ -77,11 +77,12 @@ impl Journal {
             return Ok(None);
         };
         self.ingest_frames(&sealed)?;
-        if self.options.indexed {
+        let indexed = self.indexed.load(std::sync::atomic::Ordering::Acquire);
+        if indexed {
             self.ingest_index(&sealed)?;
         }
         let row = LfcRow {
-            indexed: self.options.indexed,
+            indexed,
             ..(*sealed.row).clone()
         };
         self.commit_row(&sealed, row, None).map(Some)

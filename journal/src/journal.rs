@@ -18,7 +18,7 @@ use crate::{
     record::Draft,
     rotten::Rotten,
     row_table::RowTable,
-    rows::{Consistent, Floors, Generation, LfcRow, OrdinalRow},
+    rows::{Consistent, Floors, Generation, LfcRow, OrdinalRow, Promotion},
     tail::{ENVELOPE_BYTES, FrameLoc, SealFlags, Start, TailHeader, fill_envelope},
 };
 use bytes::Bytes;
@@ -31,7 +31,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -42,7 +42,8 @@ pub struct Options {
     pub lfc_size: u64,
     /// Nanoseconds after its first record at which a container is sealed; `None`: never by age.
     pub lfc_max_age_ns: Option<u64>,
-    /// Whether sealed containers enter the block index of the store, so that reads of the past are cheap.
+    /// Whether sealed containers enter the block index of the store from the start, so that reads of the past are cheap
+    /// ([`Journal::set_indexed`] changes it).
     pub indexed: bool,
     /// Bytes of newest frames that stay in memory.
     pub recent_bytes: u64,
@@ -75,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) floors: Floors,
     pub(crate) consistent: Vec<Consistent>,
     pub(crate) rotten: Rotten,
+    /// A line that was taken over and has no record of this host yet.
+    pub(crate) promotion: Option<Promotion>,
 }
 
 impl Shared {
@@ -145,6 +148,8 @@ pub struct Journal {
     pub(crate) published: AtomicU64,
     pub(crate) cache: FrameCache,
     pub(crate) maps: StateMaps,
+    /// Whether sealed containers enter the block index.
+    pub(crate) indexed: AtomicBool,
     pub(crate) poison: OnceLock<String>,
     /// Highest record and container ever seen, of any line: new lines start above.
     pub(crate) seen: Mutex<(WriteSeq, LfcId)>,
@@ -157,6 +162,11 @@ impl Journal {
     /// When a part fails, or when what is found is less than what was durable ([`JournalError::Damaged`]).
     pub fn open(parts: Parts, options: Options) -> Result<(Self, Opened), JournalError> {
         crate::recovery::open(parts, options)
+    }
+
+    /// From now on sealed containers enter the block index, or do not.
+    pub fn set_indexed(&self, indexed: bool) {
+        self.indexed.store(indexed, Ordering::Release);
     }
 
     /// The failure that poisoned the journal, if one has.

@@ -19,6 +19,7 @@ pub(crate) const RESTORE: &[u8] = &[5];
 pub(crate) const FLOORS: &[u8] = &[6];
 pub(crate) const START: &[u8] = &[7];
 pub(crate) const CONSISTENT: &[u8] = &[8];
+pub(crate) const PROMOTION: &[u8] = &[9];
 
 /// A key under construction.
 pub(crate) struct Key(Vec<u8>);

@@ -45,6 +45,7 @@ mod read;
 mod record;
 mod recovery;
 mod retention;
+mod role;
 mod rocks;
 mod rotten;
 mod row_table;
@@ -70,8 +71,9 @@ pub use parts::{IndexFloors, Parts};
 pub use record::Draft;
 pub use retention::{Broken, PinUse, Retained, Space, Wanted};
 pub use rocks::RocksStore;
+pub use role::{LinePart, common, parent_of};
 pub use rows::{
-    Consistent, ContextRow, Floors, Generation, LfcRow, OrdinalRow, Parent, PinKind, PinRow, RestorePhase,
+    Consistent, ContextRow, Floors, Generation, LfcRow, OrdinalRow, Parent, PinKind, PinRow, Promotion, RestorePhase,
     RestoreRow,
 };
 pub use superblock::{Bounds, SUPERBLOCK_BYTES};

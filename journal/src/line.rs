@@ -117,8 +117,7 @@ impl Journal {
     #[must_use]
     pub fn line(&self, head: Option<GenNo>) -> Vec<LineSpan> {
         let shared = self.shared.read();
-        let head = head.or(shared.open.as_ref().map(|o| o.generation));
-        head.map(|head| shared.line(head)).unwrap_or_default()
+        head.map_or_else(|| shared.current_line(), |head| shared.line(head))
     }
 
     /// Where the journal ends: last record and chain digest there. `None` before the first generation.
@@ -190,20 +189,22 @@ impl Journal {
         self.open_generation(new, None)
     }
 
-    /// Recovery with nothing: follows a generation from behind a gap on, in one step. The chain goes on from `prev_digest`.
+    /// Recovery: follows a generation that is new here from behind a gap on, in one step. The chain goes on from
+    /// `prev_digest`.
     ///
     /// # Errors
     /// As [`Journal::create_generation`].
     pub fn follow_behind_gap(
         &self,
         id: GenId,
+        parent: Option<Parent>,
         first_lfc: LfcId,
         first_seq: WriteSeq,
         prev_digest: Digest,
     ) -> Result<Generation, JournalError> {
         let new = NewGeneration {
             id,
-            parent: None,
+            parent,
             first_seq: Some(first_seq),
             first_lfc: Some(first_lfc),
         };
@@ -301,14 +302,15 @@ impl Journal {
         })
     }
 
-    /// The last record of the newest sealed container; 0 before the first.
+    /// The last record of the newest sealed container, in the numbers of the current line; 0 before the first.
     #[must_use]
     pub fn sealed_end(&self) -> WriteSeq {
         let shared = self.shared.read();
-        shared
-            .sealed_rows()
-            .next_back()
-            .map_or(WriteSeq(0), |row| row.last_seq)
+        let newest = shared.sealed_rows().next_back();
+        let end = newest.map_or(WriteSeq(0), |row| row.last_seq);
+        // A line that this host left may have had higher numbers than the one that it follows now.
+        let open = shared.open.as_ref();
+        open.map_or(end, |o| end.min(WriteSeq(o.header.start.first_seq.0 - 1)))
     }
 
     /// Leaves the open container empty and no container waiting.
@@ -327,6 +329,11 @@ impl Journal {
         mut batch: Batch,
     ) -> Result<(), JournalError> {
         let cursors = at_start(self.cursors(), start.first_seq, generation.no);
+        // It has its first record, or another line takes its place.
+        let promotion = self.promotion();
+        if promotion.is_some() {
+            batch.delete(Family::Meta, keys::PROMOTION);
+        }
         batch.put(Family::Meta, keys::START, encode_start(generation.no, &start));
         batch.put(Family::Meta, keys::CURSORS, cursors.encode());
         self.commit(batch, true)?;
@@ -341,6 +348,9 @@ impl Journal {
         {
             let mut shared = self.shared.write();
             let clock = clock.unwrap_or_else(|| shared.clock());
+            // Rule L5: the first record is compared with the last of the line that was taken over.
+            let clock = promotion.filter(|p| p.id == generation.id).map_or(clock, |p| p.clock);
+            shared.promotion = None;
             shared.generations.insert(generation.no, generation.clone());
             shared.open = Some(Container::new(tail, header, generation.no, clock));
             shared.ring.clear();

@@ -7,7 +7,7 @@ use crate::{
     line::decode_start,
     map::{VolumeMap, load_maps},
     row_table::RowTable,
-    rows::{Consistent, Floors, Generation, LfcRow, OrdinalRow, bad_key, checked, decode_mark, decode_step},
+    rows::{Consistent, Floors, Generation, LfcRow, OrdinalRow, Promotion, bad_key, checked, decode_mark, decode_step},
     tail::Start,
 };
 use model::{
@@ -30,6 +30,7 @@ pub(crate) struct Tables {
     pub(crate) start: Option<(GenNo, Start)>,
     pub(crate) consistent: Vec<Consistent>,
     pub(crate) maps: BTreeMap<VolumeIndex, VolumeMap>,
+    pub(crate) promotion: Option<Promotion>,
 }
 
 impl Tables {
@@ -50,6 +51,9 @@ impl Tables {
         }
         if let Some(value) = store.get(Family::Meta, keys::CONSISTENT)? {
             t.consistent = checked("meta", keys::CONSISTENT, Consistent::decode_all(&value))?;
+        }
+        if let Some(value) = store.get(Family::Meta, keys::PROMOTION)? {
+            t.promotion = Some(checked("meta", keys::PROMOTION, Promotion::decode(&value))?);
         }
         t.maps = load_maps(store)?;
         let mut fault = None;

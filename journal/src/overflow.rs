@@ -52,7 +52,11 @@ impl Journal {
             let Some(row) = oldest.filter(|row| row.last_seq <= cursors.checkpointed) else {
                 return Ok(None);
             };
-            let stale = row.last_seq > cursors.received_by_peer;
+            // What was there before this host took the line over is no matter of what the peer received since: where the two
+            // differ in it is known from the rows (rules L1, L2).
+            let of_line = self.promotion().is_none()
+                && self.current_generation().is_some_and(|g| g.no == row.generation);
+            let stale = of_line && row.last_seq > cursors.received_by_peer;
             if stale {
                 self.mark_stale(&self.touched(row.generation, row.lfc)?, row.last_seq)?;
             } else {

@@ -288,7 +288,7 @@ impl Journal {
                     });
                     return Ok(fits.cloned().collect());
                 }
-                containers_after(&shared, &shared.line(open.generation), seq)?
+                containers_after(&shared, &shared.current_line(), seq)?
             };
             let mut frames: Vec<Arc<Frame>> = Vec::new();
             let mut bytes = 0;

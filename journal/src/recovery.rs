@@ -47,7 +47,10 @@ use model::{
     ports::{Batch, Family, Medium},
 };
 use parking_lot::{Mutex, RwLock};
-use std::sync::{Arc, OnceLock, atomic::AtomicU64};
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, AtomicU64},
+};
 
 /// Index entries that one batch removes.
 const UNDO_REMOVED_AT_ONCE: usize = 4096;
@@ -399,6 +402,7 @@ fn build(parts: Parts, options: Options, superblock: Superblock, t: Tables, coun
             superblock,
         }),
         maps: StateMaps::new(t.maps),
+        indexed: AtomicBool::new(options.indexed),
         store: parts.store,
         tails: parts.tails,
         index_floors: parts.index_floors,
@@ -417,6 +421,7 @@ fn build(parts: Parts, options: Options, superblock: Superblock, t: Tables, coun
             floors: t.floors,
             consistent: t.consistent,
             rotten: crate::rotten::Rotten::default(),
+            promotion: t.promotion,
         }),
         cursors: Mutex::new(cursors),
         line_changes: AtomicU64::new(0),

@@ -9,7 +9,7 @@ pub use catalog::{Generation, LfcRow, OrdinalRow, Parent};
 pub(crate) use catalog::{
     decode_mark, decode_step, decode_touched, encode_mark, encode_step, encode_touched,
 };
-pub use state::{Consistent, ContextRow, Floors, PinKind, PinRow, RestorePhase, RestoreRow};
+pub use state::{Consistent, ContextRow, Floors, PinKind, PinRow, Promotion, RestorePhase, RestoreRow};
 
 use crate::{
     codec::{Malformed, Read, Reader, Writer},

@@ -1,11 +1,13 @@
 //! Rows of the metadata: role and term, pins, the restore under way, floors, consistent spans.
 
-use super::{begin, open, option, point, position, put_option, put_point, put_position};
+use super::{Parent, begin, open, option, point, position, put_option, put_point, put_position};
 use crate::{
     codec::{Malformed, Read, Reader},
     error::Position,
 };
-use model::{BlockNo, ContextState, GenNo, Level, LfcId, Ordinal, Point, Role, Term, Timestamp, VolumeIndex};
+use model::{
+    BlockNo, ContextState, GenId, GenNo, Level, LfcId, Ordinal, Point, Role, Term, Timestamp, VolumeIndex, WriteSeq,
+};
 use std::collections::BTreeMap;
 
 /// What this host durably believes itself to be.
@@ -35,6 +37,10 @@ impl ContextRow {
             ContextState::Enabled => 1,
             ContextState::Restoring => 2,
             ContextState::RolledBack => 3,
+            ContextState::FailingOver => 4,
+            ContextState::FailedOver => 5,
+            ContextState::Fenced => 6,
+            ContextState::ResyncReady => 7,
         });
         w.u64(self.term.0)
             .u64(self.since.0)
@@ -57,6 +63,10 @@ impl ContextRow {
             1 => ContextState::Enabled,
             2 => ContextState::Restoring,
             3 => ContextState::RolledBack,
+            4 => ContextState::FailingOver,
+            5 => ContextState::FailedOver,
+            6 => ContextState::Fenced,
+            7 => ContextState::ResyncReady,
             _ => return Err(Malformed::What("its state is not known")),
         };
         let (term, since) = (Term(r.u64()?), Timestamp(r.u64()?));
@@ -265,6 +275,45 @@ impl RestoreRow {
             undo_from,
             only,
         })
+    }
+}
+
+/// A line that this host took over and to which it has added no record yet (`rules.md` L1, L3): its next record opens a
+/// generation of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Promotion {
+    /// The generation that the first record will open.
+    pub id: GenId,
+    /// Where the line ends until then; `None`: at its very beginning.
+    pub parent: Option<Parent>,
+    /// The clock there: what the first record's time is compared with (L5).
+    pub clock: Timestamp,
+}
+
+impl Promotion {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut w = begin();
+        w.u64(self.id.0).u64(self.clock.0);
+        w.u8(u8::from(self.parent.is_some()));
+        if let Some(parent) = &self.parent {
+            w.u64(parent.id.0).u64(parent.seq.0).bytes(&parent.digest);
+        }
+        w.done()
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Read<Self> {
+        let mut r = open(bytes)?;
+        let (id, clock) = (GenId(r.u64()?), Timestamp(r.u64()?));
+        let parent = match r.u8()? {
+            0 => None,
+            _ => Some(Parent {
+                id: GenId(r.u64()?),
+                seq: WriteSeq(r.u64()?),
+                digest: r.array()?,
+            }),
+        };
+        r.end()?;
+        Ok(Self { id, parent, clock })
     }
 }
 

@@ -44,7 +44,10 @@ use model::{
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// What a connection asks for. `done` is called exactly once, perhaps from another thread.
@@ -167,6 +170,7 @@ pub struct Tap {
     pending: Mutex<Pending>,
     room: Condvar,
     flushes: Flushes,
+    closed: AtomicBool,
 }
 
 impl Tap {
@@ -201,7 +205,14 @@ impl Tap {
             pending: Mutex::default(),
             room: Condvar::new(),
             flushes: Flushes::default(),
+            closed: AtomicBool::new(false),
         }
+    }
+
+    /// From now on nothing gets a place in the order any more: whoever still holds this tap is refused. What was answered
+    /// before stands.
+    pub fn close(&self) {
+        self.as_owner(|_| self.closed.store(true, Ordering::Release));
     }
 
     /// The journal below.
@@ -392,6 +403,21 @@ impl Tap {
         })
     }
 
+    /// Opens the generation that a promotion has announced, if one has, without waiting for a write.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn begin_generation(&self) -> Result<(), JournalError> {
+        self.as_owner(|owner| {
+            if !self.journal.awaits_birth() {
+                return Ok(());
+            }
+            let birth = self.journal.begin_generation()?;
+            let frame = self.journal.append(vec![birth], Timestamp::now())?;
+            self.absorb(owner, &frame)
+        })
+    }
+
     /// Seals the open container now, if it has records.
     ///
     /// # Errors
@@ -456,7 +482,15 @@ impl Tap {
 
     /// Appends drafts as one frame, in a new container where they do not fit.
     fn append(&self, owner: &mut Owner, drafts: Vec<Draft>) -> Result<Arc<Frame>, JournalError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(JournalError::Refused("the context is stopped".into()));
+        }
         let now = Timestamp::now();
+        if self.journal.awaits_birth() {
+            let birth = self.journal.begin_generation()?;
+            let frame = self.journal.append(vec![birth], now)?;
+            self.absorb(owner, &frame)?;
+        }
         if let Some(from) = self.journal.clock_ahead_of(now) {
             // Rule L5. The step ends its container, so that ages and times of the next one count from the new clock.
             let body = RecordBody::ClockStep { from, to: now };

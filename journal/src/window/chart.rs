@@ -151,7 +151,7 @@ impl Chart {
             consistent: shared
                 .consistent
                 .iter()
-                .filter(|c| c.from.seq <= cursors.applied)
+                .filter(|c| cursors.has_applied(c.from))
                 .copied()
                 .collect(),
             marks: shared

@@ -1,0 +1,441 @@
+//! What a change of role does to a journal: a line is taken over, or given up for another host's (`rules.md` L1 to L5).
+//!
+//! # Overview
+//!
+//! A host that becomes production *takes over* the line at a position ([`Journal::promote`]): the newest record, or the point
+//! of a failover restore. Nothing is written for that but metadata; the first record after it opens a generation of its own
+//! ([`Promotion`]), so a role that goes over and back without a write leaves no trace in history. Until then the line ends at
+//! that position, whatever this journal holds behind it.
+//!
+//! A host that becomes recovery *gives up* its line ([`Journal::give_up`]): its end becomes a boundary that its undo leads
+//! back to, and from there on it is a replica like any other. What its line held past the common position stays readable, as
+//! a line of its own, until retention frees it.
+//!
+//! # Invariants
+//!
+//! - Role, term and the line that they stand for are one commit: none is ever seen without the others.
+//! - What this host holds past the position that it takes over at is never applied, and never sent.
+//! - Where a host gives its line up, its volumes hold all of it (L4).
+//!
+//! # What it does not do
+//!
+//! It decides no role. Which regions differ from the peer's is asked here ([`Journal::touched_past`]) and made durable by the
+//! state map before any of this.
+
+use crate::{
+    error::{JournalError, Position},
+    frame::Digest,
+    journal::{Journal, Shared},
+    keys,
+    line::LineSpan,
+    record::Draft,
+    rows::{Consistent, ContextRow, Floors, OrdinalRow, Parent, Promotion},
+    tail::SealFlags,
+};
+use model::{
+    ByteRange, GenId, GenNo, LfcId, RecordBody, Timestamp, VolumeIndex, WriteSeq,
+    ports::{Batch, Family, OrdinalKind},
+};
+use std::sync::atomic::Ordering;
+
+/// A part of a line as hosts tell each other of it: `after < seq <= upto` of a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinePart {
+    /// The generation.
+    pub id: GenId,
+    /// Exclusive lower end.
+    pub after: WriteSeq,
+    /// Inclusive upper end.
+    pub upto: WriteSeq,
+}
+
+/// The newest position that lies on both lines; `None` when they have nothing in common (rule L1).
+///
+/// A generation has one writer, which never takes a number twice: parts of the same generation are the same records.
+#[must_use]
+pub fn common(ours: &[LinePart], theirs: &[LinePart]) -> Option<(GenId, WriteSeq)> {
+    ours.iter().rev().find_map(|our| {
+        let their = theirs.iter().find(|t| t.id == our.id)?;
+        let upto = our.upto.min(their.upto);
+        (upto > our.after.max(their.after)).then_some((our.id, upto))
+    })
+}
+
+impl Shared {
+    /// The line that this host is on.
+    pub(crate) fn current_line(&self) -> Vec<LineSpan> {
+        let Some(promotion) = &self.promotion else {
+            return self.open.as_ref().map_or(Vec::new(), |o| self.line(o.generation));
+        };
+        let parent = promotion.parent.as_ref();
+        let known = parent.and_then(|p| Some((p.seq, self.generation_by_id(p.id)?.no)));
+        let Some((upto, generation)) = known else {
+            return Vec::new();
+        };
+        let mut line = self.line(generation);
+        if let Some(last) = line.last_mut() {
+            last.upto = upto;
+        }
+        line
+    }
+}
+
+impl Journal {
+    /// The line that was taken over and has no record of this host yet.
+    #[must_use]
+    pub fn promotion(&self) -> Option<Promotion> {
+        self.shared.read().promotion.clone()
+    }
+
+    /// Where this host's line ends durably: generation, record, and chain digest there (or at the last frame's end before
+    /// it). `None` before the first record.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn line_end(&self) -> Result<Option<(GenId, WriteSeq, Digest)>, JournalError> {
+        if let Some(promotion) = self.promotion() {
+            return Ok(promotion.parent.map(|p| (p.id, p.seq, p.digest)));
+        }
+        let durable = self.cursors().durable;
+        let Some(generation) = self.current_generation().filter(|_| durable.0 > 0) else {
+            return Ok(None);
+        };
+        let (seq, digest) = self.digest_at(generation.no, durable)?;
+        Ok(Some((generation.id, seq, digest)))
+    }
+
+    /// Last record of the line, appended and durable: what may be sent.
+    #[must_use]
+    pub fn line_cursors(&self) -> (WriteSeq, WriteSeq) {
+        let cursors = self.cursors();
+        match self.promotion() {
+            Some(promotion) => {
+                let end = promotion.parent.map_or(WriteSeq(0), |p| p.seq);
+                (end, end)
+            }
+            None => (cursors.appended, cursors.durable),
+        }
+    }
+
+    /// The line as hosts tell each other of it, durable records only; oldest part first.
+    #[must_use]
+    pub fn line_parts(&self) -> Vec<LinePart> {
+        let shared = self.shared.read();
+        let (_, durable) = match &shared.promotion {
+            Some(_) => (WriteSeq(0), WriteSeq(u64::MAX)),
+            None => (WriteSeq(0), self.cursors().durable),
+        };
+        let spans = shared.current_line();
+        let last = spans.len().saturating_sub(1);
+        let part = |(i, span): (usize, &LineSpan)| {
+            Some(LinePart {
+                id: shared.generations.get(&span.generation)?.id,
+                after: span.after,
+                upto: if i == last { span.upto.min(durable) } else { span.upto },
+            })
+        };
+        spans.iter().enumerate().filter_map(part).collect()
+    }
+
+    /// A position in this host's own numbering of generations.
+    #[must_use]
+    pub fn position_of(&self, id: GenId, seq: WriteSeq) -> Option<Position> {
+        let generation = self.generation_by_id(id)?.no;
+        Some(Position { generation, seq })
+    }
+
+    /// The ranges changed by every record past `position` that this host holds or held, of any line, in the order in which
+    /// it met them. `None`: the catalog does not reach back so far, so it is not known.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn touched_past(
+        &self,
+        position: Position,
+    ) -> Result<Option<Vec<(VolumeIndex, ByteRange)>>, JournalError> {
+        let containers = {
+            let shared = self.shared.read();
+            let is_past = |generation: GenNo, last: WriteSeq| {
+                Position {
+                    generation,
+                    seq: last,
+                } > position
+            };
+            let mut containers: Vec<(GenNo, LfcId)> = Vec::new();
+            let mut first: Option<(GenNo, WriteSeq)> = None;
+            let rows = shared.sealed_rows().map(|r| (r.generation, r.lfc, r.first_seq, r.last_seq));
+            let open = shared.open.iter().filter(|o| !o.is_empty());
+            let open = open.map(|o| {
+                let start = &o.header.start;
+                (o.generation, start.lfc, start.first_seq, o.last_seq())
+            });
+            for (generation, lfc, first_seq, last_seq) in rows.chain(open) {
+                first.get_or_insert((generation, first_seq));
+                if is_past(generation, last_seq) {
+                    containers.push((generation, lfc));
+                }
+            }
+            // Rows are forgotten from the oldest on: what is known must begin at the position, or where its line left it.
+            let begins = first.is_none_or(|(generation, first_seq)| {
+                let at = Position {
+                    generation,
+                    seq: WriteSeq(first_seq.0 - 1),
+                };
+                let is_birth = shared.generations.get(&generation).is_some_and(|g| {
+                    g.first_seq == first_seq
+                        && g.parent.as_ref().is_none_or(|p| {
+                            shared.generation_by_id(p.id).is_some_and(|parent| {
+                                Position {
+                                    generation: parent.no,
+                                    seq: p.seq,
+                                } <= position
+                            })
+                        })
+                });
+                at <= position || is_birth
+            });
+            if !begins {
+                return Ok(None);
+            }
+            containers
+        };
+        let mut ranges = Vec::new();
+        for (generation, lfc) in containers {
+            match self.touched(generation, lfc) {
+                Ok(more) => ranges.extend(more),
+                // Forgotten meanwhile.
+                Err(JournalError::NotHeld { .. }) => return Ok(None),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Some(ranges))
+    }
+
+    /// Seals what is open, cut at its end, and takes it into the store (rule L3): the line gets no further record under this
+    /// container's id.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn close_line(&self) -> Result<(), JournalError> {
+        self.guarded(|| {
+            self.sync()?;
+            let mut writer = self.writer.lock();
+            if !self.open_is_empty() {
+                let cut = SealFlags {
+                    cut: Some(self.cursors().appended),
+                    ..SealFlags::default()
+                };
+                self.seal_locked(&mut writer, cut)?;
+            }
+            self.ingest_inner().map(drop)
+        })
+    }
+
+    /// Takes the line over at `at`, where the volumes stand; `row` is what this host is from then on. One commit, durable
+    /// when it returns; an earlier restore is over with it. What is held past `at` is never applied any more.
+    ///
+    /// # Errors
+    /// [`JournalError::Refused`] when the line was not closed, [`JournalError::NotHeld`] when `at` is not in the catalog, or
+    /// a failure.
+    pub fn promote(
+        &self,
+        id: GenId,
+        at: Position,
+        clock: Timestamp,
+        row: &ContextRow,
+    ) -> Result<(), JournalError> {
+        self.guarded(|| {
+            let _writer = self.writer.lock();
+            self.check_closed()?;
+            let parent = match self.shared.read().generations.get(&at.generation) {
+                Some(generation) => Some((generation.id, generation.no)),
+                None => None,
+            };
+            let parent = match parent {
+                Some((id, no)) => Some(Parent {
+                    id,
+                    seq: at.seq,
+                    digest: self.digest_at(no, at.seq)?.1,
+                }),
+                None => None,
+            };
+            let promotion = Promotion { id, parent, clock };
+            let mut meta = self.meta.lock();
+            let mut cursors = self.cursors();
+            if let Some(newest) = self.shared.read().sealed_rows().next_back() {
+                cursors.applied_lfc = (newest.generation, newest.lfc);
+            }
+            cursors.applied = cursors.appended;
+            cursors.written_back = cursors.appended;
+            cursors.checkpointed = cursors.appended;
+            cursors.received_by_peer = WriteSeq(0);
+            cursors.applied_by_peer = WriteSeq(0);
+            let mut batch = Batch::default();
+            batch.put(Family::Meta, keys::PROMOTION, promotion.encode());
+            batch.put(Family::Meta, keys::CURSORS, cursors.encode());
+            batch.put(Family::Meta, keys::CONTEXT, row.encode());
+            batch.delete(Family::Meta, keys::RESTORE);
+            self.commit_locked(&mut meta, batch, true)?;
+            let mut shared = self.shared.write();
+            shared.promotion = Some(promotion);
+            // It may hold what is past `at`.
+            shared.ring.clear();
+            self.line_changes.fetch_add(1, Ordering::AcqRel);
+            self.move_cursors(|c| *c = cursors);
+            Ok(())
+        })
+    }
+
+    /// Gives the line up: from now on this host follows another one's. Its end becomes a point that undo leads back to, if
+    /// there is none yet. One commit with `row`, durable when it returns; repeating it is harmless.
+    ///
+    /// # Errors
+    /// [`JournalError::Refused`] when the line was not closed, or the volumes do not hold all of it (L4); or a failure.
+    pub fn give_up(&self, row: &ContextRow) -> Result<(), JournalError> {
+        self.guarded(|| {
+            let _writer = self.writer.lock();
+            self.check_closed()?;
+            let mut meta = self.meta.lock();
+            let mut cursors = self.cursors();
+            if cursors.checkpointed < cursors.appended {
+                return Err(JournalError::Refused(format!(
+                    "the volumes hold {} of {} records",
+                    cursors.checkpointed, cursors.appended
+                )));
+            }
+            let mut batch = Batch::default();
+            let (newest, floors, builds_undo) = {
+                let shared = self.shared.read();
+                let newest = shared.sealed_rows().next_back().cloned();
+                (newest, shared.floors, cursors.published > shared.floors.undo)
+            };
+            let newest = newest.map(|row| (row.generation, row.lfc, row.last_seq));
+            let mut added = None;
+            let mut spans = self.consistent();
+            if let Some((generation, lfc, last_seq)) = newest {
+                let is_boundary = builds_undo && cursors.applied_lfc == (generation, lfc);
+                if builds_undo && !is_boundary {
+                    return Err(JournalError::Refused(format!(
+                        "container {lfc} is not applied: {} is",
+                        cursors.applied_lfc.1
+                    )));
+                }
+                let end = Position {
+                    generation,
+                    seq: last_seq,
+                };
+                if !is_boundary {
+                    let ordinal = cursors.published.next();
+                    let kind = OrdinalKind::Apply {
+                        generation,
+                        lfc,
+                        last_seq,
+                    };
+                    let row = OrdinalRow {
+                        ordinal,
+                        kind,
+                        blocks: 0,
+                        bytes: 0,
+                    };
+                    batch.put(Family::Catalog, keys::ordinal(ordinal), row.encode());
+                    // Nothing before it can be stood on: this host built no undo.
+                    let floors = Floors {
+                        undo: ordinal,
+                        ..floors
+                    };
+                    batch.put(Family::Meta, keys::FLOORS, floors.encode());
+                    cursors.applied_ordinal = ordinal;
+                    cursors.published = ordinal;
+                    added = Some((ordinal, row, floors));
+                    spans.clear();
+                }
+                cursors.applied_lfc = (generation, lfc);
+                if spans.last().is_none_or(|s| s.until.is_some()) {
+                    spans.push(Consistent {
+                        from: end,
+                        until: None,
+                    });
+                }
+            }
+            cursors.applied = cursors.appended;
+            cursors.received_by_peer = WriteSeq(0);
+            cursors.applied_by_peer = WriteSeq(0);
+            cursors.peer_durable = WriteSeq(0);
+            batch.put(Family::Meta, keys::CURSORS, cursors.encode());
+            batch.put(Family::Meta, keys::CONSISTENT, Consistent::encode_all(&spans));
+            batch.put(Family::Meta, keys::CONTEXT, row.encode());
+            self.commit_locked(&mut meta, batch, true)?;
+            let mut shared = self.shared.write();
+            if let Some((ordinal, row, floors)) = added {
+                shared.ordinals.insert(ordinal, row);
+                shared.floors = floors;
+            }
+            shared.consistent = spans;
+            self.published.store(cursors.published.0, Ordering::Release);
+            self.move_cursors(|c| *c = cursors);
+            Ok(())
+        })
+    }
+
+    /// Nothing is open and nothing waits to be ingested.
+    fn check_closed(&self) -> Result<(), JournalError> {
+        if self.open_is_empty() && !self.has_sealed() {
+            return Ok(());
+        }
+        Err(JournalError::Refused("the line is not closed".into()))
+    }
+
+    /// The clock at the journal's end: what the next record's time is compared with (L5).
+    #[must_use]
+    pub fn newest_clock(&self) -> Timestamp {
+        let shared = self.shared.read();
+        shared.open.as_ref().map_or_else(|| shared.clock(), |o| o.clock)
+    }
+
+    /// Whether the next record must be the birth of a generation.
+    #[must_use]
+    pub fn awaits_birth(&self) -> bool {
+        let shared = self.shared.read();
+        if shared.promotion.is_some() {
+            return true;
+        }
+        // A generation that was opened, and cut off before its first record.
+        let Some(open) = shared.open.as_ref().filter(|o| o.is_empty()) else {
+            return false;
+        };
+        let start = &open.header.start;
+        let opened = shared.generations.get(&open.generation);
+        !start.after_gap && opened.is_some_and(|g| g.first_seq == start.first_seq && g.first_lfc == start.lfc)
+    }
+
+    /// Opens the generation that a promotion has announced, and answers its first record.
+    ///
+    /// # Errors
+    /// [`JournalError::NoGeneration`] when there is none, or a failure.
+    pub(crate) fn begin_generation(&self) -> Result<Draft, JournalError> {
+        let generation = match self.promotion() {
+            Some(p) => self.create_generation(crate::NewGeneration::own(p.id, p.parent))?,
+            None => self.current_generation().ok_or(JournalError::NoGeneration)?,
+        };
+        Ok(Draft {
+            volume: VolumeIndex(0),
+            body: generation.birth(),
+        })
+    }
+}
+
+/// What a birth record says its generation continues; `None` for other records.
+#[must_use]
+pub fn parent_of(body: &RecordBody) -> Option<Option<Parent>> {
+    match body {
+        RecordBody::Birth {
+            parent,
+            parent_digest,
+        } => Some(parent.map(|(id, seq)| Parent {
+            id,
+            seq,
+            digest: *parent_digest,
+        })),
+        _ => None,
+    }
+}
