@@ -28,7 +28,7 @@
 //! superblock are of this host alone: no peer can mend them.
 
 use crate::{
-    agent::lca,
+    agent::meeting::{self, Verdict},
     applying::ApplyError,
     bell::Bell,
     config::ContextConfig,
@@ -48,7 +48,7 @@ use std::{
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
-use wire::{Position, Resume};
+use wire::Position;
 
 /// Request kind: the frames of a context behind a position (`docs/formats/wire.md`).
 pub const FRAMES: u16 = 16;
@@ -404,9 +404,9 @@ pub(crate) fn answer(node: &Node, asker: &str, body: &[u8]) -> Result<Bytes, Str
     let journal = &context.journal;
     let gone = |e: JournalError| format!("{here} does not hold the records behind {}: {e}", from.seq);
     let durable = journal.cursors().durable;
-    match lca::judge(journal, from).map_err(gone)? {
-        Resume::Here => {}
-        Resume::Jump(_) => {
+    match meeting::judge(journal, from, false).map_err(gone)? {
+        Verdict::Here => {}
+        Verdict::Jump(_) => {
             return Err(format!(
                 "{here} does not hold what is behind record {} any more",
                 from.seq

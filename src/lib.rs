@@ -20,6 +20,7 @@ pub mod node;
 pub mod ops;
 pub mod peer;
 pub mod restoring;
+pub mod roles;
 
 use cli::{Hooks, InitArgs, InitReport};
 use control::{Code, Failure, status::StatusReply};

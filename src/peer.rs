@@ -5,6 +5,7 @@ use crate::{
     config::{HostConfig, NodeConfig},
     damage,
     node::Node,
+    roles,
 };
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -372,6 +373,9 @@ async fn answer(node: &Arc<Node>, asker: &str, mut incoming: Incoming<TcpStream>
         let done = crate::agent::blocking(move || match kind {
             CONFIGURE => node.take_context(&body).map(Bytes::from),
             damage::FRAMES => damage::answer(&node, &asker, &body),
+            roles::peer::STANDING | roles::peer::STALE | roles::peer::GIVE_UP | roles::peer::ACTIVATE => {
+                roles::peer::answer(&node, &asker, kind, &body)
+            }
             _ => Err(format!("request {kind} is not known here")),
         })
         .await;

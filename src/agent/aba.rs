@@ -15,8 +15,15 @@
 //! - One connection a context: a newer one from the same pinned peer ends the older, which may be half-open; what the older
 //!   one's thread has not begun to work on by then is dropped.
 
-use super::{LinkError, config_digest, end_of, flags_of};
-use crate::context::{Context, Recovery, Running};
+use super::{
+    LinkError, config_digest, flags_of,
+    lca::both_production,
+    meeting::{self, end_of},
+};
+use crate::{
+    context::{Context, Recovery, Running},
+    roles::Standing,
+};
 use bytes::Bytes;
 use journal::{Journal, JournalError, NewGeneration, Position};
 use model::{ContextState, GenNo, RecordBody, Role, WriteSeq};
@@ -100,9 +107,14 @@ fn receive(
     let row = context.row();
     let local = ReceiverLocal {
         context: context.id(),
-        role: row.role,
+        // One that is fenced claims nothing.
+        role: match context.standing() {
+            Standing::Fenced => Role::Recovery,
+            _ => row.role,
+        },
         term: row.term,
         config: config_digest(&context.config),
+        gives_way: context.standing() == Standing::ResyncReady,
     };
     let mut end = End {
         context: Arc::clone(context),
@@ -200,7 +212,16 @@ impl End<'_> {
     }
 
     fn message(&mut self, message: Message) -> Result<(), LinkError> {
+        let begins = self.receiver.is_receiving();
         let actions = self.receiver.receive(message)?;
+        if begins && self.context.standing() == Standing::ResyncReady {
+            // The acting production has our part of the set: from here on this is a replica like any other.
+            self.act(actions)?;
+            let term = self.context.term();
+            self.context.set_standing(Standing::Replica, term, None)?;
+            self.context.bells.applied.ring();
+            return self.acknowledge();
+        }
         self.act(actions)?;
         self.acknowledge()
     }
@@ -209,20 +230,16 @@ impl End<'_> {
         for action in actions {
             match action {
                 ReceiverAction::Send(message) => self.send(message)?,
+                ReceiverAction::HigherTerm { term } if self.context.role() == Role::Production => {
+                    let why = format!("{} is at term {term}", self.context.peer_name());
+                    self.context.fence(term, &why);
+                }
                 ReceiverAction::HigherTerm { term } => {
                     self.context.change_row(|row| row.term = term)?;
                 }
                 ReceiverAction::Greeted(_) => self.greeted()?,
                 ReceiverAction::AppendFrame(frame) => {
-                    if self.journal.current_generation().is_none() {
-                        // The first frame of all: its generation is the one that this replica follows.
-                        self.journal.create_generation(NewGeneration {
-                            id: frame.generation,
-                            parent: None,
-                            first_seq: Some(frame.first),
-                            first_lfc: Some(frame.lfc),
-                        })?;
-                    }
+                    follow(&self.journal, &frame)?;
                     let appended = self.journal.append_received(frame.bytes)?;
                     self.stubs = appended
                         .records()
@@ -253,9 +270,8 @@ impl End<'_> {
                     self.context.bells.sealed.ring();
                 }
                 ReceiverAction::Conflict { term } => {
-                    return Err(LinkError::Refused(format!(
-                        "both hosts are production at term {term}"
-                    )));
+                    let why = both_production(&self.context, term);
+                    self.context.fence(term, &why);
                 }
                 ReceiverAction::Refused { text, .. } => {
                     self.context.set_peer(false, Some(text.clone()));
@@ -300,6 +316,7 @@ impl End<'_> {
 
     fn jump(&mut self, jump: &wire::Jump) -> Result<(), LinkError> {
         let last = pass_gap(&self.journal, jump)?;
+        self.may_apply = self.may_apply.min(self.receiver.ack().applied);
         tracing::warn!(
             context = self.context.id().0,
             after = last.0,
@@ -318,29 +335,42 @@ impl End<'_> {
 
     fn greeted(&mut self) -> Result<(), LinkError> {
         let row = self.context.row();
-        if row.state == ContextState::Stopped || !self.context.is_running() {
-            let actions = self
-                .receiver
-                .refuse(RefuseCode::Stopped, "the context is stopped here");
+        let id = self.context.id();
+        if self.context.standing() == Standing::Fenced {
+            crate::ops::role::follow_again(&self.context);
+        }
+        let refused = match self.context.standing() {
+            Standing::Fenced => Some(format!("it is fenced: rtdr -C {id} resync there makes it follow")),
+            Standing::FailingOver => Some(format!("a failover is under way there: rtdr -C {id} failover")),
+            _ if row.role == Role::Production => Some("it is production itself".to_owned()),
+            _ if row.state == ContextState::Stopped || !self.context.is_running() => {
+                Some("the context is stopped here".to_owned())
+            }
+            _ => None,
+        };
+        if let Some(why) = refused {
+            let actions = self.receiver.refuse(RefuseCode::Stopped, &why);
             return self.act(actions);
         }
         let running = self.running()?;
         recovery(&running)?.copies.begin();
         self.journal.sync()?;
         let cursors = self.journal.cursors();
+        let received = end_of(&self.journal)?;
         let welcome = Welcome {
             version: Version::NEWEST,
             node: self.context.node_name().to_owned(),
             role: Role::Recovery,
             term: row.term,
-            received: end_of(&self.journal)?,
+            received,
             open_lfc: self.journal.open_row().map_or(model::LfcId(0), |r| r.lfc),
-            applied: cursors.applied,
+            applied: cursors.applied.min(received.seq),
             copying: self.context.consistent_from().is_none(),
+            gives_way: self.context.standing() == Standing::ResyncReady,
             config: config_digest(&self.context.config),
             instance: self.context.instance(),
         };
-        self.may_apply = cursors.applied;
+        self.may_apply = welcome.applied;
         let actions = self.receiver.welcome(welcome);
         self.context.set_peer(true, None);
         self.act(actions)
@@ -402,15 +432,62 @@ impl End<'_> {
     }
 }
 
-/// Production dropped records that are not here: what was received stands, later points wait for copies (rule C5). Answers
-/// the last record before the gap.
+/// Goes over to the generation of a frame that begins one: its first record says what it continues.
 ///
 /// # Errors
-/// When the journal fails, or the jump does not lead forward.
+/// When that is not where this host's line ends, or the journal fails.
+pub fn follow(journal: &Journal, frame: &wire::Frame) -> Result<(), JournalError> {
+    let current = journal.current_generation();
+    if current.as_ref().is_some_and(|g| g.id == frame.generation) {
+        return Ok(());
+    }
+    let parsed = journal::Frame::parse(frame.bytes.clone())?;
+    let parent = parsed.records().first().and_then(|r| journal::parent_of(&r.body));
+    let parent = match parent {
+        Some(parent) => parent,
+        // The first frame of all may lie behind a beginning that is gone.
+        None if current.is_none() => None,
+        None => {
+            return Err(JournalError::Refused(format!(
+                "record {} begins a generation and does not say what it continues",
+                frame.first
+            )));
+        }
+    };
+    let end = journal.line_end()?;
+    let fits = match (&parent, end) {
+        (Some(parent), Some((id, seq, digest))) => {
+            (parent.id, parent.seq) == (id, seq) && parent.digest == digest
+        }
+        (_, None) => true,
+        (None, Some(_)) => false,
+    };
+    if !fits {
+        return Err(JournalError::Refused(format!(
+            "record {} begins a generation that does not continue this host's line",
+            frame.first
+        )));
+    }
+    journal.create_generation(NewGeneration {
+        id: frame.generation,
+        parent,
+        first_seq: Some(frame.first),
+        first_lfc: Some(frame.lfc),
+    })?;
+    Ok(())
+}
+
+/// The stream goes on elsewhere: behind records that production dropped, or on production's own line. What was received
+/// stands, later points wait for copies (rule C5). Answers the last record before the gap.
+///
+/// # Errors
+/// When the journal fails, or the jump does not lead forward on the same generation.
 pub fn pass_gap(journal: &Journal, jump: &wire::Jump) -> Result<WriteSeq, JournalError> {
     let first_seq = jump.to.seq.next();
+    let parent = jump.parent.as_ref().map(meeting::parent_of);
+    let follow = || journal.follow_behind_gap(jump.to.generation, parent, jump.lfc, first_seq, jump.to.digest);
     let Some(generation) = journal.current_generation() else {
-        journal.follow_behind_gap(jump.to.generation, jump.lfc, first_seq, jump.to.digest)?;
+        follow()?;
         return Ok(WriteSeq(0));
     };
     let last = journal.cursors().appended;
@@ -419,7 +496,11 @@ pub fn pass_gap(journal: &Journal, jump: &wire::Jump) -> Result<WriteSeq, Journa
         generation: generation.no,
         seq: last,
     })?;
-    journal.skip_to(jump.lfc, first_seq, jump.to.digest)?;
+    if generation.id == jump.to.generation {
+        journal.skip_to(jump.lfc, first_seq, jump.to.digest)?;
+    } else {
+        follow()?;
+    }
     Ok(last)
 }
 

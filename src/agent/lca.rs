@@ -19,15 +19,20 @@
 //! Modes `mwc` and `sync` are not part of this version.
 
 use super::{
-    LinkError, LinkHandle, blocking, config_digest, copier, copier::Table, end_of, seal_of, stopped,
+    LinkError, LinkHandle, blocking, config_digest, copier, copier::Table, meeting,
+    meeting::{Verdict, end_of, over_the_gap, take_peer},
+    seal_of, stopped,
 };
-use crate::context::Context;
-use journal::{Cell, Journal, JournalError, tap::Tap};
-use model::{ByteRange, LfcId, RecordBody, Role, Timestamp, VolumeIndex, WriteSeq};
+use crate::{
+    context::Context,
+    roles::{self, Standing},
+};
+use journal::{Journal, JournalError, tap::Tap};
+use model::{ByteRange, GenId, LfcId, RecordBody, Role, Term, Timestamp, VolumeIndex, WriteSeq};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use wire::{
-    Connection, ConnectionOptions, Dialer, Expect, Hello, Jump, JumpCause, Message, Outgoing, Position,
+    Connection, ConnectionOptions, Dialer, Expect, Hello, Jump, Message, Outgoing, Position,
     RefuseCode, Resume, Sender, SenderAction, SenderOptions, Version,
 };
 
@@ -75,7 +80,7 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
             }
         };
         context.set_peer(false, refused);
-        if *stop.borrow() || context.journal.poisoned().is_some() {
+        if *stop.borrow() || context.journal.poisoned().is_some() || context.standing() == Standing::Fenced {
             break;
         }
         tokio::select! {
@@ -92,7 +97,7 @@ struct Link {
     journal: Arc<Journal>,
     table: Arc<Table>,
     /// The container whose frames were sent last and whose seal was not.
-    unsealed: Option<LfcId>,
+    unsealed: Option<(GenId, LfcId)>,
     completing: bool,
     copier: Option<std::thread::JoinHandle<()>>,
 }
@@ -180,8 +185,8 @@ impl Link {
                 () = sealed.listen() => {}
                 () = stopped(stop) => return Ok(()),
             }
-            let cursors = self.journal.cursors();
-            let actions = sender.journal(cursors.appended, cursors.durable);
+            let (appended, durable) = self.journal.line_cursors();
+            let actions = sender.journal(appended, durable);
             self.act(&mut sender, actions, outgoing, dialer).await?;
         }
     }
@@ -197,15 +202,11 @@ impl Link {
             match action {
                 SenderAction::Send(message) => outgoing.send(message).await?,
                 SenderAction::CheckPosition { peer, welcome } => {
-                    let journal = Arc::clone(&self.journal);
-                    let resume = blocking(move || judge(&journal, peer)).await?;
-                    if !matches!(resume, Resume::Diverged { .. }) {
-                        // What the peer lost is stale before the stream goes on without it.
-                        let context = Arc::clone(&self.context);
-                        let lacks = welcome.copying || matches!(resume, Resume::Jump(_));
-                        let (instance, applied) = (welcome.instance, welcome.applied);
-                        blocking(move || meet(&context, instance, peer.seq, applied, lacks)).await?;
-                    }
+                    let (context, tap, met) = (Arc::clone(&self.context), Arc::clone(&self.tap), welcome.clone());
+                    let resume = blocking(move || meet(&context, &tap, peer, &met)).await?;
+                    // A generation may have begun: the machine must know before it jumps there.
+                    let (appended, durable) = self.journal.line_cursors();
+                    sender.journal(appended, durable);
                     for action in sender.resume(resume) {
                         if let SenderAction::Send(message) = action {
                             outgoing.send(message).await?;
@@ -216,9 +217,11 @@ impl Link {
                         Resume::Jump(jump) => Some(jump),
                         Resume::Diverged { .. } => {
                             return Err(LinkError::Refused(format!(
-                                "{} has another history (its record {}): it needs a full sync",
+                                "{0} has another history (its record {1}): nothing is overwritten before an operator \
+                                 chooses: rtdr -C {2} resync on the host whose data is to give way",
                                 self.context.peer_name(),
-                                peer.seq
+                                peer.seq,
+                                self.context.id()
                             )));
                         }
                     };
@@ -229,7 +232,8 @@ impl Link {
                         self.jumped(&jump).await?;
                     } else {
                         let open = Some(welcome.open_lfc);
-                        self.unsealed = open.filter(|l| *l >= LfcId::FIRST && peer.seq.0 > 0);
+                        let open = open.filter(|l| *l >= LfcId::FIRST && peer.seq.0 > 0);
+                        self.unsealed = open.map(|l| (peer.generation, l));
                         let context = Arc::clone(&self.context);
                         blocking(move || forget_covered(&context)).await?;
                         self.start_copier(welcome.copying);
@@ -263,11 +267,11 @@ impl Link {
                     return Err(LinkError::Refused(text));
                 }
                 SenderAction::Diverged { .. } => {}
-                SenderAction::Fenced { term } | SenderAction::Conflict { term } => {
-                    // Invariant 8: the lower term stops before its next acknowledgement.
-                    self.journal
-                        .set_poisoned(&format!("fenced by {} at term {term}", self.context.peer_name()));
+                SenderAction::Fenced { term } => {
+                    let why = format!("{} is at term {term}", self.context.peer_name());
+                    self.context.fence(term, &why);
                 }
+                SenderAction::Conflict { term } => self.context.fence(term, &both_production(&self.context, term)),
                 SenderAction::Deliver(Message::Request(request)) => self.deliver(request),
                 SenderAction::Deliver(_) => {}
                 SenderAction::Close => return Err(LinkError::Ended),
@@ -352,8 +356,8 @@ impl Link {
             let Some(want) = sender.want() else { return Ok(()) };
             if let Some(jump) = over_the_gap(&self.journal, want.after) {
                 // Sending may have taken long: what is dropped is durable, and the machine must know.
-                let cursors = self.journal.cursors();
-                for action in sender.journal(cursors.appended, cursors.durable) {
+                let (appended, durable) = self.journal.line_cursors();
+                for action in sender.journal(appended, durable) {
                     if let SenderAction::Send(message) = action {
                         outgoing.send(message).await?;
                     }
@@ -382,11 +386,12 @@ impl Link {
                 if frame.last_seq() > durable || !(want.alone || frame.len() <= want.bytes_max) {
                     return Ok(());
                 }
-                if self.unsealed.is_some_and(|l| l != frame.lfc()) {
+                let container = (frame.generation(), frame.lfc());
+                if self.unsealed.is_some_and(|l| l != container) {
                     self.seal(sender, outgoing).await?;
                     self.complete(sender, outgoing).await?;
                 }
-                self.unsealed = Some(frame.lfc());
+                self.unsealed = Some(container);
                 let sent = sender.frame(Timestamp::now(), on_wire(&frame, want.after));
                 if let SenderAction::Send(message) = sent {
                     outgoing.send(message).await?;
@@ -426,8 +431,10 @@ impl Link {
 
     /// Sends the seal of the container whose last frame was sent, if it is sealed and all of it is sent.
     async fn seal(&mut self, sender: &mut Sender, outgoing: &Outgoing) -> Result<(), LinkError> {
-        let Some(lfc) = self.unsealed else { return Ok(()) };
-        let generation = self.journal.current_generation().map(|g| g.no);
+        let Some((generation, lfc)) = self.unsealed else {
+            return Ok(());
+        };
+        let generation = self.journal.generation_by_id(generation).map(|g| g.no);
         let Some(row) = generation.and_then(|g| self.journal.lfc_row(g, lfc)) else {
             return Ok(());
         };
@@ -479,74 +486,37 @@ impl Link {
     }
 }
 
-/// Whether the peer's position lies on our line, and whether we hold what comes behind it.
-///
-/// A position inside a container that was dropped cannot be compared by its digest; that it names our generation and is
-/// durable here is enough, because a generation has one writer and never takes a number twice.
-///
-/// # Errors
-/// When the journal cannot be read.
-pub fn judge(journal: &Journal, peer: Position) -> Result<Resume, JournalError> {
-    if peer.seq == WriteSeq(0) {
-        // It has nothing: it starts at our beginning, if that is still here.
-        let jump = jump_to_floor(journal, JumpCause::FirstSync);
-        return Ok(jump.map_or(Resume::Here, Resume::Jump));
-    }
-    let known = journal
-        .generation_by_id(peer.generation)
-        .filter(|_| peer.seq <= journal.cursors().durable);
-    let ours = match known {
-        Some(generation) => match journal.digest_at(generation.no, peer.seq) {
-            Err(JournalError::NotHeld { .. }) => Some((peer.seq, peer.digest)),
-            ours => Some(ours?),
-        },
-        None => None,
-    };
-    if ours == Some((peer.seq, peer.digest)) {
-        let jump = over_the_gap(journal, peer.seq);
-        return Ok(jump.map_or(Resume::Here, Resume::Jump));
-    }
-    Ok(Resume::Diverged {
-        ours: end_of(journal)?,
-    })
-}
-
-/// The jump that a stream needs which stands at `sent`, if the journal gave up what comes next.
-#[must_use]
-pub fn over_the_gap(journal: &Journal, sent: WriteSeq) -> Option<Jump> {
-    jump_to_floor(journal, JumpCause::Dropped).filter(|jump| sent < jump.to.seq)
-}
-
-/// A jump behind the newest container that is not kept; `None` when all are.
-fn jump_to_floor(journal: &Journal, cause: JumpCause) -> Option<Jump> {
-    let (generation, lfc) = journal.floors().redo;
-    let row = journal.lfc_row(generation, lfc)?;
-    let generation = journal.generations().into_iter().find(|g| g.no == generation)?;
-    Some(Jump {
-        to: Position {
-            generation: generation.id,
-            seq: row.last_seq,
-            digest: row.end_digest,
-        },
-        lfc: lfc.next(),
-        cause,
-    })
-}
-
 /// Name of the note that says which store of the peer our state maps are about.
 const PEER_INSTANCE: &str = "peer_instance";
 
-/// Takes the peer's position as it is. A peer whose store was made anew has none of the regions that another store once
-/// acknowledged: all are stale again, durably, before it is taken for the one we know.
-fn meet(
-    context: &Context,
-    instance: u64,
-    received: WriteSeq,
-    applied: WriteSeq,
-    lacks: bool,
-) -> Result<(), JournalError> {
+/// What both hosts say of themselves at one term.
+pub(crate) fn both_production(context: &Context, term: Term) -> String {
+    format!(
+        "{} and {} are both production at term {term}: an operator chooses",
+        context.node_name(),
+        context.peer_name()
+    )
+}
+
+/// Finds out how the stream begins, and takes the peer's position as it is. A peer whose store was made anew has none of the
+/// regions that another store once acknowledged: all are stale again, durably, before it is taken for the one we know.
+fn meet(context: &Context, tap: &Tap, peer: Position, welcome: &wire::Welcome) -> Result<Resume, LinkError> {
     let journal = &context.journal;
-    let instance = format!("{instance:016x}");
+    let forced = context.forced_resync();
+    let mut theirs = None;
+    let mut verdict = meeting::judge(journal, peer, welcome.gives_way)?;
+    if welcome.gives_way {
+        let set = roles::peer::set_of(context)?;
+        // It may have nothing that we lack, and still know regions that differ.
+        if verdict != Verdict::Here || set.stale.as_ref().is_none_or(|stale| !stale.is_empty()) {
+            verdict = Verdict::Apart;
+        }
+        theirs = Some(set);
+    }
+    if let Verdict::Diverged { ours } = verdict {
+        return Ok(Resume::Diverged { ours });
+    }
+    let instance = format!("{:016x}", welcome.instance);
     let known = context.row().notes.get(PEER_INSTANCE).cloned();
     let is_new = known.as_ref() != Some(&instance);
     if is_new && known.is_some() {
@@ -555,50 +525,32 @@ fn meet(
             "{} has a new store: everything is copied again",
             context.peer_name()
         );
-        all_stale(journal)?;
+        meeting::all_stale(journal)?;
     }
     if is_new {
         context.change_row(|row| drop(row.notes.insert(PEER_INSTANCE.to_owned(), instance)))?;
     }
-    if take_peer(journal, received, applied, lacks)? {
+    if verdict == Verdict::Apart || (forced && !welcome.copying) {
+        return Ok(Resume::Jump(meeting::bring_together(journal, tap, peer, theirs.as_ref())?));
+    }
+    let lacks = welcome.copying || matches!(verdict, Verdict::Jump(_));
+    if take_peer(journal, peer.seq, welcome.applied.min(peer.seq), lacks)? {
         tracing::error!(
             context = context.id().0,
-            "{} has lost what it had acknowledged (it is at record {received}): everything is copied again",
-            context.peer_name()
+            "{} has lost what it had acknowledged (it is at record {}): everything is copied again",
+            context.peer_name(),
+            peer.seq
         );
     }
-    Ok(())
-}
-
-/// Takes the peer's position as it is. One that is behind what it had acknowledged was put back to an older state; if it also
-/// `lacks` records that are not kept here, or was amid copies, nobody knows which regions it lost, and all are stale. Answers
-/// whether that is so.
-///
-/// # Errors
-/// When the journal fails.
-pub fn take_peer(
-    journal: &Journal,
-    received: WriteSeq,
-    applied: WriteSeq,
-    lacks: bool,
-) -> Result<bool, JournalError> {
-    let went_back = lacks && received < journal.cursors().received_by_peer;
-    if went_back {
-        all_stale(journal)?;
-    }
-    journal.reset_peer(received, applied)?;
-    Ok(went_back)
-}
-
-fn all_stale(journal: &Journal) -> Result<(), JournalError> {
-    let appended = journal.cursors().appended;
-    let mut volumes = journal.mapped_volumes().into_iter();
-    volumes.try_for_each(|volume| journal.reset_map(volume, Cell::Stale(appended)))
+    Ok(match verdict {
+        Verdict::Jump(jump) => Resume::Jump(jump),
+        _ => Resume::Here,
+    })
 }
 
 /// A consistent peer that has received everything that was dropped lacks nothing.
 fn forget_covered(context: &Context) -> Result<(), JournalError> {
-    if context.peer().copying || !context.journal.forget_covered()? {
+    if context.peer().copying || context.forced_resync() || !context.journal.forget_covered()? {
         return Ok(());
     }
     context.overflow_ended()

@@ -3,11 +3,11 @@
 pub mod aba;
 mod copier;
 pub mod lca;
+pub mod meeting;
 
-use journal::{Journal, JournalError, LfcRow, SealFlags};
+use journal::{JournalError, LfcRow, SealFlags};
 use std::future::Future;
 use tokio::{sync::watch, task::JoinHandle};
-use wire::Position;
 
 /// A link that runs until it is stopped.
 pub struct LinkHandle {
@@ -54,23 +54,6 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|s| *s).await;
 }
 
-/// Where the journal ends durably, as the wire says it.
-///
-/// # Errors
-/// When the journal cannot be read.
-pub fn end_of(journal: &Journal) -> Result<Position, JournalError> {
-    let durable = journal.cursors().durable;
-    let Some(generation) = journal.current_generation().filter(|_| durable.0 > 0) else {
-        return Ok(Position::default());
-    };
-    let (seq, digest) = journal.digest_at(generation.no, durable)?;
-    Ok(Position {
-        generation: generation.id,
-        seq,
-        digest,
-    })
-}
-
 /// Digest of a context's configuration: both hosts must have the same.
 fn config_digest(config: &crate::config::ContextConfig) -> [u8; 32] {
     blake3::hash(config.to_text().as_bytes()).into()
@@ -113,6 +96,8 @@ enum LinkError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Context(#[from] crate::context::ContextError),
+    #[error(transparent)]
+    Peer(#[from] crate::peer::PeerError),
     #[error("{0}")]
     Refused(String),
     #[error("the peer ended the connection")]

@@ -24,13 +24,41 @@
 use super::{Applier, ApplyError, CopyQueue};
 use journal::{Frame, Journal, JournalError, tap::Tap};
 use model::ContextState;
-use snapshot::Volumes;
+use snapshot::{ChangeSet, Volumes, write_back};
 use std::sync::Arc;
 
 /// Whether this host holds a point before the state of its volumes.
 #[must_use]
 pub fn builds_undo(journal: &Journal) -> bool {
     journal.cursors().published > journal.floors().undo
+}
+
+/// Bytes of frames that are written again at once.
+const REPLAY_BYTES: u64 = 32 << 20;
+
+/// Brings the volumes of a host without undo to the journal's head: everything after `checkpointed` is written again, in
+/// order. Answers how many records that were.
+///
+/// # Errors
+/// When the journal or a volume fails.
+pub fn replay(journal: &Journal, volumes: &Volumes) -> Result<u64, ApplyError> {
+    // After a stop in this process the journal may hold writes that were answered and not synced.
+    journal.sync()?;
+    let cursors = journal.cursors();
+    let mut from = cursors.checkpointed;
+    while from < cursors.durable {
+        let frames = journal.frames_after(from, REPLAY_BYTES)?;
+        let Some(last) = frames.last() else { break };
+        let changes: ChangeSet = frames.iter().flat_map(|f| f.records()).collect();
+        write_back(volumes, &changes, &mut |_| {})?;
+        from = last.last_seq();
+    }
+    if from > cursors.checkpointed {
+        volumes.sync()?;
+        journal.set_written_back(from);
+        journal.set_checkpointed(from)?;
+    }
+    Ok(from.0 - cursors.checkpointed.0)
 }
 
 /// Applies the oldest container that waits in the overlay, if it is sealed.

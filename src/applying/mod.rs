@@ -6,9 +6,9 @@ mod copies;
 
 pub use copies::{CopyBatch, CopyQueue};
 
-use journal::{Journal, JournalError, LfcRow};
+use journal::{Journal, JournalError, LfcRow, Position};
 use model::{
-    ContextState, WriteSeq,
+    ContextState,
     ports::{History, OrdinalKind},
 };
 use snapshot::{ChangeSet, Lfc, SnapshotError, Volumes, apply, apply_first_sync, write_copies};
@@ -106,7 +106,11 @@ impl Applier<'_> {
             lfc: row.lfc,
             last_seq: row.last_seq,
         };
-        let ordinal = if self.needs_undo(row.last_seq) {
+        let end = Position {
+            generation: row.generation,
+            seq: row.last_seq,
+        };
+        let ordinal = if self.needs_undo(end) {
             apply(self.volumes, journal, lfc, applied, &changes, &mut |_| {})?.ordinal
         } else {
             // First sync: no earlier point can be asked for, so there is nothing to keep (rule C2).
@@ -116,8 +120,8 @@ impl Applier<'_> {
     }
 
     /// Whether an earlier point than this container's end can be asked for.
-    fn needs_undo(&self, last_seq: WriteSeq) -> bool {
+    fn needs_undo(&self, end: Position) -> bool {
         let spans = self.journal.consistent();
-        spans.first().is_some_and(|span| last_seq > span.from.seq)
+        spans.first().is_some_and(|span| end > span.from)
     }
 }

@@ -20,10 +20,12 @@ pub use views::{Reader, Snapshot, SnapshotError, Views};
 
 use crate::{
     agent::LinkHandle,
+    applying::acting::builds_undo,
     bell::Bell,
     config::{ConfigError, ContextConfig},
     format::{self, FormatError},
     node::Node,
+    roles::Standing,
 };
 use journal::{
     Cell, ContextRow, Draft, Journal, JournalError, MapShape, NewGeneration, Opened, Options, Parts,
@@ -171,6 +173,64 @@ fn first_start(journal: &Journal, role: Role, config: &ContextConfig) -> Result<
     Ok(row)
 }
 
+/// Name of the note that says why a context is fenced.
+const FENCED_WHY: &str = "fenced_why";
+/// Name of the note that keeps the state to which a start leads back.
+const BEFORE_STOP: &str = "state_before_stop";
+
+/// What a row means, stopped or not.
+pub(crate) fn standing_of(row: &ContextRow) -> Standing {
+    let state = match row.state {
+        ContextState::Stopped => {
+            let before = row.notes.get(BEFORE_STOP);
+            before
+                .and_then(|name| ContextState::named(name))
+                .unwrap_or(ContextState::Enabled)
+        }
+        state => state,
+    };
+    Standing::of(row.role, state)
+}
+
+/// Makes a row say another standing. A stop stays, but for a host that has nothing to stop any more.
+pub(crate) fn put_standing(row: &mut ContextRow, standing: Standing, term: Term, why: Option<&str>) {
+    let (role, state) = standing.row();
+    row.role = role;
+    row.term = term;
+    row.since = Timestamp::now();
+    if row.state == ContextState::Stopped && standing != Standing::Fenced {
+        row.notes.insert(BEFORE_STOP.into(), state.to_string());
+    } else {
+        row.notes.remove(BEFORE_STOP);
+        row.notes.remove("stopped_by");
+        row.state = state;
+    }
+    match why {
+        Some(why) => drop(row.notes.insert(FENCED_WHY.into(), why.to_owned())),
+        None => drop(row.notes.remove(FENCED_WHY)),
+    }
+}
+
+/// Makes "stopped by an operator", or its end, part of a row.
+pub(crate) fn put_stop(row: &mut ContextRow, by: Option<&str>) {
+    match by {
+        Some(by) if row.state != ContextState::Stopped => {
+            // A rolled-back context that is stopped is rolled back still when it starts again.
+            row.notes.insert(BEFORE_STOP.into(), row.state.to_string());
+            row.notes.insert("stopped_by".into(), by.to_owned());
+            row.state = ContextState::Stopped;
+            row.since = Timestamp::now();
+        }
+        None if row.state == ContextState::Stopped => {
+            row.state = standing_of(row).row().1;
+            row.notes.remove(BEFORE_STOP);
+            row.notes.remove("stopped_by");
+            row.since = Timestamp::now();
+        }
+        _ => {}
+    }
+}
+
 /// Where a context is on this host, and in which role.
 #[derive(Clone)]
 pub(crate) struct Place {
@@ -239,7 +299,6 @@ pub struct Context {
     pub retention: Retention,
     node: Weak<Node>,
     node_name: String,
-    role: Role,
     folder: PathBuf,
     peer: Mutex<PeerView>,
     commands: CommandLock,
@@ -262,7 +321,6 @@ impl Context {
         let options = Options {
             lfc_size: config.lfc_size.0,
             lfc_max_age_ns: u64::try_from(config.lfc_max_age.0.as_nanos()).ok(),
-            indexed: role == Role::Recovery,
             ..Options::default()
         };
         let (journal, opened) = Journal::open(parts, options)?;
@@ -291,7 +349,6 @@ impl Context {
             journal: Arc::new(journal),
             bells: Bells::default(),
             retention: Retention::default(),
-            role,
             folder,
             peer: Mutex::default(),
             commands: CommandLock::default(),
@@ -302,23 +359,26 @@ impl Context {
             running: RwLock::default(),
             config,
         });
-        if context.state() != ContextState::Stopped {
+        if !context.is_stopped() {
             context.start()?;
         }
         Ok(context)
     }
 
-    /// Opens the volumes and starts what the role does; already so: nothing.
+    /// Opens the volumes and starts what the role does; already so, or fenced, or in the middle of a failover: nothing.
     ///
     /// # Errors
     /// When a volume cannot be opened or the journal fails.
     pub fn start(self: &Arc<Self>) -> Result<(), ContextError> {
         let mut running = self.running.write();
-        if running.is_some() {
+        let standing = self.standing();
+        if running.is_some() || matches!(standing, Standing::Fenced | Standing::FailingOver) {
             return Ok(());
         }
         let volumes = self.open_volumes()?;
-        let started = match self.role {
+        let role = self.role();
+        self.journal.set_indexed(role == Role::Recovery || builds_undo(&self.journal));
+        let started = match role {
             Role::Production => Running::Production(Production::start(self, volumes)?),
             Role::Recovery => Running::Recovery(Recovery::start(self, volumes)?),
         };
@@ -328,7 +388,7 @@ impl Context {
         Ok(())
     }
 
-    fn open_volumes(&self) -> Result<Volumes, ContextError> {
+    pub(crate) fn open_volumes(&self) -> Result<Volumes, ContextError> {
         let state_dir = self.node().config().state_dir;
         let mut volumes = Volumes::new();
         for (index, volume) in self.config.indexed() {
@@ -442,13 +502,90 @@ impl Context {
     /// What this host is for it.
     #[must_use]
     pub fn role(&self) -> Role {
-        self.role
+        self.row.lock().role
+    }
+
+    /// Whether this host is the configured production.
+    #[must_use]
+    pub fn is_home(&self) -> bool {
+        self.config.production == self.node_name
     }
 
     /// Its durable state.
     #[must_use]
     pub fn state(&self) -> ContextState {
         self.row.lock().state
+    }
+
+    /// Whether an operator stopped it.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.state() == ContextState::Stopped
+    }
+
+    /// What it is here, stopped or not.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        standing_of(&self.row.lock())
+    }
+
+    /// Puts the context into another standing and term, durably; a stop stays.
+    ///
+    /// # Errors
+    /// When it could not be made durable; nothing has changed then.
+    pub fn set_standing(&self, standing: Standing, term: Term, why: Option<&str>) -> Result<(), JournalError> {
+        self.change_row(|row| put_standing(row, standing, term, why))
+    }
+
+    /// Another host has a better right to the role: this one stops before its next acknowledgement (invariant 8).
+    pub(crate) fn fence(self: &Arc<Self>, term: Term, why: &str) {
+        if self.role() != Role::Production || self.standing() == Standing::Fenced {
+            return;
+        }
+        tracing::error!(context = self.id().0, term = term.0, "fenced: {why}");
+        // Nothing is acknowledged any more, whatever becomes of the rest.
+        if let Some(running) = self.running()
+            && let Running::Production(production) = &*running
+        {
+            production.tap.close();
+            production.tap.flushes().stop();
+        }
+        let term = term.max(self.term());
+        if let Err(e) = self.set_standing(Standing::Fenced, term, Some(why)) {
+            return self.poison("fencing", &e);
+        }
+        // The caller may be the link, which cannot wait for its own end.
+        let context = Arc::clone(self);
+        std::thread::Builder::new()
+            .name(format!("c{}-fence", self.id()))
+            .spawn(move || {
+                context.halt();
+                context.bells.applied.ring();
+            })
+            .expect("a thread can be started");
+    }
+
+    /// A change of role has made this row durable: it is what this host is now, and an earlier restore is over.
+    pub(crate) fn took_over(&self, row: ContextRow) {
+        *self.row.lock() = row;
+        *self.restore.lock() = None;
+        *self.peer.lock() = PeerView::default();
+        self.bells.applied.ring();
+    }
+
+    /// Why it is fenced.
+    #[must_use]
+    pub fn fenced_why(&self) -> Option<String> {
+        self.row().notes.get(FENCED_WHY).cloned()
+    }
+
+    /// Ends the link to the peer and begins another: what is to be sent has changed from the ground up.
+    pub(crate) fn relink(self: &Arc<Self>) {
+        if let Some(running) = self.running()
+            && let Running::Production(production) = &*running
+        {
+            production.relink(self);
+        }
     }
 
     /// Its term.
@@ -519,14 +656,18 @@ impl Context {
             .unwrap_or(0)
     }
 
-    /// The first consistent position of the replica, once production has said so.
+    /// The first position of the span in which the replica is consistent and goes on to be, once production has said so.
     #[must_use]
-    pub fn consistent_from(&self) -> Option<WriteSeq> {
-        self.journal
-            .consistent()
-            .last()
-            .filter(|c| c.until.is_none())
-            .map(|c| c.from.seq)
+    pub fn consistent_from(&self) -> Option<journal::Position> {
+        let spans = self.journal.consistent();
+        spans.last().filter(|c| c.until.is_none()).map(|c| c.from)
+    }
+
+    /// Whether the volumes of this replica are consistent now.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        let cursors = self.journal.cursors();
+        self.consistent_from().is_some_and(|from| cursors.has_applied(from))
     }
 
     /// Whether the replica has ever been consistent, so that an earlier point may be asked for.
@@ -565,9 +706,10 @@ impl Context {
     /// The other host's name.
     #[must_use]
     pub fn peer_name(&self) -> &str {
-        match self.role {
-            Role::Production => self.config.recovery_node(),
-            Role::Recovery => &self.config.production,
+        if self.is_home() {
+            self.config.recovery_node()
+        } else {
+            &self.config.production
         }
     }
 

@@ -9,8 +9,9 @@
 use super::{Context, ContextError};
 use crate::{
     agent,
-    applying::acting::{apply_waiting, builds_undo, catch_up},
+    applying::acting::{apply_waiting, builds_undo, catch_up, replay},
     bell::Bell,
+    roles::Standing,
 };
 use journal::tap::{Tap, TapLimits};
 use model::{VolumeIndex, WriteSeq};
@@ -42,7 +43,7 @@ pub struct Production {
     builds_undo: bool,
     stopping: Arc<AtomicBool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    link: agent::LinkHandle,
+    link: Mutex<Option<agent::LinkHandle>>,
     wake: Bell,
 }
 
@@ -53,7 +54,10 @@ impl Production {
         let open = if builds_undo {
             catch_up(journal, &volumes)?
         } else {
-            replay(context, &volumes)?;
+            let replayed = replay(journal, &volumes)?;
+            if replayed > 0 {
+                tracing::info!(context = context.id().0, records = replayed, "volumes replayed");
+            }
             Vec::new()
         };
         let media = volumes
@@ -75,21 +79,26 @@ impl Production {
             spawn("write-back", context, &tap, &volumes, &stopping, write_back),
             spawn("seal", context, &tap, &volumes, &stopping, seal_loop),
         ];
-        let link = agent::lca::start(context, &tap);
+        // After a failover nothing is shipped before the operator says so.
+        let ships = context.standing() == Standing::Producing;
+        let link = ships.then(|| agent::lca::start(context, &tap));
         Ok(Self {
             tap,
             volumes,
             builds_undo,
             stopping,
             threads: Mutex::new(threads),
-            link,
+            link: Mutex::new(link),
             wake: context.bells.durable.clone(),
         })
     }
 
     /// Ends the threads after everything acknowledged is on the volumes; a poisoned journal ends them as it is.
     pub fn stop(&self) {
-        self.link.stop();
+        if let Some(link) = self.link.lock().take() {
+            link.stop();
+        }
+        self.tap.close();
         let _ = self.tap.sync_once();
         if self.builds_undo {
             // Only what is sealed can reach the volumes.
@@ -104,39 +113,20 @@ impl Production {
         }
     }
 
+    /// Begins a link to the peer, in the place of the one that runs.
+    pub(super) fn relink(&self, context: &Arc<Context>) {
+        let mut link = self.link.lock();
+        if let Some(link) = link.take() {
+            link.stop();
+        }
+        *link = Some(agent::lca::start(context, &self.tap));
+    }
+
     /// A volume's index by name is in the context's file; this is its size.
     #[must_use]
     pub fn size(&self, index: VolumeIndex) -> u64 {
         self.volumes.get(index).map_or(0, snapshot::Volume::size)
     }
-}
-
-/// Brings the volumes to the journal's head: everything after `checkpointed` is written again, in order.
-fn replay(context: &Context, volumes: &Volumes) -> Result<(), ContextError> {
-    let journal = &context.journal;
-    // After a stop in this process the journal may hold writes that were answered and not synced.
-    journal.sync()?;
-    let cursors = journal.cursors();
-    let mut from = cursors.checkpointed;
-    while from < cursors.durable {
-        let frames = journal.frames_after(from, WRITE_BACK_BYTES)?;
-        let Some(last) = frames.last() else { break };
-        let changes: ChangeSet = frames.iter().flat_map(|f| f.records()).collect();
-        write_back(volumes, &changes, &mut |_| {})?;
-        from = last.last_seq();
-    }
-    if from > cursors.checkpointed {
-        volumes.sync()?;
-        journal.set_written_back(from);
-        journal.set_checkpointed(from)?;
-        tracing::info!(
-            context = context.id().0,
-            from = cursors.checkpointed.0,
-            to = from.0,
-            "volumes replayed"
-        );
-    }
-    Ok(())
 }
 
 struct Agent {

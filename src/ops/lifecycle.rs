@@ -6,7 +6,7 @@ use control::{
     Code, Failure, Progress, Reply, Step, Unit,
     reply::{StartReply, StopReply},
 };
-use model::{ContextState, Role, Timestamp};
+use model::Role;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -91,26 +91,7 @@ pub fn connections(op: &Op<'_>, matches: impl Fn(&str) -> bool) -> usize {
 
 /// Makes "stopped by an operator", or its end, durable.
 fn set_stopped(context: &Context, by: Option<&str>) -> Result<(), Failure> {
-    let changed = context.change_row(|row| match by {
-        Some(by) => {
-            // A rolled-back context that is stopped is rolled back still when it starts again.
-            row.notes
-                .insert("state_before_stop".into(), row.state.to_string());
-            row.notes.insert("stopped_by".into(), by.to_owned());
-            row.state = ContextState::Stopped;
-            row.since = Timestamp::now();
-        }
-        None if row.state == ContextState::Stopped => {
-            row.state = match row.notes.remove("state_before_stop").as_deref() {
-                Some("ROLLED_BACK") => ContextState::RolledBack,
-                Some("RESTORING") => ContextState::Restoring,
-                _ => ContextState::Enabled,
-            };
-            row.notes.remove("stopped_by");
-            row.since = Timestamp::now();
-        }
-        None => {}
-    });
+    let changed = context.change_row(|row| crate::context::put_stop(row, by));
     changed.map_err(|e| part_way(&e))
 }
 
@@ -193,6 +174,19 @@ pub fn stop(op: &mut Op<'_>, id: u32, unmount: bool, drain_first: bool) -> Answe
     ))
 }
 
+/// Waits until the peer has received all, it is away, or the time is over.
+pub(crate) fn wait_for_peer(context: &Context, at_most: Duration) {
+    let deadline = Instant::now() + at_most;
+    let (_, end) = context.journal.line_cursors();
+    let mut ear = context.bells.acknowledged.ear();
+    while context.peer().connected
+        && context.journal.cursors().received_by_peer < end
+        && let Some(left) = deadline.checked_duration_since(Instant::now())
+    {
+        ear.wait(left.min(Duration::from_secs(1)));
+    }
+}
+
 /// Seals the open container and waits until the peer has applied everything.
 pub fn drain(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(), Failure> {
     let Some(running) = context.running() else {
@@ -205,7 +199,7 @@ pub fn drain(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(), Failure> {
     production.tap.seal_now().map_err(|e| part_way(&e))?;
     context.bells.sealed.ring();
     context.bells.durable.ring();
-    let target = context.journal.cursors().appended;
+    let (target, _) = context.journal.line_cursors();
     let first = context.journal.cursors().received_by_peer.0;
     let mut ear = context.bells.acknowledged.ear();
     loop {

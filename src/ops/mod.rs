@@ -8,13 +8,14 @@
     reason = "a failure ends a command: it is made once and never passed in a loop"
 )]
 
-mod lifecycle;
+pub(crate) mod lifecycle;
 mod mark;
 mod mount;
 mod pair;
 mod pins;
 mod protect;
 mod restore;
+pub(crate) mod role;
 mod snapshot;
 pub(crate) mod status;
 mod wait;
@@ -294,6 +295,13 @@ fn dispatch(op: &mut Op<'_>, command: &Command) -> Answer {
             unmount,
             drain,
         } => lifecycle::stop(op, *context, *unmount, *drain),
+        Command::Failover {
+            context,
+            mount,
+            inconsistent,
+        } => role::failover(op, *context, *mount, *inconsistent),
+        Command::Resync { context, both } => role::resync(op, *context, *both),
+        Command::Failback { context, mount, stay } => role::failback(op, *context, *mount, *stay),
         Command::Protect(protect) => protect::protect(op, protect),
         Command::Wait {
             context,

@@ -89,6 +89,29 @@ pub fn failover_restore(op: &mut Op<'_>, id: u32, to: &RestoreTo, volume: Option
     run(op, &context, recovery, Work::Begin(row), way)
 }
 
+/// Goes back to the last consistent point of a resync (rule L7), as part of a failover that the operator has confirmed.
+pub fn to_last_consistent(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(), Failure> {
+    let id = context.id().0;
+    let running = recovery(op, context, &format!("rtdr -C {id} failover"))?;
+    let recovery = side(&running)?;
+    let until = context.journal.consistent().last().and_then(|span| span.until);
+    let until = until.ok_or_else(|| refused("the replica is in no super transaction"))?;
+    let target = Target {
+        generation: Some(until.generation),
+        kind: model::target::TargetKind::Seq(until.seq),
+    };
+    let text = target.to_string();
+    let point = recovery.views.resolve(&target).map_err(|e| match &e {
+        crate::context::SnapshotError::Target(e) => outside(context, e),
+        e => failure(context, e),
+    })?;
+    let to = point_info(context, &point, Some(&text));
+    let way = Way::between(context, applied_info(context), to, false);
+    let history: &dyn History = &*context.journal;
+    let row = RestoreRow::begun(point, text, None, history.published());
+    run(op, context, recovery, Work::Begin(row), way).map(drop)
+}
+
 /// `scrt_ra --undo`.
 pub fn undo(op: &mut Op<'_>, id: u32) -> Answer {
     let context = op.context(id)?;

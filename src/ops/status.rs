@@ -47,9 +47,7 @@ fn head_context(context: &Context) -> HeadContext {
 
 /// Whether the replica here can be used.
 pub fn consistent(context: &Context) -> bool {
-    context
-        .consistent_from()
-        .is_some_and(|from| context.journal.cursors().applied >= from)
+    context.is_consistent()
 }
 
 /// The figures of these contexts as of now.
@@ -117,8 +115,16 @@ fn next_step(node: &Node, context: &Context, status: &ContextStatus) -> Option<c
     match status.head.context.as_ref().map(|c| c.state)? {
         ContextState::Stopped => next(format!("rtstart -C {id}"), &here),
         ContextState::Restoring | ContextState::RolledBack => next(format!("scrt_ra -C {id} --undo"), &here),
+        ContextState::FailingOver => next(format!("rtdr -C {id} failover"), &here),
+        ContextState::FailedOver => next(format!("rtdr -C {id} resync"), context.peer_name()),
+        ContextState::Fenced if !context.is_home() => next(format!("rtdr -C {id} failback"), &here),
+        ContextState::Fenced => next(format!("rtdr -C {id} resync"), &here),
+        ContextState::ResyncReady => next(format!("rtdr -C {id} resync"), context.peer_name()),
         ContextState::Enabled if context.journal.poisoned().is_some() => None,
         ContextState::Enabled => match context.role() {
+            Role::Recovery if context.is_home() && status.consistent => {
+                next(format!("rtstop -FSC {id}"), context.peer_name())
+            }
             Role::Recovery if status.consistent => next(format!("scrt_ra -C {id} -X"), &here),
             Role::Recovery => next(format!("backstay wait -C {id} --until consistent"), &here),
             Role::Production => next(format!("rtmark -C {id} --name NAME"), &here),
@@ -145,8 +151,9 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
     let rotten = journal.rotten_containers().into_iter();
     warnings.extend(rotten.map(|(g, lfc, what)| format!("redo of container g{g}:{lfc} is damaged: {what}")));
     warnings.extend(kept_warnings(context));
-    let unacked = cursors.appended.0 - cursors.received_by_peer.0.min(cursors.appended.0);
-    let backlog = bytes_between(context, cursors.received_by_peer, cursors.appended);
+    let (appended, _) = journal.line_cursors();
+    let unacked = appended.0 - cursors.received_by_peer.0.min(appended.0);
+    let backlog = bytes_between(context, cursors.received_by_peer, appended);
     let oldest = rows(context)
         .into_iter()
         .find(|r| r.last_seq > cursors.received_by_peer)
@@ -370,6 +377,19 @@ fn verdict(
     }
     match (state, context.role()) {
         (ContextState::Stopped, _) => ("stopped".into(), 100),
+        (ContextState::FailingOver, _) => ("a failover is under way: nothing is received or served".into(), 60),
+        (ContextState::FailedOver, _) => (
+            format!("production since a failover: changes are kept for {name} until its resync"),
+            30,
+        ),
+        (ContextState::Fenced, _) => (
+            format!(
+                "fenced, serves nothing: {}",
+                context.fenced_why().unwrap_or_else(|| "it gave its role up".into())
+            ),
+            60,
+        ),
+        (ContextState::ResyncReady, _) => (format!("ready for resync: waits for {name}"), 30),
         (ContextState::Restoring, _) => ("a restore is under way: nothing is applied".into(), 30),
         (ContextState::RolledBack, _) => (
             "the replica stands at a restored point: it receives and applies nothing".into(),

@@ -60,7 +60,7 @@ fn holds(context: &Arc<Context>, until: &WaitFor) -> Result<bool, Failure> {
                 peer.connected
                     && !peer.copying
                     && context.stale_bytes() == 0
-                    && cursors.received_by_peer >= cursors.appended
+                    && cursors.received_by_peer >= context.journal.line_cursors().0
             }
             Role::Recovery => return Err(refused("'drained' is asked of the production host")),
         },

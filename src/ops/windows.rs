@@ -59,7 +59,7 @@ pub fn mark_info(mark: &EventMark) -> MarkInfo {
     }
 }
 
-fn lfc_info(row: &LfcRow) -> LfcInfo {
+pub(super) fn lfc_info(row: &LfcRow) -> LfcInfo {
     let mut notes = Vec::new();
     if row.sealed.mark {
         notes.push("mark");

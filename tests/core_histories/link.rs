@@ -4,11 +4,10 @@
 use super::hosts::{Fallible, Production, Recovery};
 use anyhow::bail;
 use backstay::agent::{
-    aba::pass_gap,
-    end_of,
-    lca::{judge, over_the_gap, take_peer},
+    aba::{follow, pass_gap},
+    meeting::{Verdict, end_of, judge, over_the_gap, take_peer},
 };
-use journal::{NewGeneration, SealFlags, tap::CopyTaken};
+use journal::{SealFlags, tap::CopyTaken};
 use model::{ByteRange, ContextId, GenNo, LfcId, RecordBody, Role, Term, Timestamp, VolumeIndex, WriteSeq};
 use snapshot::RegionCopy;
 use std::collections::{BTreeMap, VecDeque};
@@ -70,6 +69,7 @@ impl Link {
             role: Role::Recovery,
             term: Term(1),
             config: CONFIG,
+            gives_way: false,
         });
         let mut link = Self {
             sender,
@@ -106,7 +106,11 @@ impl Link {
             match action {
                 SenderAction::Send(message) => self.to_b.push_back(message),
                 SenderAction::CheckPosition { peer, welcome } => {
-                    let resume = judge(&a.journal, peer)?;
+                    let resume = match judge(&a.journal, peer, welcome.gives_way)? {
+                        Verdict::Here => Resume::Here,
+                        Verdict::Jump(jump) => Resume::Jump(jump),
+                        other => bail!("the peer's {peer} is not on the line: {other:?}"),
+                    };
                     let actions = self.sender.resume(resume);
                     self.act_a(a, actions)?;
                     self.unsealed = Some(welcome.open_lfc).filter(|l| *l >= LfcId::FIRST && peer.seq.0 > 0);
@@ -318,6 +322,7 @@ impl Link {
                         open_lfc: journal.open_row().map_or(LfcId(0), |r| r.lfc),
                         applied: journal.cursors().applied,
                         copying: b.consistent_from().is_none(),
+                        gives_way: false,
                         config: CONFIG,
                         instance: 2,
                     };
@@ -326,14 +331,7 @@ impl Link {
                     self.act_b(b, actions)?;
                 }
                 ReceiverAction::AppendFrame(frame) => {
-                    if journal.current_generation().is_none() {
-                        journal.create_generation(NewGeneration {
-                            id: frame.generation,
-                            parent: None,
-                            first_seq: Some(frame.first),
-                            first_lfc: Some(frame.lfc),
-                        })?;
-                    }
+                    follow(journal, &frame)?;
                     journal.append_received(frame.bytes)?;
                 }
                 ReceiverAction::Seal(seal) => {

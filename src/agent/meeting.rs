@@ -1,0 +1,311 @@
+//! Where a peer's end lies in relation to our line, and what the stream therefore begins with (rules L1, L4, C4).
+//!
+//! # Overview
+//!
+//! Production has heard how far the recovery host is and whether that host's own line was given up. [`judge`] tells four cases
+//! apart, from the journal alone:
+//!
+//! | the peer's end | verdict |
+//! | --- | --- |
+//! | on our line, and all behind it is held | [`Verdict::Here`]: frames flow |
+//! | on our line, and what comes next gave way to the state map | [`Verdict::Jump`]: those regions are stale already |
+//! | elsewhere, but its owner gave its line up; or before a part of our line that cannot be sent frame by frame | [`Verdict::Apart`] |
+//! | elsewhere | [`Verdict::Diverged`]: an operator chooses |
+//!
+//! [`bring_together`] is for hosts that are apart. It makes the one symmetric set of rule L1 stale in our own map, durably: every
+//! block of every record past the newest common position that either host holds, and the peer's stale cells. Then the stream
+//! jumps to the beginning of our newest generation, whose blocks are sent as redo, and the copier sends what is stale.
+//!
+//! # Invariants
+//!
+//! - The set is durable before the jump is sent. Interrupted before, all of it is done again; interrupted after it, our own map
+//!   knows all that is missing.
+//! - A cell that is taken over is stale at our own newest position (C4): no copy that is on its way can clear it.
+//! - What cannot be known (a catalog that does not reach back, a peer without a journal) is stale wholly, never clean.
+
+use journal::{Cell, Journal, JournalError, LinePart, Parent, Position as Place, tap::Tap};
+use model::{ByteRange, GenId, LfcId, VolumeIndex, WriteSeq};
+use wire::{Jump, JumpCause, Position};
+
+/// How the stream begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The peer's end is on our line, and we hold every record behind it.
+    Here,
+    /// It is on our line, and what comes next gave way to the state map.
+    Jump(Jump),
+    /// The two must be brought together first.
+    Apart,
+    /// The peer's end is not on our line, and nobody has given its line up.
+    Diverged {
+        /// Our own end.
+        ours: Position,
+    },
+}
+
+/// What the peer says of its line when hosts are brought together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerSet {
+    /// Its line.
+    pub line: Vec<LinePart>,
+    /// Its stale regions; `None`: it does not know which differ.
+    pub stale: Option<Vec<(VolumeIndex, ByteRange)>>,
+}
+
+/// Where this host's line ends, as the wire says it.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub fn end_of(journal: &Journal) -> Result<Position, JournalError> {
+    let end = journal.line_end()?;
+    Ok(end.map_or(Position::default(), |(generation, seq, digest)| Position {
+        generation,
+        seq,
+        digest,
+    }))
+}
+
+/// Tells where the peer's end lies. `gives_way`: its owner has given its line up.
+///
+/// A position inside a container that was dropped cannot be compared by its digest; that it names a generation of our line
+/// and is durable here is enough, because a generation has one writer and never takes a number twice.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub fn judge(journal: &Journal, peer: Position, gives_way: bool) -> Result<Verdict, JournalError> {
+    let parts = journal.line_parts();
+    if peer.seq == WriteSeq(0) {
+        // It has nothing: it starts at our beginning, if that is still here and one generation leads from there.
+        if gives_way || parts.len() > 1 || journal.promotion().is_some() {
+            return Ok(Verdict::Apart);
+        }
+        return Ok(jump_to_floor(journal, JumpCause::FirstSync).map_or(Verdict::Here, Verdict::Jump));
+    }
+    let on_line = |part: &LinePart| part.id == peer.generation && part.after <= peer.seq && peer.seq <= part.upto;
+    let is_on_line = is_ours(journal, peer, gives_way)?;
+    let Some(i) = parts.iter().position(on_line).filter(|_| is_on_line) else {
+        if gives_way {
+            return Ok(Verdict::Apart);
+        }
+        let ours = end_of(journal)?;
+        return Ok(Verdict::Diverged { ours });
+    };
+    if i + 1 == parts.len() {
+        // The newest part: our own records, or what we have taken over and not added to.
+        let cut = journal.promotion().is_some() && has_more(journal, parts[i]);
+        let behind = peer.seq < parts[i].upto;
+        if (gives_way || cut) && behind || (journal.promotion().is_some() && is_stale(journal)) {
+            return Ok(Verdict::Apart);
+        }
+        return Ok(over_the_gap(journal, peer.seq).map_or(Verdict::Here, Verdict::Jump));
+    }
+    // A generation of ours begins where the peer ends: all of it is redo, if it is all here.
+    let next = i + 2 == parts.len() && peer.seq == parts[i].upto;
+    if next && !is_stale(journal) && holds_newest(journal) {
+        return Ok(Verdict::Here);
+    }
+    Ok(Verdict::Apart)
+}
+
+/// Whether our own chain says the same of the peer's end, as far as we still know. Only a line that was taken over at a
+/// restored point ends inside a frame.
+fn is_ours(journal: &Journal, peer: Position, gives_way: bool) -> Result<bool, JournalError> {
+    let Some(generation) = journal.generation_by_id(peer.generation) else {
+        return Ok(false);
+    };
+    match journal.digest_at(generation.no, peer.seq) {
+        Ok((seq, digest)) => Ok(digest == peer.digest && (seq == peer.seq || gives_way)),
+        Err(JournalError::NotHeld { .. }) => Ok(true),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether this journal holds records of a part's generation past its end: the line was taken over before them.
+fn has_more(journal: &Journal, part: LinePart) -> bool {
+    let generation = journal.current_generation();
+    generation.is_some_and(|g| g.id != part.id) || journal.cursors().appended > part.upto
+}
+
+fn is_stale(journal: &Journal) -> bool {
+    let mut volumes = journal.mapped_volumes().into_iter();
+    volumes.any(|volume| journal.next_stale(volume, 0, 1).is_some())
+}
+
+/// Whether every container of the newest generation is held.
+fn holds_newest(journal: &Journal) -> bool {
+    let newest = journal.current_generation();
+    newest.is_some_and(|g| journal.floors().redo < (g.no, g.first_lfc))
+}
+
+/// The jump that a stream needs which stands at `sent`, if the journal gave up what comes next.
+#[must_use]
+pub fn over_the_gap(journal: &Journal, sent: WriteSeq) -> Option<Jump> {
+    let newest = journal.current_generation()?.no;
+    // What is freed of earlier generations is history, not a gap.
+    let in_newest = journal.floors().redo.0 == newest;
+    jump_to_floor(journal, JumpCause::Dropped).filter(|jump| in_newest && sent < jump.to.seq)
+}
+
+/// A jump behind the newest container that is not kept; `None` when all are.
+fn jump_to_floor(journal: &Journal, cause: JumpCause) -> Option<Jump> {
+    let (generation, lfc) = journal.floors().redo;
+    let row = journal.lfc_row(generation, lfc)?;
+    let generation = journal.generations().into_iter().find(|g| g.no == generation)?;
+    Some(Jump {
+        to: Position {
+            generation: generation.id,
+            seq: row.last_seq,
+            digest: row.end_digest,
+        },
+        lfc: lfc.next(),
+        cause,
+        parent: generation.parent.map(parent_position),
+    })
+}
+
+fn parent_position(parent: Parent) -> Position {
+    Position {
+        generation: parent.id,
+        seq: parent.seq,
+        digest: parent.digest,
+    }
+}
+
+/// The other way round, for who receives it.
+#[must_use]
+pub fn parent_of(position: &Position) -> Parent {
+    Parent {
+        id: position.generation,
+        seq: position.seq,
+        digest: position.digest,
+    }
+}
+
+/// Makes the set stale and answers the jump that the stream begins with. `peer` is the peer's end, `theirs` what it says of
+/// its line if that was given up.
+///
+/// # Errors
+/// When the journal fails.
+pub fn bring_together(
+    journal: &Journal,
+    tap: &Tap,
+    peer: Position,
+    theirs: Option<&PeerSet>,
+) -> Result<Jump, JournalError> {
+    // Copies need positions, and those need a generation of our own.
+    tap.begin_generation()?;
+    let ours = journal.line_parts();
+    let common = match theirs {
+        Some(theirs) => journal::common(&ours, &theirs.line),
+        None => Some((peer.generation, peer.seq)).filter(|(_, seq)| seq.0 > 0),
+    };
+    let known = common.and_then(|(id, seq)| journal.position_of(id, seq));
+    let own = match known {
+        Some(place) => journal.touched_past(place)?,
+        None => None,
+    };
+    let their_stale = match theirs {
+        Some(theirs) => theirs.stale.clone(),
+        None => Some(Vec::new()),
+    };
+    let at = journal.cursors().appended;
+    match (own, their_stale) {
+        (Some(mut ranges), Some(more)) => {
+            ranges.extend(more);
+            journal.mark_stale(&ranges, at)?;
+        }
+        _ => all_stale(journal)?,
+    }
+    journal.reset_peer(WriteSeq(0), WriteSeq(0))?;
+    let cause = match (theirs, peer.seq) {
+        (_, WriteSeq(0)) => JumpCause::FirstSync,
+        (Some(_), _) => JumpCause::Line,
+        (None, _) => JumpCause::Dropped,
+    };
+    jump_to_newest(journal, tap, peer, cause)
+}
+
+/// A jump to where our newest generation begins, if that is news to the peer and still held; else behind what is not held,
+/// or to our end.
+fn jump_to_newest(journal: &Journal, tap: &Tap, peer: Position, cause: JumpCause) -> Result<Jump, JournalError> {
+    let newest = journal.current_generation().ok_or(JournalError::NoGeneration)?;
+    let parent = newest.parent.map(parent_position);
+    if peer.generation == newest.id {
+        // It knows this generation: its records up to here are covered by the set, and the next container is new to it.
+        tap.seal_now()?;
+        let (_, seq, digest) = journal.line_end()?.ok_or(JournalError::NoGeneration)?;
+        let rows = journal.lfc_rows((newest.no, LfcId(0))..);
+        let lfc = rows.last().map_or(newest.first_lfc, |row| row.lfc.next());
+        let to = Position {
+            generation: newest.id,
+            seq,
+            digest,
+        };
+        return Ok(Jump { to, lfc, cause, parent });
+    }
+    if journal.floors().redo.0 == newest.no
+        && let Some(jump) = jump_to_floor(journal, cause)
+    {
+        return Ok(jump);
+    }
+    Ok(Jump {
+        to: Position {
+            generation: newest.id,
+            seq: WriteSeq(newest.first_seq.0 - 1),
+            digest: newest.root_digest(),
+        },
+        lfc: newest.first_lfc,
+        cause,
+        parent,
+    })
+}
+
+/// Takes the peer's position as it is. One that is behind what it had acknowledged was put back to an older state; if it also
+/// `lacks` records that are not kept here, or was amid copies, nobody knows which regions it lost, and all are stale. Answers
+/// whether that is so.
+///
+/// # Errors
+/// When the journal fails.
+pub fn take_peer(
+    journal: &Journal,
+    received: WriteSeq,
+    applied: WriteSeq,
+    lacks: bool,
+) -> Result<bool, JournalError> {
+    let went_back = lacks && received < journal.cursors().received_by_peer;
+    if went_back {
+        all_stale(journal)?;
+    }
+    journal.reset_peer(received, applied)?;
+    Ok(went_back)
+}
+
+/// Everything is stale at the newest position.
+///
+/// # Errors
+/// When it could not be made durable.
+pub fn all_stale(journal: &Journal) -> Result<(), JournalError> {
+    let appended = journal.cursors().appended;
+    let mut volumes = journal.mapped_volumes().into_iter();
+    volumes.try_for_each(|volume| journal.reset_map(volume, Cell::Stale(appended)))
+}
+
+/// What a host that gave its line up must copy at least: the blocks of every record past the common position that it holds.
+/// `None`: not known.
+///
+/// # Errors
+/// When the catalog cannot be read.
+pub fn own_part(
+    journal: &Journal,
+    theirs: &[LinePart],
+) -> Result<Option<Vec<(VolumeIndex, ByteRange)>>, JournalError> {
+    let place: Option<Place> = common_place(journal, theirs);
+    place.map_or(Ok(None), |place| journal.touched_past(place))
+}
+
+/// The newest position that both lines have, in our own numbers.
+#[must_use]
+pub fn common_place(journal: &Journal, theirs: &[LinePart]) -> Option<Place> {
+    let (id, seq): (GenId, WriteSeq) = journal::common(&journal.line_parts(), theirs)?;
+    journal.position_of(id, seq)
+}

@@ -1,0 +1,257 @@
+//! `rtdr failback`: the configured production takes its role back, then the configured recovery follows it again.
+//!
+//! The order is the peers' own: the configured production takes over only when the other has given its role up, durably, with
+//! everything drained and applied; so typed on the recovery first it waits, and goes on by itself.
+
+use super::{
+    Answer, Gate, Op, ask_peer, changed, end_info, gate, hinted, maps, mount, next, part_way, refused, reply, row_of, start,
+};
+use crate::{
+    context::Context,
+    roles::{
+        Act, Next, Standing,
+        change::At,
+        peer::{self, PeerStanding},
+    },
+};
+use control::{Failure, Reply, Step, reply::RoleVerb};
+use model::Term;
+use std::{sync::Arc, time::Instant};
+
+/// `rtdr failback`.
+pub fn failback(op: &mut Op<'_>, id: u32, mounted: bool, stay: bool) -> Answer {
+    let context = op.context(id)?;
+    if stay {
+        return Err(refused("--stay is not part of this version")
+            .with_hint("the roles may stay as they are for as long as you like; they are only not the configured ones")
+            .with_hint_command(format!("backstay status -C {id}"), op.node.name()));
+    }
+    let already = matches!(gate(op, &context, Act::Failback, "failback")?, Gate::Already);
+    if context.is_home() {
+        take_back(op, &context, mounted, already)
+    } else {
+        give_back(op, &context, already)
+    }
+}
+
+/// The configured production.
+fn take_back(op: &mut Op<'_>, context: &Arc<Context>, mounted: bool, already: bool) -> Answer {
+    let started = Instant::now();
+    let id = context.id();
+    if !already {
+        let peer = ask_peer(op, context)?;
+        check_peer(op, context, &peer)?;
+        if op.options.dry_run {
+            return super::super::planned(
+                Some(end_info(context)),
+                vec![
+                    format!("have {} give its role up, durably", context.peer_name()),
+                    "become production".into(),
+                    "attach, check and mount the volumes".into(),
+                ],
+            );
+        }
+        let going_on = context.standing() == Standing::FailingOver;
+        let term = Term(peer.term).max(context.term());
+        let term = if going_on { term } else { Term(term.0 + 1) };
+        let gave = peer::ask_to_give_up(context, term, false)
+            .map_err(|e| super::peer_failure(op, context, &e))?;
+        check_drained(context, &gave)?;
+        context
+            .set_standing(Standing::FailingOver, term, None)
+            .map_err(|e| part_way(&e))?;
+        context.halt();
+        let row = row_of(context, Standing::Producing, term);
+        let maps = maps(&context.config);
+        changed(context, |host| host.take_over(&At::Newest, &maps, &row))?;
+        context.took_over(row);
+        op.step(Step::DriversLoaded {
+            production: true,
+            context: id.0,
+        });
+        op.step(Step::Starting {
+            agent: "scrt_lca".into(),
+        });
+        start(context)?;
+    }
+    let volumes = if already && !context.is_running() {
+        Vec::new()
+    } else {
+        mount(op, context, mounted)?
+    };
+    op.step(Step::PrimaryEnabled { context: id.0 });
+    let mut reply = reply(context, RoleVerb::Failback, already, started);
+    reply.point = Some(end_info(context));
+    reply.volumes = volumes;
+    let step = next(format!("rtdr -C {id} failback"), context.peer_name());
+    Ok((Reply::Role(reply), step))
+}
+
+/// Everything must be here, and the other host must have ended.
+fn check_peer(op: &Op<'_>, context: &Context, peer: &PeerStanding) -> Result<(), Failure> {
+    let name = context.peer_name();
+    if peer.standing() == Standing::FailedOver {
+        let text = format!("{name} has not begun the resync");
+        return Err(hinted(refused(text), op, context, Next::ResyncThere));
+    }
+    if peer.serves() {
+        let left = peer.stale_bytes;
+        if left > 0 || !context.is_consistent() {
+            return Err(refused(format!("the resync is not complete: {left} bytes are to be copied"))
+                .with_hint_command(format!("backstay wait -C {} --until resynced", context.id()), name));
+        }
+        let text = format!("{name} still runs as production");
+        return Err(hinted(refused(text), op, context, Next::StopThere));
+    }
+    if !matches!(peer.standing(), Standing::Producing | Standing::Fenced) {
+        let text = format!("{name} is {}", peer.standing());
+        return Err(hinted(refused(text), op, context, Next::Failover));
+    }
+    check_drained(context, peer)
+}
+
+fn check_drained(context: &Context, peer: &PeerStanding) -> Result<(), Failure> {
+    let name = context.peer_name();
+    let cursors = context.journal.cursors();
+    let going_on = context.standing() == Standing::FailingOver;
+    let whole = going_on || (context.is_consistent() && peer.stale_bytes == 0);
+    let ours = context.journal.line_parts();
+    let same = match (ours.last(), peer.line().last()) {
+        (Some(our), Some(their)) => (our.id, our.upto) == (their.id, their.upto),
+        (our, their) => our.is_none() && their.is_none(),
+    };
+    if whole && same && cursors.applied >= context.journal.line_cursors().1 {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "not everything of {name} is here: it ends at record {}, {} is applied here, {} bytes are to be copied",
+        peer.end, cursors.applied, peer.stale_bytes
+    ))
+    .with_hint(format!("start it again there (rtstart -C {}), wait for the resync, and stop it with -FS", context.id()))
+    .with_hint_command(format!("rtstart -C {}", context.id()), name))
+}
+
+/// The configured recovery.
+fn give_back(op: &mut Op<'_>, context: &Arc<Context>, already: bool) -> Answer {
+    let started = Instant::now();
+    let id = context.id();
+    if already {
+        return following(op, context, true, started);
+    }
+    let peer = ask_peer(op, context)?;
+    if op.options.dry_run {
+        let steps = match context.standing() {
+            Standing::Fenced if peer.standing().serves() => vec![format!("follow {}", context.peer_name())],
+            _ => vec![
+                "give the role up, durably".to_owned(),
+                format!("wait for {} to take it", context.peer_name()),
+            ],
+        };
+        return super::super::planned(None, steps);
+    }
+    if context.standing() == Standing::Fenced && peer.standing().serves() {
+        op.step(Step::DriversLoaded {
+            production: false,
+            context: id.0,
+        });
+        op.step(Step::Starting {
+            agent: "scrt_aba".into(),
+        });
+        follow(context, &peer).map_err(|failure| {
+            if failure.code == control::Code::Refused {
+                hinted(failure, op, context, Next::Resync)
+            } else {
+                failure
+            }
+        })?;
+        return following(op, context, false, started);
+    }
+    if context.standing() != Standing::Fenced {
+        check_other_side(op, context, &peer)?;
+    }
+    let why = format!("it gave its role back: {} is to take it", context.peer_name());
+    let mark = |row: &mut journal::ContextRow| {
+        crate::context::put_standing(row, Standing::Fenced, row.term, Some(&why));
+        row.notes.insert(HANDED_BACK.into(), op.options.operator.clone());
+    };
+    context.change_row(mark).map_err(|e| part_way(&e))?;
+    op.step(Step::WaitingFor {
+        host: context.peer_name().to_owned(),
+        command: format!("rtdr -C {id} failback"),
+    });
+    let mut reply = reply(context, RoleVerb::Failback, false, started);
+    reply.waiting_for = Some(context.peer_name().to_owned());
+    reply.host = context.peer_name().to_owned();
+    let step = next(format!("rtdr -C {id} failback"), context.peer_name());
+    Ok((Reply::Role(reply), step))
+}
+
+/// Name of the note of a host that gave its role back and goes on by itself when the other has taken it.
+const HANDED_BACK: &str = "handed_back";
+
+/// The other side must hold everything before this one gives its role up.
+fn check_other_side(op: &Op<'_>, context: &Context, peer: &PeerStanding) -> Result<(), Failure> {
+    let stale = context.stale_bytes();
+    let end = context.journal.line_cursors().1.0;
+    if peer.standing() == Standing::Replica && stale == 0 && peer.applied >= end && peer.end == end {
+        return Ok(());
+    }
+    let text = format!(
+        "{} does not have everything: it is {} at record {} of {end}, {stale} bytes are to be copied",
+        context.peer_name(),
+        peer.standing(),
+        peer.applied
+    );
+    Err(refused(text)
+        .with_hint(format!(
+            "start the context (rtstart -C {0}), wait (backstay wait -C {0} --until resynced), and stop it with -FS",
+            context.id()
+        ))
+        .with_hint_command(format!("rtstart -C {}", context.id()), op.node.name()))
+}
+
+fn following(op: &mut Op<'_>, context: &Arc<Context>, already: bool, started: Instant) -> Answer {
+    let id = context.id();
+    op.step(Step::PrimaryEnabled { context: id.0 });
+    let mut reply = reply(context, RoleVerb::Failback, already, started);
+    reply.point = Some(end_info(context));
+    Ok((Reply::Role(reply), next(format!("backstay status -C {id}"), context.peer_name())))
+}
+
+/// Becomes the replica of a production that lacks nothing of this host's line.
+fn follow(context: &Arc<Context>, peer: &PeerStanding) -> Result<(), Failure> {
+    let term = Term(peer.term).max(context.term());
+    let mut row = row_of(context, Standing::Replica, term);
+    row.notes.remove(HANDED_BACK);
+    context.halt();
+    changed(context, |host| host.give_way(&peer.line(), false, &row))?;
+    context.took_over(row);
+    start(context)
+}
+
+/// A production has greeted a host that is fenced: one that gave its role back goes on by itself.
+pub(crate) fn follow_again(context: &Arc<Context>) {
+    if !context.row().notes.contains_key(HANDED_BACK) {
+        return;
+    }
+    let context = Arc::clone(context);
+    let work = move || {
+        let Ok(_lock) = context.lock_commands("failback, by itself".into(), std::time::Duration::ZERO) else {
+            return;
+        };
+        if context.standing() != Standing::Fenced {
+            return;
+        }
+        let followed = peer::ask(&context).map_err(|e| e.to_string()).and_then(|peer| {
+            if peer.standing().serves() {
+                follow(&context, &peer).map_err(|e| e.error)
+            } else {
+                Ok(())
+            }
+        });
+        if let Err(e) = followed {
+            tracing::error!(context = context.id().0, "failback: {e}");
+        }
+    };
+    std::thread::spawn(work);
+}

@@ -1,0 +1,254 @@
+//! `rtdr failover`: this host becomes production.
+//!
+//! | step | durable as |
+//! | --- | --- |
+//! | the other host gives its role up, if it answers | its own FENCED |
+//! | in a super transaction, with `-f`: back to the last consistent point (L7) | RESTORING, ROLLED_BACK |
+//! | nothing is received any more | FAILING_OVER, the new term |
+//! | what was received is applied, or nothing from a restored point; the set is stale (L2) | undo, cursors, map |
+//! | production | role, term and line in one commit |
+//! | attach, check, mount | |
+
+use super::{Answer, Gate, Op, changed, end_info, gate, hinted, maps, mount, next, part_way, refused, reply, row_of, start};
+use crate::{
+    context::Context,
+    peer::PeerError,
+    roles::{
+        Act, Next, Standing,
+        change::At,
+        peer::{self, PeerStanding},
+    },
+};
+use control::{
+    Code, Failure, MissingInfo, PointInfo, Question, Reply, Step, event::FailoverQuestion, reply::RoleVerb,
+};
+use journal::RestorePhase;
+use model::{Term, Timestamp};
+use std::{sync::Arc, time::Instant};
+
+/// What the peer is, as far as it can be known.
+enum Peer {
+    Answers(PeerStanding),
+    Away,
+}
+
+/// How far the volumes here can be relied on.
+enum Ground {
+    /// They are consistent, or stand at a restored point.
+    Firm,
+    /// A resync is under way: only the last consistent point is firm (L7).
+    Resyncing,
+    /// They never were, or the operator takes them as they are.
+    Inconsistent,
+}
+
+/// `rtdr failover`.
+pub fn failover(op: &mut Op<'_>, id: u32, mounted: bool, inconsistent: bool) -> Answer {
+    let started = Instant::now();
+    let context = op.context(id)?;
+    let gate = gate(op, &context, Act::Failover, "failover")?;
+    if matches!(gate, Gate::Already) {
+        return done(op, &context, mounted, None, true, started);
+    }
+    let standing = context.standing();
+    let going_on = standing == Standing::FailingOver;
+    let peer = match peer::ask(&context) {
+        Ok(peer) => Peer::Answers(peer),
+        Err(PeerError::Refused { host, text }) => {
+            tracing::warn!("{host}: {text}");
+            Peer::Away
+        }
+        Err(_) => Peer::Away,
+    };
+    let mut warnings = Vec::new();
+    if let Peer::Answers(peer) = &peer {
+        check_peer(op, &context, peer, &mut warnings)?;
+    }
+    let ground = ground(op, &context, inconsistent, &mut warnings)?;
+    if matches!(gate, Gate::Forced) {
+        warnings.push(format!("this host is {standing}: its own data is taken, against what {} has", context.peer_name()));
+    }
+    let question = question(&context, &peer, warnings);
+    if op.options.dry_run {
+        return planned(&context, &peer, &ground, mounted, question.point);
+    }
+    let missing = question.missing;
+    op.resolved(None, question.point.clone());
+    if !going_on {
+        op.ask(Question::Failover(Box::new(question)))?;
+    }
+    take_role(op, &context, &peer, &ground)?;
+    done(op, &context, mounted, missing.map(Some).or(matches!(peer, Peer::Away).then_some(None)), false, started)
+}
+
+fn check_peer(
+    op: &Op<'_>,
+    context: &Context,
+    peer: &PeerStanding,
+    warnings: &mut Vec<String>,
+) -> Result<(), Failure> {
+    let name = context.peer_name();
+    if peer.term > context.term().0 && peer.standing().serves() {
+        let text = format!("{name} is production at term {}, this host knows {}", peer.term, context.term());
+        return Err(hinted(refused(text), op, context, Next::Resync));
+    }
+    if peer.serves() {
+        let text = format!("{name} answers and runs");
+        if !op.options.force {
+            return Err(hinted(refused(text), op, context, Next::StopThere));
+        }
+        warnings.push(format!("{text}: it is stopped first; what uses its volumes gets errors"));
+    }
+    Ok(())
+}
+
+fn ground(
+    op: &Op<'_>,
+    context: &Context,
+    inconsistent: bool,
+    warnings: &mut Vec<String>,
+) -> Result<Ground, Failure> {
+    if context.restore().is_some_and(|r| r.only.is_some()) {
+        return Err(hinted(
+            refused("one volume is restored and the others are not: they are at no common point"),
+            op,
+            context,
+            Next::Undo,
+        ));
+    }
+    let firm = context.standing() != Standing::Replica || context.consistent_from().is_some();
+    if firm {
+        return Ok(Ground::Firm);
+    }
+    if inconsistent {
+        warnings.push("the volumes are not consistent: file systems and databases on them may not open".into());
+        return Ok(Ground::Inconsistent);
+    }
+    let id = context.id();
+    if !context.was_consistent() {
+        return Err(refused("the replica was never consistent: its first sync is not complete")
+            .with_hint("--inconsistent takes it as it is")
+            .with_hint_command(format!("backstay status -C {id}"), op.node.name()));
+    }
+    let text = "a super transaction is active: copies are arriving, and the replica is consistent only up to an earlier point";
+    if !op.options.force {
+        return Err(refused(text)
+            .with_hint("-f goes back to that point first; --inconsistent takes the volumes as they are")
+            .with_hint_command(format!("backstay wait -C {id} --until consistent"), op.node.name()));
+    }
+    warnings.push(format!("{text}: it is gone back to first"));
+    Ok(Ground::Resyncing)
+}
+
+fn question(context: &Context, peer: &Peer, warnings: Vec<String>) -> FailoverQuestion {
+    let point = match context.restore() {
+        Some(row) => super::super::snapshot::point_info(context, &row.target, Some(&row.text)),
+        None => end_info(context),
+    };
+    let seen = context.peer();
+    let missing = match peer {
+        Peer::Answers(standing) if context.restore().is_none() => Some(MissingInfo {
+            writes: standing.end.saturating_sub(point.seq),
+            bytes: 0,
+        }),
+        _ => None,
+    };
+    let age = Timestamp::now().0.checked_sub(point.time.0);
+    FailoverQuestion {
+        age_s: age.map(|ns| ns as f64 / 1e9),
+        missing,
+        peer: context.peer_name().to_owned(),
+        peer_heard: seen.last_ack.or(seen.since).map(Into::into),
+        point,
+        warnings,
+    }
+}
+
+fn planned(context: &Context, peer: &Peer, ground: &Ground, mounted: bool, point: PointInfo) -> Answer {
+    let mut steps = Vec::new();
+    if let Peer::Answers(standing) = peer {
+        let stop = if standing.serves() { "stop it, then " } else { "" };
+        steps.push(format!("{stop}have {} give its role up, durably", context.peer_name()));
+    }
+    if matches!(ground, Ground::Resyncing) {
+        steps.push("go back to the last consistent point".into());
+    }
+    steps.push(format!("receive nothing any more; term {}", context.term().0 + 1));
+    steps.push(match context.restore() {
+        Some(_) => "keep the restored point; mark every later record's blocks stale".into(),
+        None => "apply everything that was received".into(),
+    });
+    steps.push("become production: every write is captured from the first one on".into());
+    if mounted {
+        steps.push("attach, check and mount the volumes".into());
+    }
+    super::super::planned(Some(point), steps)
+}
+
+/// All steps up to the role.
+fn take_role(op: &mut Op<'_>, context: &Arc<Context>, peer: &Peer, ground: &Ground) -> Result<(), Failure> {
+    let term = match peer {
+        Peer::Answers(p) => Term(p.term).max(context.term()),
+        Peer::Away => context.term(),
+    };
+    let going_on = context.standing() == Standing::FailingOver;
+    let term = if going_on && term == context.term() { term } else { Term(term.0 + 1) };
+    if let Peer::Answers(standing) = peer
+        && standing.standing().serves()
+    {
+        op.line(format!("{} gives its role up", context.peer_name()));
+        peer::ask_to_give_up(context, term, op.options.force)
+            .map_err(|e| super::peer_failure(op, context, &e))?;
+    }
+    if matches!(ground, Ground::Resyncing) {
+        super::super::restore::to_last_consistent(op, context)?;
+    }
+    context
+        .set_standing(Standing::FailingOver, term, None)
+        .map_err(|e| part_way(&e))?;
+    context.halt();
+    let at = match context.restore() {
+        Some(row) if row.phase == RestorePhase::Done => At::Restored(row.target),
+        Some(_) => return Err(Failure::new(Code::Bug, "a restore is not complete")),
+        None => At::Newest,
+    };
+    op.line(match at {
+        At::Newest => "Applying everything that was received...",
+        At::Restored(_) => "Keeping the restored point...",
+    });
+    let row = row_of(context, Standing::FailedOver, term);
+    let maps = maps(&context.config);
+    changed(context, |host| host.take_over(&at, &maps, &row))?;
+    if matches!(ground, Ground::Inconsistent) {
+        crate::agent::meeting::all_stale(&context.journal).map_err(|e| part_way(&e))?;
+    }
+    context.took_over(row);
+    start(context)
+}
+
+fn done(
+    op: &mut Op<'_>,
+    context: &Arc<Context>,
+    mounted: bool,
+    missing: Option<Option<MissingInfo>>,
+    already: bool,
+    started: Instant,
+) -> Answer {
+    let volumes = if already && !context.is_running() {
+        Vec::new()
+    } else {
+        mount(op, context, mounted)?
+    };
+    let (id, failover_id) = (context.id(), context.config.failover_id);
+    op.step(Step::FailoverDone {
+        failover_id,
+        host: op.node.name(),
+    });
+    let mut reply = reply(context, RoleVerb::Failover, already, started);
+    reply.point = Some(end_info(context));
+    reply.volumes = volumes;
+    reply.missing_known = !matches!(missing, Some(None));
+    reply.missing = missing.flatten();
+    let next = next(format!("rtdr -C {id} resync"), context.peer_name());
+    Ok((Reply::Role(reply), next))
+}

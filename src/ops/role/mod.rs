@@ -1,0 +1,190 @@
+//! `rtdr`: setup, failover, resync, failback.
+//!
+//! Each command asks the table ([`crate::roles::table`]) first, then the peer, then the operator; then it does its steps, each
+//! durable before the next one, so that the same command goes on after anything.
+
+mod failback;
+mod failover;
+mod resync;
+
+pub use failback::failback;
+pub(crate) use failback::follow_again;
+pub use failover::failover;
+pub use resync::resync;
+pub(crate) use resync::ship;
+
+use super::{Answer, Op, next, part_way, refused};
+use crate::{
+    config::ContextConfig,
+    context::Context,
+    peer::PeerError,
+    roles::{
+        Act, Next, Standing, Verdict,
+        change::{ChangeError, Host},
+        decide,
+        peer::PeerStanding,
+    },
+};
+use control::{
+    Code, Failure, PointInfo, Reply,
+    reply::{RoleReply, RoleVerb},
+};
+use journal::{Cell, ContextRow, MapShape};
+use model::{Role, Term, VolumeIndex};
+use std::{sync::Arc, time::Instant};
+
+/// What the table says of an act here.
+enum Gate {
+    /// It may be done.
+    Open,
+    /// It may be done because the operator insists.
+    Forced,
+    /// It is so.
+    Already,
+}
+
+/// Asks the table; what it refuses is refused with the command that leads on.
+fn gate(op: &Op<'_>, context: &Context, act: Act, verb: &str) -> Result<Gate, Failure> {
+    let standing = context.standing();
+    match decide(standing, context.is_stopped(), context.is_home(), act) {
+        Verdict::Go => Ok(Gate::Open),
+        Verdict::Already => Ok(Gate::Already),
+        Verdict::Force(_) if op.options.force => Ok(Gate::Forced),
+        Verdict::Force(step) => Err(refuse(op, context, verb, step).with_hint("-f overrides this, after a question")),
+        Verdict::Refuse(step) => Err(refuse(op, context, verb, step)),
+    }
+}
+
+fn refuse(op: &Op<'_>, context: &Context, verb: &str, step: Next) -> Failure {
+    let stopped = if context.is_stopped() { ", stopped" } else { "" };
+    let text = format!("{verb}: context {} is {}{stopped} here", context.id(), context.standing());
+    hinted(refused(text), op, context, step)
+}
+
+/// A failure with the command that leads on, on the right host.
+fn hinted(failure: Failure, op: &Op<'_>, context: &Context, step: Next) -> Failure {
+    let (command, there) = step.command(context.id());
+    let host = if there { context.peer_name().to_owned() } else { op.node.name() };
+    failure.with_hint_command(command, host)
+}
+
+/// The peer's standing; not to be had: 75.
+fn ask_peer(op: &Op<'_>, context: &Context) -> Result<PeerStanding, Failure> {
+    crate::roles::peer::ask(context).map_err(|e| peer_failure(op, context, &e))
+}
+
+fn peer_failure(op: &Op<'_>, context: &Context, error: &PeerError) -> Failure {
+    let code = if matches!(error, PeerError::Refused { .. }) {
+        Code::Refused
+    } else {
+        Code::NotNow
+    };
+    Failure::from_error(code, error)
+        .with_hint("nothing was changed; run the same command again when it answers")
+        .with_hint_command(format!("backstay status -C {}", context.id()), op.node.name())
+}
+
+/// State maps of a host that becomes production for the first time: equal to the peer but for what is marked.
+fn maps(config: &ContextConfig) -> Vec<(VolumeIndex, MapShape)> {
+    let shape = |size| MapShape {
+        size,
+        region_size: config.region_size.0,
+        default: Cell::Clean,
+    };
+    config.indexed().map(|(index, v)| (index, shape(v.size.0))).collect()
+}
+
+/// The row that makes a host this.
+fn row_of(context: &Context, standing: Standing, term: Term) -> ContextRow {
+    let mut row = context.row();
+    crate::context::put_stop(&mut row, None);
+    crate::context::put_standing(&mut row, standing, term, None);
+    row
+}
+
+/// Runs a change of role on the context's journal and volumes, which nobody else uses meanwhile.
+fn changed<T>(
+    context: &Context,
+    change: impl FnOnce(&Host<'_>) -> Result<T, ChangeError>,
+) -> Result<T, Failure> {
+    let volumes = context.open_volumes().map_err(|e| part_way(&e))?;
+    let host = Host {
+        journal: &context.journal,
+        volumes: &volumes,
+    };
+    change(&host).map_err(|e| match e {
+        ChangeError::WouldLose => Failure::from_error(Code::Refused, &e),
+        e => part_way(&e).with_hint("run the same command again to go on"),
+    })
+}
+
+/// The newest record of this host's line.
+fn end_info(context: &Context) -> PointInfo {
+    let (end, _) = context.journal.line_cursors();
+    let rows = context.journal.lfc_rows(..);
+    let open = context.journal.open_row();
+    let row = rows.iter().map(|r| &**r).chain(open.as_ref()).rfind(|r| r.first_seq <= end);
+    row.map_or_else(PointInfo::default, |r| {
+        PointInfo::new(r.generation.0, end.min(r.last_seq), r.lfc, r.last_time)
+    })
+}
+
+fn reply(context: &Context, verb: RoleVerb, already: bool, started: Instant) -> RoleReply {
+    let production = if context.role() == Role::Production {
+        context.node_name()
+    } else {
+        context.peer_name()
+    };
+    RoleReply {
+        context: context.id().0,
+        failover_id: context.config.failover_id,
+        verb,
+        host: production.to_owned(),
+        already,
+        term: context.term().0,
+        missing_known: true,
+        seconds: started.elapsed().as_secs_f64(),
+        ..RoleReply::default()
+    }
+}
+
+/// Starts what a host is now.
+fn start(context: &Arc<Context>) -> Result<(), Failure> {
+    context.start().map_err(|e| part_way(&e))
+}
+
+/// Attaches, checks and mounts the protected volumes, as `rtmnt` does.
+fn mount(op: &mut Op<'_>, context: &Context, wanted: bool) -> Result<Vec<control::reply::MountInfo>, Failure> {
+    if !wanted || context.config.volumes.iter().all(|v| v.mount.is_none()) {
+        return Ok(Vec::new());
+    }
+    let how = super::mount::How {
+        read_only: false,
+        full_check: false,
+        at_dir: None,
+    };
+    match super::mount::mount(op, context.id().0, None, &how) {
+        Ok((Reply::Mount(mounted), _)) => Ok(mounted.volumes),
+        Ok(_) => Ok(Vec::new()),
+        Err(mut failure) => {
+            // The role has changed; only the mount is missing.
+            failure.code = Code::PartWay;
+            Err(failure
+                .with_hint("this host is production; only its file systems are not mounted")
+                .with_hint_command(format!("rtmnt -C {}", context.id()), op.node.name()))
+        }
+    }
+}
+
+/// Devices of the context that are still attached here: nobody may hold a volume while its host changes.
+fn held(op: &Op<'_>, context: &Context) -> Vec<String> {
+    let prefix = format!("c{}/", context.id());
+    let protected = |export: &str| export.strip_prefix(&prefix).is_some_and(|rest| !rest.contains('/'));
+    let attached = op.node.attacher().all().into_iter().filter(|a| protected(&a.export));
+    attached
+        .map(|a| match a.mounted {
+            Some(at) => format!("{} mounted at {}", a.name.display(), at.display()),
+            None => format!("{} attached as {}", a.export, a.name.display()),
+        })
+        .collect()
+}

@@ -1,0 +1,170 @@
+//! `rtdr resync`: on the host whose data gives way first, then on the acting production.
+//!
+//! On the first: its volumes get all of its own line (L4), its part of the set is stale, and it becomes a replica that waits.
+//! On the second: shipping begins; the link takes the other part of the set before anything flows.
+
+use super::{Answer, Gate, Op, ask_peer, changed, gate, held, hinted, next, part_way, refused, reply, row_of, start};
+use crate::{
+    agent::meeting,
+    context::Context,
+    roles::{Act, Next, Standing, peer::PeerStanding},
+};
+use control::{
+    Failure, Question, Reply, Step,
+    event::FixedQuestion,
+    reply::{LfcInfo, ResyncSet, RoleVerb},
+};
+use model::{ByteRange, Term, VolumeIndex};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
+
+/// `rtdr resync`.
+pub fn resync(op: &mut Op<'_>, id: u32, both: bool) -> Answer {
+    let context = op.context(id)?;
+    let gate = gate(op, &context, Act::Resync, "resync")?;
+    match context.standing() {
+        Standing::Producing | Standing::FailedOver if both => Err(refused(
+            "--both is typed on the host whose data gives way: its questions are asked there",
+        )
+        .with_hint_command(format!("rtdr -C {id} resync --both"), context.peer_name())),
+        Standing::Producing | Standing::FailedOver => activate(op, &context, matches!(gate, Gate::Already)),
+        _ => make_ready(op, &context, matches!(gate, Gate::Already), both),
+    }
+}
+
+/// The host that gives way.
+fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, both: bool) -> Answer {
+    let started = Instant::now();
+    let id = context.id();
+    let mut reply = reply(context, RoleVerb::Resync, already, started);
+    if !already {
+        let peer = ask_peer(op, context)?;
+        if !peer.standing().serves() {
+            let text = format!("{} is {}: nothing to follow", context.peer_name(), peer.standing());
+            return Err(hinted(refused(text), op, context, Next::FailoverThere));
+        }
+        let holders = held(op, context);
+        if !holders.is_empty() {
+            return Err(refused("volumes of the context are mounted or open here")
+                .with_holders(holders)
+                .with_hint_command(format!("rtumnt -C {id}"), op.node.name()));
+        }
+        let set = own_set(context, &peer)?;
+        reply.dropped_lfcs = dropped(context, &peer);
+        reply.set = Some(set);
+        if op.options.dry_run {
+            return planned(context, &reply.dropped_lfcs, set);
+        }
+        op.ask(Question::Fixed(FixedQuestion::FailoverProcessing))?;
+        op.ask(Question::Fixed(FixedQuestion::LcaReset))?;
+        let term = Term(peer.term).max(context.term());
+        let row = row_of(context, Standing::ResyncReady, term);
+        let theirs = peer.line();
+        context.halt();
+        changed(context, |host| host.give_way(&theirs, true, &row))?;
+        context.took_over(row);
+    } else if op.options.dry_run {
+        return super::super::planned(None, vec![]);
+    }
+    start(context)?;
+    op.step(Step::ReadyForResync {
+        failover_id: context.config.failover_id,
+    });
+    if both && context.standing() == Standing::ResyncReady {
+        crate::roles::peer::ask_to_activate(context).map_err(|e| super::peer_failure(op, context, &e))?;
+        op.step(Step::ResyncActivated);
+    }
+    reply.term = context.term().0;
+    reply.seconds = started.elapsed().as_secs_f64();
+    let next = if both || context.standing() == Standing::Replica {
+        next(format!("backstay status -C {id}"), op.node.name())
+    } else {
+        next(format!("rtdr -C {id} resync"), context.peer_name())
+    };
+    Ok((Reply::Role(reply), next))
+}
+
+fn planned(context: &Context, dropped: &[LfcInfo], set: ResyncSet) -> Answer {
+    let mut steps = vec!["write everything of this host's journal to its volumes".to_owned()];
+    if !dropped.is_empty() {
+        steps.push(format!(
+            "give way with {} containers that {} does not have ({} bytes of their blocks), kept as undo",
+            dropped.len(),
+            context.peer_name(),
+            set.own_bytes
+        ));
+    }
+    steps.push("become the replica and wait for the resync".into());
+    super::super::planned(None, steps)
+}
+
+fn bytes(ranges: &[(VolumeIndex, ByteRange)]) -> u64 {
+    let blocks: BTreeSet<_> = ranges
+        .iter()
+        .flat_map(|(volume, range)| range.blocks().map(move |block| (*volume, block)))
+        .collect();
+    blocks.len() as u64 * model::BLOCK_SIZE
+}
+
+/// What this host's part of the set is.
+fn own_set(context: &Context, peer: &PeerStanding) -> Result<ResyncSet, Failure> {
+    let own = meeting::own_part(&context.journal, &peer.line()).map_err(|e| part_way(&e))?;
+    Ok(ResyncSet {
+        own_bytes: own.as_deref().map_or(0, bytes),
+        peer_bytes: 0,
+        stale_bytes: context.stale_bytes() + peer.stale_bytes,
+        whole: own.is_none(),
+    })
+}
+
+/// Containers past the common position: they stay readable as a line of their own.
+fn dropped(context: &Context, peer: &PeerStanding) -> Vec<LfcInfo> {
+    let place = meeting::common_place(&context.journal, &peer.line());
+    let open = context.journal.open_row();
+    let rows = context.journal.lfc_rows(..);
+    rows.iter()
+        .map(|r| &**r)
+        .chain(open.as_ref())
+        .filter(|r| place.is_none_or(|p| (r.generation, r.last_seq) > (p.generation, p.seq)))
+        .map(super::super::windows::lfc_info)
+        .collect()
+}
+
+/// The acting production.
+fn activate(op: &mut Op<'_>, context: &Arc<Context>, already: bool) -> Answer {
+    let started = Instant::now();
+    let id = context.id();
+    let mut set = None;
+    if !already {
+        let peer = ask_peer(op, context)?;
+        if peer.standing() != Standing::ResyncReady {
+            let text = format!("{} is {}: it is not ready for resync", context.peer_name(), peer.standing());
+            return Err(hinted(refused(text), op, context, Next::ResyncThere));
+        }
+        set = Some(ResyncSet {
+            own_bytes: context.stale_bytes(),
+            peer_bytes: peer.stale_bytes,
+            stale_bytes: context.stale_bytes() + peer.stale_bytes,
+            whole: false,
+        });
+        if op.options.dry_run {
+            let steps = vec![
+                format!("take over what {} knows to differ", context.peer_name()),
+                format!("copy what differs to {}, while the application runs", context.peer_name()),
+            ];
+            return super::super::planned(None, steps);
+        }
+        ship(context).map_err(|e| part_way(&e))?;
+    }
+    op.step(Step::ResyncActivated);
+    let mut reply = reply(context, RoleVerb::Resync, already, started);
+    reply.set = set;
+    let next = next(format!("backstay wait -C {id} --until resynced"), op.node.name());
+    Ok((Reply::Role(reply), next))
+}
+
+/// From now on the acting production ships.
+pub(crate) fn ship(context: &Arc<Context>) -> Result<(), journal::JournalError> {
+    context.set_standing(Standing::Producing, context.term(), None)?;
+    context.relink();
+    Ok(())
+}

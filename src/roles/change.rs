@@ -1,0 +1,190 @@
+//! The changes of role themselves, on a journal and its volumes: taking a line over, and giving one up (rules L1 to L5).
+//!
+//! # Overview
+//!
+//! [`take_over`] makes a replica production: everything received is applied (or, at a restored point, nothing), every block of
+//! every record past the chosen point is stale in this host's own map, and then role, term and line are one commit.
+//! [`give_way`] makes a host that was production a replica of another's line: its volumes hold all of its own line, its part
+//! of the set is stale, and then role and line are one commit. The daemon and the tests run this one code; they differ in
+//! who asks, who is asked, and what runs meanwhile.
+//!
+//! # Crash consistency
+//!
+//! Every step repeats harmlessly, and the commit comes last. Until it the host is what it was: a promotion is announced by
+//! FAILING_OVER before this code runs, so that nothing is received meanwhile. Staleness that was marked and is not needed
+//! costs a copy.
+//!
+//! # What it does not do
+//!
+//! It asks no peer, starts and stops nothing: nobody writes to the volumes or the journal while it runs.
+
+use crate::{
+    agent::meeting,
+    applying::{Applier, ApplyError, CopyQueue, acting},
+};
+use journal::{ContextRow, Journal, JournalError, LinePart, MapShape, Position};
+use model::{
+    BLOCK_SIZE, BlockNo, ByteRange, ContextState, GenId, Point, VolumeIndex,
+    ports::{History, HistoryError},
+};
+use snapshot::Volumes;
+
+/// Blocks that are asked for at once.
+const BLOCKS_AT_ONCE: usize = 4096;
+
+/// Why a role could not be changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChangeError {
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Applying, or writing back.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// Undo.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    /// A host that cannot lose anything would: what it holds differs from the line that it is to follow.
+    #[error("this host holds records that the other line does not have: they would be lost")]
+    WouldLose,
+}
+
+/// A context's journal and volumes on one host, in the hands of whoever changes its role.
+#[derive(Clone, Copy)]
+pub struct Host<'a> {
+    /// Its journal.
+    pub journal: &'a Journal,
+    /// Its volumes.
+    pub volumes: &'a Volumes,
+}
+
+/// Where a line is taken over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum At {
+    /// At the newest record that was received.
+    Newest,
+    /// At the point of the failover restore that the volumes stand at.
+    Restored(Point),
+}
+
+impl Host<'_> {
+    /// Closes the line and applies all of it.
+    ///
+    /// # Errors
+    /// When the journal, the engine or a volume fails.
+    pub fn settle(&self) -> Result<(), ChangeError> {
+        self.journal.close_line()?;
+        let copies = &CopyQueue::default();
+        let applier = Applier {
+            journal: self.journal,
+            volumes: self.volumes,
+            copies,
+            state: ContextState::Enabled,
+        };
+        while applier.step(&mut || {})? {}
+        Ok(())
+    }
+
+    /// Takes the line over; `row` is what this host is from then on.
+    ///
+    /// # Errors
+    /// When the journal, the engine or a volume fails; run again it goes on.
+    pub fn take_over(
+        &self,
+        at: &At,
+        maps: &[(VolumeIndex, MapShape)],
+        row: &ContextRow,
+    ) -> Result<Position, ChangeError> {
+        let journal = self.journal;
+        let place = match at {
+            At::Newest => {
+                self.settle()?;
+                journal.head().map(|(place, _)| place).unwrap_or_default()
+            }
+            At::Restored(point) => {
+                journal.close_line()?;
+                Position {
+                    generation: point.generation,
+                    seq: point.seq,
+                }
+            }
+        };
+        for (volume, shape) in maps {
+            journal.set_map(*volume, *shape)?;
+        }
+        let mut set = journal.touched_past(place)?;
+        if let (At::Restored(point), Some(set)) = (at, &mut set) {
+            // What was applied past the point and taken back, copies among it.
+            self.undone(point, set)?;
+        }
+        match set {
+            Some(set) if set.is_empty() => {}
+            Some(set) => journal.mark_stale(&set, journal.cursors().appended)?,
+            None => meeting::all_stale(journal)?,
+        }
+        let clock = match at {
+            At::Newest => journal.newest_clock(),
+            At::Restored(point) => point.time,
+        };
+        journal.promote(GenId(rand::random()), place, clock, row)?;
+        Ok(place)
+    }
+
+    /// Every block that was overwritten since the base of a point.
+    fn undone(&self, point: &Point, set: &mut Vec<(VolumeIndex, ByteRange)>) -> Result<(), ChangeError> {
+        let upto = History::published(self.journal);
+        let mut from = (VolumeIndex(0), BlockNo(0));
+        loop {
+            let blocks = self.journal.undone_blocks(point.base, upto, from, BLOCKS_AT_ONCE)?;
+            for (volume, block) in &blocks {
+                let range = ByteRange::at(block.start(), BLOCK_SIZE);
+                match set.last_mut() {
+                    Some((v, last)) if v == volume && last.end == range.start => last.end = range.end,
+                    _ => set.push((*volume, range)),
+                }
+            }
+            match blocks.last() {
+                Some((volume, block)) if blocks.len() == BLOCKS_AT_ONCE => {
+                    from = (*volume, BlockNo(block.0 + 1));
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Brings the volumes to the end of this host's own line (L4) and closes it.
+    ///
+    /// # Errors
+    /// When the journal, the engine or a volume fails.
+    pub fn finish_line(&self) -> Result<(), ChangeError> {
+        let journal = self.journal;
+        if acting::builds_undo(journal) {
+            return self.settle();
+        }
+        acting::replay(journal, self.volumes)?;
+        Ok(journal.close_line()?)
+    }
+
+    /// Gives this host's line up for one that has the parts `theirs`; `row` is what this host is from then on. `may_lose`:
+    /// whether what only this host holds may give way.
+    ///
+    /// # Errors
+    /// [`ChangeError::WouldLose`], with nothing changed; or when the journal, the engine or a volume fails.
+    pub fn give_way(&self, theirs: &[LinePart], may_lose: bool, row: &ContextRow) -> Result<(), ChangeError> {
+        let journal = self.journal;
+        self.finish_line()?;
+        let own = meeting::own_part(journal, theirs)?;
+        let stale = journal.mapped_volumes().into_iter();
+        let is_stale = stale.into_iter().any(|v| journal.next_stale(v, 0, 1).is_some());
+        if !may_lose && (is_stale || own.as_ref().is_none_or(|own| !own.is_empty())) {
+            return Err(ChangeError::WouldLose);
+        }
+        match own {
+            Some(own) if own.is_empty() => {}
+            Some(own) => journal.mark_stale(&own, journal.cursors().appended)?,
+            None => meeting::all_stale(journal)?,
+        }
+        Ok(journal.give_up(row)?)
+    }
+}

@@ -1,0 +1,328 @@
+//! What two hosts ask each other about roles, outside a context's stream.
+//!
+//! | kind | question | answer |
+//! | --- | --- | --- |
+//! | 20 | context | what the asked host is for it: [`PeerStanding`] |
+//! | 21 | context, volume, first byte | its stale regions from there on, a page of them: [`StalePage`] |
+//! | 22 | context, term, whether a running production is to be stopped | gives its role up, durably: [`PeerStanding`] after that |
+//! | 23 | context | the acting production begins to ship: [`PeerStanding`] |
+//!
+//! All are answered to the context's peer alone, stopped or not. Bodies are JSON: they are few and small.
+
+use crate::{
+    agent::meeting::PeerSet,
+    context::{Context, ContextError, Running},
+    node::Node,
+    peer::PeerError,
+    roles::{Act, Next, Standing, Verdict, decide},
+};
+use bytes::Bytes;
+use journal::{JournalError, LinePart};
+use model::{ByteRange, ContextState, GenId, Role, Term, VolumeIndex, WriteSeq};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Request kind: what are you for this context?
+pub const STANDING: u16 = 20;
+/// Request kind: which regions are stale in your map?
+pub const STALE: u16 = 21;
+/// Request kind: give your role up.
+pub const GIVE_UP: u16 = 22;
+/// Request kind: ship what is to be resynced.
+pub const ACTIVATE: u16 = 23;
+/// Regions of one answer.
+const PAGE: usize = 16_384;
+
+/// A part of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    id: u64,
+    after: u64,
+    upto: u64,
+}
+
+/// What a host is for a context.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerStanding {
+    /// Role and state as [`Standing`] has them, by name of the state.
+    production: bool,
+    state: String,
+    /// Whether an operator stopped it.
+    pub stopped: bool,
+    /// The highest term that it has seen.
+    pub term: u64,
+    line: Vec<Part>,
+    /// Bytes of regions that are stale in its map.
+    pub stale_bytes: u64,
+    /// Records of its line that its volumes hold.
+    pub applied: u64,
+    /// Where its line ends.
+    pub end: u64,
+}
+
+impl PeerStanding {
+    /// What it is.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let role = if self.production { Role::Production } else { Role::Recovery };
+        Standing::of(role, ContextState::named(&self.state).unwrap_or(ContextState::Enabled))
+    }
+
+    /// Whether it serves the volumes now.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.standing().serves() && !self.stopped
+    }
+
+    /// Its line.
+    #[must_use]
+    pub fn line(&self) -> Vec<LinePart> {
+        let part = |p: &Part| LinePart {
+            id: GenId(p.id),
+            after: WriteSeq(p.after),
+            upto: WriteSeq(p.upto),
+        };
+        self.line.iter().map(part).collect()
+    }
+
+    fn of(context: &Context) -> Self {
+        let journal = &context.journal;
+        let (role, state) = context.standing().row();
+        let part = |p: LinePart| Part {
+            id: p.id.0,
+            after: p.after.0,
+            upto: p.upto.0,
+        };
+        let (_, end) = journal.line_cursors();
+        Self {
+            production: role == Role::Production,
+            state: state.to_string(),
+            stopped: context.is_stopped(),
+            term: context.term().0,
+            line: journal.line_parts().into_iter().map(part).collect(),
+            stale_bytes: context.stale_bytes(),
+            applied: journal.cursors().written_back.min(end).0,
+            end: end.0,
+        }
+    }
+}
+
+/// Stale regions of one volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StalePage {
+    /// Pairs of first byte and end.
+    regions: Vec<(u64, u64)>,
+    /// Where to go on; `None`: that was all.
+    next: Option<u64>,
+    /// Whether the host has a map of the volume at all.
+    known: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StaleQuestion {
+    context: u32,
+    volume: u16,
+    from: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GiveUpQuestion {
+    context: u32,
+    term: u64,
+    force: bool,
+}
+
+fn json(value: &impl Serialize) -> Bytes {
+    Bytes::from(serde_json::to_vec(value).expect("plain values"))
+}
+
+fn read<'a, T: Deserialize<'a>>(host: &str, body: &'a [u8]) -> Result<T, PeerError> {
+    serde_json::from_slice(body).map_err(|e| PeerError::Refused {
+        host: host.to_owned(),
+        text: format!("an answer of another form: {e}"),
+    })
+}
+
+/// Asks the peer what it is.
+///
+/// # Errors
+/// When it cannot be reached or does not know the context.
+pub fn ask(context: &Context) -> Result<PeerStanding, PeerError> {
+    let body = json(&context.id().0);
+    let node = context.node();
+    let answer = node.peers().request(&node, context.peer_name(), STANDING, body)?;
+    read(context.peer_name(), &answer)
+}
+
+/// Asks the peer to give its role up at `term`; `force`: even if it runs.
+///
+/// # Errors
+/// When it cannot be reached or refuses.
+pub fn ask_to_give_up(context: &Context, term: Term, force: bool) -> Result<PeerStanding, PeerError> {
+    let body = json(&GiveUpQuestion {
+        context: context.id().0,
+        term: term.0,
+        force,
+    });
+    let node = context.node();
+    let answer = node.peers().request(&node, context.peer_name(), GIVE_UP, body)?;
+    read(context.peer_name(), &answer)
+}
+
+/// Asks the acting production to begin the resync.
+///
+/// # Errors
+/// When it cannot be reached or refuses.
+pub fn ask_to_activate(context: &Context) -> Result<PeerStanding, PeerError> {
+    let node = context.node();
+    let body = json(&context.id().0);
+    let answer = node.peers().request(&node, context.peer_name(), ACTIVATE, body)?;
+    read(context.peer_name(), &answer)
+}
+
+/// The peer's line, and its stale regions.
+///
+/// # Errors
+/// When it cannot be reached.
+pub fn set_of(context: &Context) -> Result<PeerSet, PeerError> {
+    let line = ask(context)?.line();
+    let node = context.node();
+    let peer = context.peer_name();
+    let mut stale = Some(Vec::new());
+    for (volume, _) in context.config.indexed() {
+        let mut from = Some(0);
+        while let Some(at) = from {
+            let body = json(&StaleQuestion {
+                context: context.id().0,
+                volume: volume.0,
+                from: at,
+            });
+            let page: StalePage = read(peer, &node.peers().request(&node, peer, STALE, body)?)?;
+            if !page.known {
+                stale = None;
+            }
+            let regions = page.regions.iter().filter(|(start, end)| start < end);
+            let regions = regions.map(|(start, end)| {
+                let range = ByteRange {
+                    start: *start,
+                    end: *end,
+                };
+                (volume, range)
+            });
+            if let Some(stale) = &mut stale {
+                stale.extend(regions);
+            }
+            // A peer that does not lead forward is not asked for ever.
+            from = page.next.filter(|next| *next > at);
+        }
+    }
+    Ok(PeerSet { line, stale })
+}
+
+/// Answers one of these requests.
+pub(crate) fn answer(node: &Arc<Node>, asker: &str, kind: u16, body: &[u8]) -> Result<Bytes, String> {
+    let form = |e: serde_json::Error| format!("the question has another form: {e}");
+    let context = |id: u32| {
+        node.context(id)
+            .filter(|c| c.id().0 == id && c.peer_name() == asker)
+            .ok_or_else(|| format!("context {id} is not one of {asker} here"))
+    };
+    match kind {
+        STANDING => {
+            let id: u32 = serde_json::from_slice(body).map_err(form)?;
+            Ok(json(&PeerStanding::of(&*context(id)?)))
+        }
+        ACTIVATE => {
+            let id: u32 = serde_json::from_slice(body).map_err(form)?;
+            let context = context(id)?;
+            if context.standing() == Standing::FailedOver && !context.is_stopped() {
+                crate::ops::role::ship(&context).map_err(|e| e.to_string())?;
+            }
+            Ok(json(&PeerStanding::of(&context)))
+        }
+        STALE => {
+            let question: StaleQuestion = serde_json::from_slice(body).map_err(form)?;
+            Ok(json(&stale_page(&*context(question.context)?, &question)))
+        }
+        _ => {
+            let question: GiveUpQuestion = serde_json::from_slice(body).map_err(form)?;
+            let context = context(question.context)?;
+            give_up(&context, Term(question.term), question.force)?;
+            Ok(json(&PeerStanding::of(&context)))
+        }
+    }
+}
+
+fn stale_page(context: &Context, question: &StaleQuestion) -> StalePage {
+    let volume = VolumeIndex(question.volume);
+    let known = context.journal.mapped_volumes().contains(&volume);
+    let (mut regions, mut from) = (Vec::new(), question.from);
+    while regions.len() < PAGE
+        && let Some(range) = context.journal.next_stale(volume, from, 1 << 40)
+    {
+        regions.push((range.start, range.end));
+        from = range.end;
+    }
+    StalePage {
+        next: (regions.len() == PAGE).then_some(from),
+        regions,
+        known,
+    }
+}
+
+/// Gives the role up: durably, before the answer. A production that runs does so only if the other host insists; then it
+/// stops first and lets the link drain as far as that goes by itself.
+fn give_up(context: &Arc<Context>, term: Term, force: bool) -> Result<(), String> {
+    let here = context.node_name().to_owned();
+    if term < context.term() {
+        return Err(format!("{here} is at term {}, which is higher than {term}", context.term()));
+    }
+    let verdict = decide(context.standing(), context.is_stopped(), context.is_home(), Act::GiveUp);
+    match verdict {
+        Verdict::Already => return raise_term(context, term).map_err(|e| e.to_string()),
+        Verdict::Go => {}
+        Verdict::Force(_) if force => {}
+        Verdict::Force(next) | Verdict::Refuse(next) => return Err(refusal(context, next)),
+    }
+    stop_serving(context).map_err(|e| e.to_string())?;
+    let why = format!("it gave its role up to {} at term {term}", context.peer_name());
+    context
+        .set_standing(Standing::Fenced, term, Some(&why))
+        .map_err(|e| e.to_string())?;
+    tracing::warn!(context = context.id().0, term = term.0, "{why}");
+    Ok(())
+}
+
+fn refusal(context: &Context, next: Next) -> String {
+    let (command, _) = next.command(context.id());
+    let state = if context.is_running() { "runs" } else { "is there" };
+    format!("{} {state} on {}: {command} there first", context.standing(), context.node_name())
+}
+
+fn raise_term(context: &Context, term: Term) -> Result<(), JournalError> {
+    if term > context.term() {
+        context.change_row(|row| row.term = row.term.max(term))?;
+    }
+    Ok(())
+}
+
+/// Ends capture: nothing is acknowledged any more, what was is durable.
+fn stop_serving(context: &Arc<Context>) -> Result<(), ContextError> {
+    if let Some(running) = context.running()
+        && let Running::Production(production) = &*running
+    {
+        production.tap.close();
+        production.tap.sync_once()?;
+        production.tap.seal_now()?;
+        context.bells.sealed.ring();
+        context.bells.durable.ring();
+        crate::ops::lifecycle::wait_for_peer(context, std::time::Duration::from_secs(10));
+    }
+    context.halt();
+    Ok(())
+}
