@@ -162,6 +162,7 @@ fn node_config(args: &InitArgs, name: &str, listen: String) -> NodeConfig {
             nbd: None,
         },
         attach: crate::config::AttachConfig::default(),
+        hooks: crate::config::HooksConfig::default(),
         hosts: Vec::new(),
     }
 }

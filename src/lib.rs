@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod damage;
 pub mod exports;
 pub mod format;
+pub mod hooks;
 pub mod init;
 pub mod node;
 pub mod ops;

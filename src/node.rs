@@ -7,6 +7,7 @@ use crate::{
     damage::{self, Damaged},
     exports::NodeExports,
     format,
+    hooks::Hooks,
     peer::Peers,
 };
 use anyhow::Context as _;
@@ -185,6 +186,12 @@ impl Node {
     #[must_use]
     pub fn config_path(&self) -> &Path {
         &self.config_path
+    }
+
+    /// Its hooks, as configured now.
+    #[must_use]
+    pub fn hooks(&self) -> Hooks {
+        Hooks::of(&self.config(), &self.config_path)
     }
 
     /// Changes the configuration, file first.

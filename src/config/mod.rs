@@ -9,7 +9,7 @@ mod size;
 mod window;
 
 pub use context::{ContextConfig, Filesystem, VolumeConfig};
-pub use node::{AttachConfig, AttachMethod, HostConfig, ListenConfig, NodeConfig};
+pub use node::{AttachConfig, AttachMethod, HooksConfig, HostConfig, ListenConfig, NodeConfig};
 pub use size::{Age, Size};
 pub use window::RollbackWindow;
 

@@ -1,8 +1,12 @@
 //! A node's own file, `/etc/backstay/NAME.toml`.
 
-use super::{ConfigError, read, write};
+use super::{Age, ConfigError, read, write};
+use crate::hooks::HookEvent;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// One node: a daemon with its state, its sockets and the hosts it knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +28,9 @@ pub struct NodeConfig {
     /// How volumes are attached as block devices.
     #[serde(default)]
     pub attach: AttachConfig,
+    /// What is run at role changes.
+    #[serde(default, skip_serializing_if = "HooksConfig::is_default")]
+    pub hooks: HooksConfig,
     /// The other nodes.
     #[serde(default, rename = "host", skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<HostConfig>,
@@ -77,6 +84,52 @@ pub enum AttachMethod {
     None,
 }
 
+/// Programs that are run at role changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HooksConfig {
+    /// Their folder; default `hooks/NAME` beside the node's file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// How long one may take.
+    #[serde(default = "default_hook_timeout")]
+    pub timeout: Age,
+    /// Events whose hooks must be there and succeed, or the command is refused; only those before a change.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub required: Vec<HookEvent>,
+}
+
+impl Default for HooksConfig {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            timeout: default_hook_timeout(),
+            required: Vec::new(),
+        }
+    }
+}
+
+impl HooksConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What is wrong, as key, value and what would be right.
+    fn fault(&self) -> Option<(&'static str, String, &'static str)> {
+        if let Some(dir) = self.dir.as_ref().filter(|d| !d.is_absolute()) {
+            return Some(("hooks.dir", dir.display().to_string(), "it must be absolute"));
+        }
+        if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&self.timeout.0) {
+            return Some(("hooks.timeout", self.timeout.to_string(), "1s to 1h"));
+        }
+        let late = self.required.iter().find(|e| !e.is_before());
+        late.map(|event| {
+            let why = "only hooks of a pre- event can be required: the others run when the change is made";
+            ("hooks.required", event.to_string(), why)
+        })
+    }
+}
+
 /// Another node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,6 +145,10 @@ pub struct HostConfig {
 
 fn default_dev_root() -> PathBuf {
     PathBuf::from("/dev/backstay")
+}
+
+fn default_hook_timeout() -> Age {
+    Age(Duration::from_secs(30))
 }
 
 fn default_mount_root() -> PathBuf {
@@ -124,6 +181,9 @@ impl NodeConfig {
                 &config.state_dir.display().to_string(),
                 "it must be absolute",
             ));
+        }
+        if let Some((key, value, why)) = config.hooks.fault() {
+            return Err(fault(key, &value, why));
         }
         for host in &config.hosts {
             if host.name == config.name {
@@ -191,4 +251,58 @@ pub(super) fn name_is_plain(name: &str) -> bool {
         && name
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<NodeConfig, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("prod.toml");
+        std::fs::write(&path, format!("name = \"prod\"\nstate_dir = \"/x\"\n{text}")).unwrap();
+        NodeConfig::load(&path).map_err(|e| e.to_string().split_once(": ").unwrap().1.to_owned())
+    }
+
+    #[test]
+    fn hooks_are_read_and_written_only_when_said() {
+        let plain = load("").unwrap();
+        assert_eq!(plain.hooks, HooksConfig::default());
+        assert_eq!(plain.hooks.timeout, Age(Duration::from_secs(30)));
+        let said = "[hooks]\ndir = \"/h\"\ntimeout = \"2m\"\nrequired = [\"pre-failover\", \"pre-resync\"]\n";
+        let config = load(said).unwrap();
+        assert_eq!(
+            config.hooks.required,
+            [HookEvent::PreFailover, HookEvent::PreResync]
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("prod.toml");
+        config.save(&path).unwrap();
+        assert!(std::fs::read_to_string(&path).unwrap().contains(said));
+        assert_eq!(NodeConfig::load(&path).unwrap(), config);
+        plain.save(&path).unwrap();
+        assert!(!std::fs::read_to_string(&path).unwrap().contains("hooks"));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_of_hooks_is_refused() {
+        for (text, expected) in [
+            (
+                "[hooks]\ntimout = \"3s\"\n",
+                "unknown key 'timout'; did you mean 'timeout'?",
+            ),
+            ("[hooks]\ndir = \"h\"\n", "hooks.dir = h: it must be absolute"),
+            ("[hooks]\ntimeout = \"0s\"\n", "hooks.timeout = 0s: 1s to 1h"),
+            ("[hooks]\ntimeout = \"2h\"\n", "hooks.timeout = 2h: 1s to 1h"),
+        ] {
+            assert_eq!(load(text).unwrap_err(), expected);
+        }
+        let late = load("[hooks]\nrequired = [\"post-failover\"]\n").unwrap_err();
+        assert!(
+            late.starts_with("hooks.required = post-failover: only hooks of a pre- event"),
+            "{late}"
+        );
+        let unknown = load("[hooks]\nrequired = [\"prefailover\"]\n").unwrap_err();
+        assert!(unknown.contains("did you mean 'pre-failover'"), "{unknown}");
+    }
 }
