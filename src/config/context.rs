@@ -45,6 +45,18 @@ pub struct ContextConfig {
     /// Region of the state map; a power of two from 4 KiB to 1 MiB.
     #[serde(default = "default_region_size")]
     pub region_size: Size,
+    /// Whether a production that starts after a boot serves before it has heard its peer.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_start_alone: OnStartAlone,
+    /// A daemon that is back within this time of the same boot serves at once.
+    #[serde(
+        default = "default_restart_grace",
+        skip_serializing_if = "is_default_restart_grace"
+    )]
+    pub restart_grace: Age,
+    /// What becomes of a production's earlier points that its peer holds too.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub history_on_production: HistoryOnProduction,
     /// The protected volumes.
     #[serde(rename = "volume")]
     pub volumes: Vec<VolumeConfig>,
@@ -67,6 +79,28 @@ pub struct VolumeConfig {
     /// File or block device on each host; default `<state_dir>/c<ID>/volumes/<name>`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub backing: BTreeMap<String, PathBuf>,
+}
+
+/// What a production does that starts after a boot and does not hear its peer, which may have taken over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStartAlone {
+    /// It serves nothing until the peer has answered or an operator insists.
+    #[default]
+    Refuse,
+    /// It serves.
+    Serve,
+}
+
+/// What a production does with the points before it became one, which its peer holds too (`rules.md` L8).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HistoryOnProduction {
+    /// It lets go of them, and builds undo no longer.
+    #[default]
+    Drop,
+    /// It keeps them.
+    Keep,
 }
 
 /// File systems that can be checked and mounted.
@@ -116,6 +150,20 @@ fn default_region_size() -> Size {
     Size(32 << 10)
 }
 
+fn default_restart_grace() -> Age {
+    Age(Duration::from_secs(600))
+}
+
+/// Keys that came after the first version are left out at their default: the text, and so the digest that the two hosts
+/// compare, stays what it was.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn is_default_restart_grace(value: &Age) -> bool {
+    *value == default_restart_grace()
+}
+
 impl ContextConfig {
     /// A context with defaults for all but its names and volumes.
     #[must_use]
@@ -139,6 +187,9 @@ impl ContextConfig {
             write_back_limit: default_overlay_bytes(),
             overlay_limit: default_vdev_limit(),
             region_size: default_region_size(),
+            on_start_alone: OnStartAlone::default(),
+            restart_grace: default_restart_grace(),
+            history_on_production: HistoryOnProduction::default(),
             volumes,
         }
     }
@@ -306,5 +357,81 @@ impl VolumeConfig {
                 .join("volumes")
                 .join(&self.name)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data() -> VolumeConfig {
+        VolumeConfig {
+            name: "data".into(),
+            size: Size(1 << 20),
+            filesystem: None,
+            mount: None,
+            backing: BTreeMap::new(),
+        }
+    }
+
+    /// What the first version wrote for a context with defaults, byte for byte: both hosts compare a digest of it, also while
+    /// one of them is a version ahead.
+    const FIRST_VERSION: &str = "\
+# A Backstay context, the same on both hosts; every key is in docs/CONFIGURATION.md.
+id = 1
+failover_id = 2
+production = \"prod\"
+recovery = [\"rec\"]
+lfc_size = \"64M\"
+lfc_max_age = \"30s\"
+rollback_window = \"1d\"
+write_back_limit = \"256M\"
+overlay_limit = \"4G\"
+region_size = \"32K\"
+
+[[volume]]
+name = \"data\"
+size = \"1M\"
+";
+
+    fn parsed(keys: &str) -> Result<ContextConfig, ConfigError> {
+        let text = FIRST_VERSION.replace("\n[[volume]]", &format!("{keys}\n\n[[volume]]"));
+        ContextConfig::from_text(Path::new("1.toml"), &text)
+    }
+
+    #[test]
+    fn a_context_with_defaults_has_the_text_of_the_first_version() {
+        let config = ContextConfig::new(1, 2, "prod".into(), "rec".into(), vec![data()]);
+        assert_eq!(config.to_text(), FIRST_VERSION);
+        // Written down or left out: the same text, and so the same digest.
+        let said = "on_start_alone = \"refuse\"\nrestart_grace = \"600s\"\nhistory_on_production = \"drop\"";
+        assert_eq!(parsed(said).unwrap().to_text(), FIRST_VERSION);
+    }
+
+    #[test]
+    fn keys_of_role_changes_round_trip() {
+        let said = "on_start_alone = \"serve\"\nrestart_grace = \"2h\"\nhistory_on_production = \"keep\"";
+        let config = parsed(said).unwrap();
+        assert_eq!(config.on_start_alone, OnStartAlone::Serve);
+        assert_eq!(config.restart_grace, Age(Duration::from_secs(7200)));
+        assert_eq!(config.history_on_production, HistoryOnProduction::Keep);
+        let text = config.to_text();
+        assert!(text.contains(said), "{text}");
+        assert_eq!(
+            ContextConfig::from_text(Path::new("1.toml"), &text).unwrap(),
+            config
+        );
+    }
+
+    #[test]
+    fn keys_of_role_changes_are_refused_when_misspelt() {
+        let error = |keys| parsed(keys).unwrap_err().to_string();
+        assert_eq!(
+            error("on_start_alon = \"serve\""),
+            "1.toml: unknown key 'on_start_alon'; did you mean 'on_start_alone'?"
+        );
+        assert!(error("on_start_alone = \"no\"").contains("`refuse` or `serve`"));
+        assert!(error("history_on_production = \"all\"").contains("`drop` or `keep`"));
+        assert!(error("restart_grace = \"soon\"").contains("is no length of time"));
     }
 }

@@ -8,7 +8,7 @@ mod node;
 mod size;
 mod window;
 
-pub use context::{ContextConfig, Filesystem, VolumeConfig};
+pub use context::{ContextConfig, Filesystem, HistoryOnProduction, OnStartAlone, VolumeConfig};
 pub use node::{AttachConfig, AttachMethod, HooksConfig, HostConfig, ListenConfig, NodeConfig};
 pub use size::{Age, Size};
 pub use window::RollbackWindow;
