@@ -9,6 +9,7 @@ pub mod agent;
 pub mod applying;
 pub mod attach;
 pub mod bell;
+pub mod boot;
 pub mod config;
 pub mod context;
 pub mod daemon;
