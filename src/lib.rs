@@ -23,6 +23,7 @@ pub mod ops;
 pub mod peer;
 pub mod restoring;
 pub mod roles;
+pub mod volume_identity;
 
 use cli::{Hooks, InitArgs, InitReport};
 use control::{Code, Failure, status::StatusReply};
