@@ -612,3 +612,95 @@ fn t10_a_tail_that_rots_while_the_daemon_runs_says_so_and_comes_back_with_a_rest
     pair.drain();
     pair.same_files(&["data"]);
 }
+
+/// Moves what a volume stands on aside.
+fn take_away(pair: &Pair, node: &str) -> (PathBuf, PathBuf) {
+    let there = pair.backing(node, "data");
+    let aside = pair.scratch.join(format!("{node}-data"));
+    fs::rename(&there, &aside).unwrap();
+    (there, aside)
+}
+
+/// A volume or replica that is gone is not made anew, empty, under a map that calls it clean.
+#[test]
+fn i9_a_backing_that_is_gone_is_not_made_anew() {
+    let pair = Pair::new("gone", &setup());
+    let mut session = session(&pair);
+    write(&mut session, 0, 30);
+    session.drop_connection();
+    pair.waits(PROD, "drained");
+
+    // Under a daemon that was down.
+    pair.stop(REC);
+    let (there, aside) = take_away(&pair, REC);
+    for times in 1..=2 {
+        pair.start(REC);
+        let status = pair.cli(REC, &["status"]);
+        assert_eq!(status.code, 2, "{status:?}");
+        let gone = format!("{} is gone, which held volume data", there.display());
+        let way_out = "put it back, or declare it lost (rtdr -C 1 resync, scconfig -C 1 -M -L data)";
+        assert!(status.stderr.contains(&gone), "{status:?}");
+        assert!(status.stderr.contains(way_out), "{status:?}");
+        assert!(!there.exists(), "start {times}");
+        pair.stop(REC);
+    }
+    // Emptied is as bad as gone.
+    fs::write(&there, "").unwrap();
+    pair.start(REC);
+    let status = pair.cli(REC, &["status"]);
+    assert!(status.stderr.contains("has 0 bytes"), "{status:?}");
+    assert_eq!(fs::metadata(&there).unwrap().len(), 0);
+    pair.stop(REC);
+    fs::rename(&aside, &there).unwrap();
+    pair.start(REC);
+
+    // Under a context that was stopped.
+    pair.cli(PROD, &["rtstop", "-C", "1"]).ok();
+    let (there, aside) = take_away(&pair, PROD);
+    let refused = pair.cli(PROD, &["rtstart", "-C", "1"]);
+    assert_ne!(refused.code, 0, "{refused:?}");
+    assert!(
+        refused.stderr.contains("is gone, which held volume data"),
+        "{refused:?}"
+    );
+    assert!(!there.exists());
+    fs::rename(&aside, &there).unwrap();
+    pair.cli(PROD, &["rtstart", "-C", "1"]).ok();
+
+    kept(&pair, &session);
+    session.connect().unwrap();
+    write(&mut session, 30, 10);
+    session.drop_connection();
+    pair.waits(PROD, "drained");
+    assert_eq!(pair.status(REC)["warnings"], serde_json::json!([]));
+    pair.drain();
+    pair.same_files(&["data"]);
+}
+
+/// A file that took the place of another is said, as long as it is there.
+#[test]
+fn i9_a_backing_that_was_replaced_is_said() {
+    let pair = Pair::new("replaced", &setup());
+    let mut session = session(&pair);
+    write(&mut session, 0, 10);
+    session.drop_connection();
+    pair.waits(PROD, "drained");
+    let warns = || {
+        let warnings = pair.status(REC)["warnings"].to_string();
+        warnings.contains("what volume data stands on is gone, or not what was opened before")
+    };
+    assert!(!warns());
+    pair.stop(REC);
+    let (there, aside) = take_away(&pair, REC);
+    fs::copy(&aside, &there).unwrap();
+    for _ in 0..2 {
+        pair.start(REC);
+        assert!(pair.log(REC).contains("it is not what was opened before"));
+        assert!(warns());
+        assert_eq!(pair.cli(REC, &["status", "-C", "1"]).code, 2);
+        pair.stop(REC);
+    }
+    fs::rename(&aside, &there).unwrap();
+    pair.start(REC);
+    assert!(!warns());
+}

@@ -184,20 +184,45 @@ fn the_state_of_this_version_is_made_once() {
     assert_eq!(packed.code, 0, "{packed:?}");
 }
 
+/// Two stopped nodes with the state of a version.
+fn unpacked(version: u32) -> Pair {
+    let pair = Pair::stopped("history", &setup());
+    let unpacked = run(
+        Command::new("tar")
+            .arg("-xzf")
+            .arg(folder(version).join("state.tar.gz"))
+            .arg("-C")
+            .arg(pair.scratch.path()),
+        LONG,
+    );
+    assert_eq!(unpacked.code, 0, "{unpacked:?}");
+    pair
+}
+
+/// A version that noted nothing of its volumes' files: one that is gone is not made anew all the same.
+#[test]
+fn i9_a_volume_that_every_version_had_is_not_made_anew() {
+    for version in 1..=NOW {
+        let pair = unpacked(version);
+        for node in [PROD, REC] {
+            let there = pair.backing(node, "data");
+            fs::remove_file(&there).unwrap();
+            pair.start(node);
+            let status = pair.cli(node, &["status"]);
+            assert!(
+                status.stderr.contains("is gone, which held volume data"),
+                "{status:?}"
+            );
+            assert!(!there.exists());
+        }
+    }
+}
+
 /// Every point of a version's history shows its bytes today, and the history goes on.
 #[test]
 fn history_of_every_version_is_read_and_goes_on() {
     for version in 1..=NOW {
-        let pair = Pair::stopped("history", &setup());
-        let unpacked = run(
-            Command::new("tar")
-                .arg("-xzf")
-                .arg(folder(version).join("state.tar.gz"))
-                .arg("-C")
-                .arg(pair.scratch.path()),
-            LONG,
-        );
-        assert_eq!(unpacked.code, 0, "{unpacked:?}");
+        let pair = unpacked(version);
         let points: Points =
             serde_json::from_slice(&fs::read(folder(version).join("points.json")).unwrap()).unwrap();
         assert!(points.len() > 40, "{}", points.len());

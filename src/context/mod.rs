@@ -3,6 +3,7 @@
 //! The journal is open as long as the context is known, so that even a stopped one answers about its term and cursors. The
 //! volumes are open only while it runs: [`Running`] holds them and the threads that work on them, and is dropped by a stop.
 
+mod backing;
 mod command_lock;
 mod overflow;
 mod production;
@@ -31,10 +32,8 @@ use journal::{
     Cell, ContextRow, Draft, Journal, JournalError, MapShape, NewGeneration, Opened, Options, Parts,
     RestoreRow,
 };
-use media::{Create, FileMedium};
-use model::{ContextId, ContextState, Role, Term, Timestamp, VolumeIndex, WriteSeq, ports::Medium};
+use model::{ContextId, ContextState, Role, Term, Timestamp, VolumeIndex, WriteSeq};
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use snapshot::Volumes;
 use std::{
     panic::AssertUnwindSafe,
     path::PathBuf,
@@ -69,6 +68,16 @@ pub enum ContextError {
         journal: PathBuf,
         /// What says so.
         marker: PathBuf,
+    },
+    /// What a volume stood on is not there any more.
+    #[error("{} is gone, which held volume {volume}: put it back, or declare it lost (rtdr -C {context} resync, scconfig -C {context} -M -L {volume})", path.display())]
+    VolumeGone {
+        /// The context.
+        context: u32,
+        /// The volume.
+        volume: String,
+        /// Its file or device.
+        path: PathBuf,
     },
     /// A file.
     #[error("{what}: {source}")]
@@ -386,45 +395,6 @@ impl Context {
         drop(running);
         self.bells.applied.ring();
         Ok(())
-    }
-
-    pub(crate) fn open_volumes(&self) -> Result<Volumes, ContextError> {
-        let state_dir = self.node().config().state_dir;
-        let mut volumes = Volumes::new();
-        for (index, volume) in self.config.indexed() {
-            let path = volume.backing_on(&self.node_name, &state_dir, self.config.id);
-            if let Some(parent) = path.parent() {
-                std::fs::create_dir_all(parent).map_err(|source| ContextError::Io {
-                    what: parent.display().to_string(),
-                    source,
-                })?;
-            }
-            let create = if volume.backing.contains_key(&self.node_name) {
-                Create::Never
-            } else {
-                Create::Sparse(volume.size.0)
-            };
-            let medium = FileMedium::open(&path, create).map_err(|source| ContextError::Io {
-                what: format!("volume {}", volume.name),
-                source,
-            })?;
-            if medium.len() < volume.size.0 {
-                return Err(ContextError::Io {
-                    what: format!("volume {}", volume.name),
-                    source: std::io::Error::new(
-                        std::io::ErrorKind::InvalidInput,
-                        format!(
-                            "{} has {} bytes, {} are configured",
-                            path.display(),
-                            medium.len(),
-                            volume.size.0
-                        ),
-                    ),
-                });
-            }
-            volumes.insert(index, volume.name.clone(), Arc::new(medium), volume.size.0)?;
-        }
-        Ok(volumes)
     }
 
     /// Ends what runs and closes the volumes; the journal stays open.

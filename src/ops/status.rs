@@ -150,6 +150,7 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
     }
     let rotten = journal.rotten_containers().into_iter();
     warnings.extend(rotten.map(|(g, lfc, what)| format!("redo of container g{g}:{lfc} is damaged: {what}")));
+    warnings.extend(context.backing_warnings());
     warnings.extend(kept_warnings(context));
     let (appended, _) = journal.line_cursors();
     let unacked = appended.0 - cursors.received_by_peer.0.min(appended.0);
