@@ -205,7 +205,7 @@ impl Damaged {
                 )));
             }
         }
-        let opened = Context::open(&self.place, node);
+        let opened = Context::open(&self.place, node, false);
         if opened.is_err() {
             self.look()?;
         }

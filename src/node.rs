@@ -34,6 +34,7 @@ pub struct Node {
     attacher: Attacher,
     peers: Peers,
     since: Timestamp,
+    last_alive: Option<Timestamp>,
     nbd: Mutex<Option<nbd::Server>>,
     _lock: File,
 }
@@ -60,6 +61,7 @@ impl Node {
         }
         let pid = std::process::id().to_string();
         std::fs::write(state.join("pid"), pid).with_context(|| format!("write {}/pid", state.display()))?;
+        let last_alive = last_alive(state);
         let attacher = Attacher::new(&config.attach, state, config.nbd_socket());
         attacher.clean_leftovers();
         let peers = Peers::open(&config)?;
@@ -72,6 +74,7 @@ impl Node {
             attacher,
             peers,
             since: Timestamp::now(),
+            last_alive,
             nbd: Mutex::default(),
             _lock: lock,
         });
@@ -107,7 +110,7 @@ impl Node {
     fn open_context(self: &Arc<Self>, config: ContextConfig) -> Result<(), ContextError> {
         let id = config.id;
         let place = Place::open(config, self)?;
-        match Context::open(&place, self) {
+        match Context::open(&place, self, false) {
             Ok(context) => drop(self.contexts.write().insert(id, context)),
             Err(ContextError::Journal(JournalError::Damaged(found))) => {
                 let damaged = Arc::new(Damaged::new(place, &found));
@@ -158,7 +161,7 @@ impl Node {
     /// When its journal or volumes cannot be opened.
     pub fn add_context(self: &Arc<Self>, config: ContextConfig) -> Result<Arc<Context>, ContextError> {
         let id = config.id;
-        let context = Context::open(&Place::open(config, self)?, self)?;
+        let context = Context::open(&Place::open(config, self)?, self, true)?;
         self.contexts.write().insert(id, Arc::clone(&context));
         Ok(context)
     }
@@ -256,6 +259,12 @@ impl Node {
     #[must_use]
     pub fn since(&self) -> Timestamp {
         self.since
+    }
+
+    /// When the daemon was last seen alive before this start.
+    #[must_use]
+    pub fn last_alive(&self) -> Option<Timestamp> {
+        self.last_alive
     }
 
     /// What this node says of itself when it pairs.
@@ -409,6 +418,15 @@ impl Node {
 /// Where a node's last known status is.
 pub(crate) fn status_file(state_dir: &Path) -> PathBuf {
     state_dir.join("status.json")
+}
+
+/// When the status was last kept: a daemon that runs keeps it.
+fn last_alive(state_dir: &Path) -> Option<Timestamp> {
+    let kept = std::fs::metadata(status_file(state_dir))
+        .and_then(|m| m.modified())
+        .ok()?;
+    let age = kept.duration_since(std::time::UNIX_EPOCH).ok()?;
+    u64::try_from(age.as_nanos()).ok().map(Timestamp)
 }
 
 /// The host's own name.

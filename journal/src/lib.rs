@@ -45,8 +45,8 @@ mod read;
 mod record;
 mod recovery;
 mod retention;
-mod role;
 mod rocks;
+mod role;
 mod rotten;
 mod row_table;
 mod rows;
@@ -73,8 +73,8 @@ pub use retention::{Broken, PinUse, Retained, Space, Wanted};
 pub use rocks::RocksStore;
 pub use role::{LinePart, common, parent_of};
 pub use rows::{
-    Consistent, ContextRow, Floors, Generation, LfcRow, OrdinalRow, Parent, PinKind, PinRow, Promotion, RestorePhase,
-    RestoreRow,
+    Consistent, ContextRow, Floors, Generation, LfcRow, OrdinalRow, Parent, PinKind, PinRow, Promotion,
+    RestorePhase, RestoreRow,
 };
 pub use superblock::{Bounds, SUPERBLOCK_BYTES};
 pub use tail::{SealFlags, tail_bytes};

@@ -349,7 +349,9 @@ impl Journal {
             let mut shared = self.shared.write();
             let clock = clock.unwrap_or_else(|| shared.clock());
             // Rule L5: the first record is compared with the last of the line that was taken over.
-            let clock = promotion.filter(|p| p.id == generation.id).map_or(clock, |p| p.clock);
+            let clock = promotion
+                .filter(|p| p.id == generation.id)
+                .map_or(clock, |p| p.clock);
             shared.promotion = None;
             shared.generations.insert(generation.no, generation.clone());
             shared.open = Some(Container::new(tail, header, generation.no, clock));

@@ -7,7 +7,10 @@ use crate::{
     line::decode_start,
     map::{VolumeMap, load_maps},
     row_table::RowTable,
-    rows::{Consistent, Floors, Generation, LfcRow, OrdinalRow, Promotion, bad_key, checked, decode_mark, decode_step},
+    rows::{
+        Consistent, Floors, Generation, LfcRow, OrdinalRow, Promotion, bad_key, checked, decode_mark,
+        decode_step,
+    },
     tail::Start,
 };
 use model::{

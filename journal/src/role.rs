@@ -29,7 +29,7 @@ use crate::{
     keys,
     line::LineSpan,
     record::Draft,
-    rows::{Consistent, ContextRow, Floors, OrdinalRow, Parent, Promotion},
+    rows::{Consistent, ContextRow, Floors, Generation, OrdinalRow, Parent, Promotion},
     tail::SealFlags,
 };
 use model::{
@@ -131,7 +131,11 @@ impl Journal {
             Some(LinePart {
                 id: shared.generations.get(&span.generation)?.id,
                 after: span.after,
-                upto: if i == last { span.upto.min(durable) } else { span.upto },
+                upto: if i == last {
+                    span.upto.min(durable)
+                } else {
+                    span.upto
+                },
             })
         };
         spans.iter().enumerate().filter_map(part).collect()
@@ -163,7 +167,9 @@ impl Journal {
             };
             let mut containers: Vec<(GenNo, LfcId)> = Vec::new();
             let mut first: Option<(GenNo, WriteSeq)> = None;
-            let rows = shared.sealed_rows().map(|r| (r.generation, r.lfc, r.first_seq, r.last_seq));
+            let rows = shared
+                .sealed_rows()
+                .map(|r| (r.generation, r.lfc, r.first_seq, r.last_seq));
             let open = shared.open.iter().filter(|o| !o.is_empty());
             let open = open.map(|o| {
                 let start = &o.header.start;
@@ -247,11 +253,13 @@ impl Journal {
         self.guarded(|| {
             let _writer = self.writer.lock();
             self.check_closed()?;
-            let parent = match self.shared.read().generations.get(&at.generation) {
-                Some(generation) => Some((generation.id, generation.no)),
-                None => None,
-            };
-            let parent = match parent {
+            let known = self
+                .shared
+                .read()
+                .generations
+                .get(&at.generation)
+                .map(|g| (g.id, g.no));
+            let parent = match known {
                 Some((id, no)) => Some(Parent {
                     id,
                     seq: at.seq,
@@ -377,6 +385,21 @@ impl Journal {
         })
     }
 
+    /// Frees every earlier point and the redo that leads to it (rule L8): from now on this host builds no undo. The caller has
+    /// seen that the peer has applied all of it.
+    ///
+    /// # Errors
+    /// When the floor could not be made durable, or freeing failed.
+    pub fn drop_history(&self) -> Result<(), JournalError> {
+        self.guarded(|| {
+            let _ingesting = self.ingesting.lock();
+            let newest = self.shared.read().rows.last().cloned();
+            let mut floors = newest.map_or_else(|| self.floors(), |row| self.redo_floor(&row));
+            floors.undo = floors.undo.max(self.cursors().applied_ordinal);
+            self.move_floors(floors)
+        })
+    }
+
     /// Nothing is open and nothing waits to be ingested.
     fn check_closed(&self) -> Result<(), JournalError> {
         if self.open_is_empty() && !self.has_sealed() {
@@ -399,13 +422,15 @@ impl Journal {
         if shared.promotion.is_some() {
             return true;
         }
-        // A generation that was opened, and cut off before its first record.
+        // A generation that was opened by a promotion, and cut off before its first record. The first one of a context gets
+        // its birth from whoever makes the context.
         let Some(open) = shared.open.as_ref().filter(|o| o.is_empty()) else {
             return false;
         };
         let start = &open.header.start;
         let opened = shared.generations.get(&open.generation);
-        !start.after_gap && opened.is_some_and(|g| g.first_seq == start.first_seq && g.first_lfc == start.lfc)
+        let begins = |g: &Generation| g.first_seq == start.first_seq && g.first_lfc == start.lfc;
+        !start.after_gap && opened.is_some_and(|g| g.parent.is_some() && begins(g))
     }
 
     /// Opens the generation that a promotion has announced, and answers its first record.

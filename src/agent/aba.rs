@@ -485,7 +485,8 @@ pub fn follow(journal: &Journal, frame: &wire::Frame) -> Result<(), JournalError
 pub fn pass_gap(journal: &Journal, jump: &wire::Jump) -> Result<WriteSeq, JournalError> {
     let first_seq = jump.to.seq.next();
     let parent = jump.parent.as_ref().map(meeting::parent_of);
-    let follow = || journal.follow_behind_gap(jump.to.generation, parent, jump.lfc, first_seq, jump.to.digest);
+    let follow =
+        || journal.follow_behind_gap(jump.to.generation, parent, jump.lfc, first_seq, jump.to.digest);
     let Some(generation) = journal.current_generation() else {
         follow()?;
         return Ok(WriteSeq(0));

@@ -19,7 +19,9 @@
 //! Modes `mwc` and `sync` are not part of this version.
 
 use super::{
-    LinkError, LinkHandle, blocking, config_digest, copier, copier::Table, meeting,
+    LinkError, LinkHandle, blocking, config_digest, copier,
+    copier::Table,
+    meeting,
     meeting::{Verdict, end_of, over_the_gap, take_peer},
     seal_of, stopped,
 };
@@ -32,8 +34,8 @@ use model::{ByteRange, GenId, LfcId, RecordBody, Role, Term, Timestamp, VolumeIn
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use wire::{
-    Connection, ConnectionOptions, Dialer, Expect, Hello, Jump, Message, Outgoing, Position,
-    RefuseCode, Resume, Sender, SenderAction, SenderOptions, Version,
+    Connection, ConnectionOptions, Dialer, Expect, Hello, Jump, Message, Outgoing, Position, RefuseCode,
+    Resume, Sender, SenderAction, SenderOptions, Version,
 };
 
 /// Starts the link of a context.
@@ -202,7 +204,8 @@ impl Link {
             match action {
                 SenderAction::Send(message) => outgoing.send(message).await?,
                 SenderAction::CheckPosition { peer, welcome } => {
-                    let (context, tap, met) = (Arc::clone(&self.context), Arc::clone(&self.tap), welcome.clone());
+                    let (context, tap, met) =
+                        (Arc::clone(&self.context), Arc::clone(&self.tap), welcome.clone());
                     let resume = blocking(move || meet(&context, &tap, peer, &met)).await?;
                     // A generation may have begun: the machine must know before it jumps there.
                     let (appended, durable) = self.journal.line_cursors();
@@ -271,7 +274,9 @@ impl Link {
                     let why = format!("{} is at term {term}", self.context.peer_name());
                     self.context.fence(term, &why);
                 }
-                SenderAction::Conflict { term } => self.context.fence(term, &both_production(&self.context, term)),
+                SenderAction::Conflict { term } => {
+                    self.context.fence(term, &both_production(&self.context, term))
+                }
                 SenderAction::Deliver(Message::Request(request)) => self.deliver(request),
                 SenderAction::Deliver(_) => {}
                 SenderAction::Close => return Err(LinkError::Ended),
@@ -531,7 +536,12 @@ fn meet(context: &Context, tap: &Tap, peer: Position, welcome: &wire::Welcome) -
         context.change_row(|row| drop(row.notes.insert(PEER_INSTANCE.to_owned(), instance)))?;
     }
     if verdict == Verdict::Apart || (forced && !welcome.copying) {
-        return Ok(Resume::Jump(meeting::bring_together(journal, tap, peer, theirs.as_ref())?));
+        return Ok(Resume::Jump(meeting::bring_together(
+            journal,
+            tap,
+            peer,
+            theirs.as_ref(),
+        )?));
     }
     let lacks = welcome.copying || matches!(verdict, Verdict::Jump(_));
     if take_peer(journal, peer.seq, welcome.applied.min(peer.seq), lacks)? {

@@ -58,11 +58,13 @@ pub struct PeerSet {
 /// When the journal cannot be read.
 pub fn end_of(journal: &Journal) -> Result<Position, JournalError> {
     let end = journal.line_end()?;
-    Ok(end.map_or(Position::default(), |(generation, seq, digest)| Position {
-        generation,
-        seq,
-        digest,
-    }))
+    Ok(
+        end.map_or(Position::default(), |(generation, seq, digest)| Position {
+            generation,
+            seq,
+            digest,
+        }),
+    )
 }
 
 /// Tells where the peer's end lies. `gives_way`: its owner has given its line up.
@@ -81,7 +83,8 @@ pub fn judge(journal: &Journal, peer: Position, gives_way: bool) -> Result<Verdi
         }
         return Ok(jump_to_floor(journal, JumpCause::FirstSync).map_or(Verdict::Here, Verdict::Jump));
     }
-    let on_line = |part: &LinePart| part.id == peer.generation && part.after <= peer.seq && peer.seq <= part.upto;
+    let on_line =
+        |part: &LinePart| part.id == peer.generation && part.after <= peer.seq && peer.seq <= part.upto;
     let is_on_line = is_ours(journal, peer, gives_way)?;
     let Some(i) = parts.iter().position(on_line).filter(|_| is_on_line) else {
         if gives_way {
@@ -227,7 +230,12 @@ pub fn bring_together(
 
 /// A jump to where our newest generation begins, if that is news to the peer and still held; else behind what is not held,
 /// or to our end.
-fn jump_to_newest(journal: &Journal, tap: &Tap, peer: Position, cause: JumpCause) -> Result<Jump, JournalError> {
+fn jump_to_newest(
+    journal: &Journal,
+    tap: &Tap,
+    peer: Position,
+    cause: JumpCause,
+) -> Result<Jump, JournalError> {
     let newest = journal.current_generation().ok_or(JournalError::NoGeneration)?;
     let parent = newest.parent.map(parent_position);
     if peer.generation == newest.id {
@@ -241,7 +249,12 @@ fn jump_to_newest(journal: &Journal, tap: &Tap, peer: Position, cause: JumpCause
             seq,
             digest,
         };
-        return Ok(Jump { to, lfc, cause, parent });
+        return Ok(Jump {
+            to,
+            lfc,
+            cause,
+            parent,
+        });
     }
     if journal.floors().redo.0 == newest.no
         && let Some(jump) = jump_to_floor(journal, cause)
@@ -261,8 +274,8 @@ fn jump_to_newest(journal: &Journal, tap: &Tap, peer: Position, cause: JumpCause
 }
 
 /// Takes the peer's position as it is. One that is behind what it had acknowledged was put back to an older state; if it also
-/// `lacks` records that are not kept here, or was amid copies, nobody knows which regions it lost, and all are stale. Answers
-/// whether that is so.
+/// `lacks` records that are not kept here, or was amid copies, nobody knows which regions it lost, and all are stale; so are
+/// they where it is not known what it had acknowledged. Answers whether that is so.
 ///
 /// # Errors
 /// When the journal fails.
@@ -272,7 +285,10 @@ pub fn take_peer(
     applied: WriteSeq,
     lacks: bool,
 ) -> Result<bool, JournalError> {
-    let went_back = lacks && received < journal.cursors().received_by_peer;
+    let known = journal.cursors().received_by_peer;
+    // A line that was taken over knows nothing of what the peer had of it.
+    let unknown = known == WriteSeq(0) && journal.line_parts().len() > 1;
+    let went_back = lacks && (unknown || received < known);
     if went_back {
         all_stale(journal)?;
     }

@@ -25,7 +25,7 @@ impl RollbackWindow {
                 .age
                 .map(|age| u64::try_from(age.0.as_nanos()).unwrap_or(u64::MAX)),
             bytes: self.bytes.map(|b| b.0),
-            believed: None,
+            ..journal::Wanted::default()
         }
     }
 }

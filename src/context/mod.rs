@@ -3,6 +3,7 @@
 //! The journal is open as long as the context is known, so that even a stopped one answers about its term and cursors. The
 //! volumes are open only while it runs: [`Running`] holds them and the threads that work on them, and is dropped by a stop.
 
+mod alone;
 mod backing;
 mod command_lock;
 mod overflow;
@@ -316,11 +317,13 @@ pub struct Context {
     row: Mutex<ContextRow>,
     restore: Mutex<Option<RestoreRow>>,
     running: RwLock<Option<Arc<Running>>>,
+    held_back: Mutex<Option<String>>,
 }
 
 impl Context {
-    /// Opens a context and starts it, unless an operator stopped it.
-    pub(crate) fn open(place: &Place, node: &Arc<Node>) -> Result<Arc<Self>, ContextError> {
+    /// Opens a context and starts it, unless an operator stopped it, or it must hear its peer first. `is_new`: it was made a
+    /// moment ago, by a command.
+    pub(crate) fn open(place: &Place, node: &Arc<Node>, is_new: bool) -> Result<Arc<Self>, ContextError> {
         let Place {
             config,
             role,
@@ -366,11 +369,10 @@ impl Context {
             row: Mutex::new(row),
             restore: Mutex::new(restore),
             running: RwLock::default(),
+            held_back: Mutex::default(),
             config,
         });
-        if !context.is_stopped() {
-            context.start()?;
-        }
+        context.start_by_itself(node.last_alive(), is_new)?;
         Ok(context)
     }
 
@@ -386,13 +388,16 @@ impl Context {
         }
         let volumes = self.open_volumes()?;
         let role = self.role();
-        self.journal.set_indexed(role == Role::Recovery || builds_undo(&self.journal));
+        self.journal
+            .set_indexed(role == Role::Recovery || builds_undo(&self.journal));
         let started = match role {
             Role::Production => Running::Production(Production::start(self, volumes)?),
             Role::Recovery => Running::Recovery(Recovery::start(self, volumes)?),
         };
         *running = Some(Arc::new(started));
         drop(running);
+        self.hold_back(None);
+        self.note_boot()?;
         self.bells.applied.ring();
         Ok(())
     }
@@ -503,7 +508,12 @@ impl Context {
     ///
     /// # Errors
     /// When it could not be made durable; nothing has changed then.
-    pub fn set_standing(&self, standing: Standing, term: Term, why: Option<&str>) -> Result<(), JournalError> {
+    pub fn set_standing(
+        &self,
+        standing: Standing,
+        term: Term,
+        why: Option<&str>,
+    ) -> Result<(), JournalError> {
         self.change_row(|row| put_standing(row, standing, term, why))
     }
 
@@ -637,7 +647,8 @@ impl Context {
     #[must_use]
     pub fn is_consistent(&self) -> bool {
         let cursors = self.journal.cursors();
-        self.consistent_from().is_some_and(|from| cursors.has_applied(from))
+        self.consistent_from()
+            .is_some_and(|from| cursors.has_applied(from))
     }
 
     /// Whether the replica has ever been consistent, so that an earlier point may be asked for.

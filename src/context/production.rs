@@ -273,11 +273,17 @@ fn seal_loop(agent: &Agent) {
             // Every sync rings; the catalog is only looked through when there may be something to free.
             let cursors = journal.cursors();
             let upto = cursors.applied_by_peer.min(cursors.checkpointed);
-            if upto > dropped && drop_applied(agent, upto)? {
+            let sealed = journal.sealed_end();
+            if builds_undo(journal) {
+                // Earlier points can be asked for: what nobody claims goes, undo and redo together.
+                if upto > dropped || sealed != looked || !rang {
+                    agent.context.keep_history(upto)?;
+                    dropped = upto;
+                }
+            } else if upto > dropped && drop_applied(agent, upto)? {
                 dropped = upto;
             }
             // The journal grows by containers.
-            let sealed = journal.sealed_end();
             if sealed != looked || !rang {
                 agent.context.relieve(|| checkpoint(agent))?;
                 looked = sealed;

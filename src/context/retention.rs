@@ -200,6 +200,28 @@ fn size(bytes: u64) -> Size {
     })
 }
 
+impl Context {
+    /// Retention on a production that holds earlier points (K2): they give way to the journal's limit before anything that the
+    /// peer still lacks does, and never the application.
+    pub(super) fn keep_history(&self, applied_by_peer: WriteSeq) -> Result<(), JournalError> {
+        // Before the first record of the line that was taken over nothing is owed to the peer.
+        let generation = match self.journal.promotion() {
+            Some(_) => GenNo(u32::MAX),
+            None => self.journal.current_generation().map_or(GenNo(0), |g| g.no),
+        };
+        let wanted = journal::Wanted {
+            applied_by_peer: Some(journal::Position {
+                generation,
+                seq: applied_by_peer,
+            }),
+            ..self.wanted()
+        };
+        let retained = self.journal.retain(&wanted, space_of(self), Vec::new())?;
+        tell(self, &retained);
+        Ok(())
+    }
+}
+
 fn space_of(context: &Context) -> Space {
     if let Some((_, limit)) = context.configured_limit() {
         return Space::Limit(limit);

@@ -36,6 +36,9 @@ pub fn start(op: &mut Op<'_>, id: u32) -> Answer {
         })
         .collect();
     let already = context.is_running();
+    if !already {
+        super::role::may_start(op, &context)?;
+    }
     if op.options.dry_run {
         let steps = if already {
             vec![]

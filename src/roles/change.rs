@@ -136,7 +136,9 @@ impl Host<'_> {
         let upto = History::published(self.journal);
         let mut from = (VolumeIndex(0), BlockNo(0));
         loop {
-            let blocks = self.journal.undone_blocks(point.base, upto, from, BLOCKS_AT_ONCE)?;
+            let blocks = self
+                .journal
+                .undone_blocks(point.base, upto, from, BLOCKS_AT_ONCE)?;
             for (volume, block) in &blocks {
                 let range = ByteRange::at(block.start(), BLOCK_SIZE);
                 match set.last_mut() {

@@ -66,8 +66,15 @@ impl PeerStanding {
     /// What it is.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        let role = if self.production { Role::Production } else { Role::Recovery };
-        Standing::of(role, ContextState::named(&self.state).unwrap_or(ContextState::Enabled))
+        let role = if self.production {
+            Role::Production
+        } else {
+            Role::Recovery
+        };
+        Standing::of(
+            role,
+            ContextState::named(&self.state).unwrap_or(ContextState::Enabled),
+        )
     }
 
     /// Whether it serves the volumes now.
@@ -280,9 +287,17 @@ fn stale_page(context: &Context, question: &StaleQuestion) -> StalePage {
 fn give_up(context: &Arc<Context>, term: Term, force: bool) -> Result<(), String> {
     let here = context.node_name().to_owned();
     if term < context.term() {
-        return Err(format!("{here} is at term {}, which is higher than {term}", context.term()));
+        return Err(format!(
+            "{here} is at term {}, which is higher than {term}",
+            context.term()
+        ));
     }
-    let verdict = decide(context.standing(), context.is_stopped(), context.is_home(), Act::GiveUp);
+    let verdict = decide(
+        context.standing(),
+        context.is_stopped(),
+        context.is_home(),
+        Act::GiveUp,
+    );
     match verdict {
         Verdict::Already => return raise_term(context, term).map_err(|e| e.to_string()),
         Verdict::Go => {}
@@ -301,7 +316,11 @@ fn give_up(context: &Arc<Context>, term: Term, force: bool) -> Result<(), String
 fn refusal(context: &Context, next: Next) -> String {
     let (command, _) = next.command(context.id());
     let state = if context.is_running() { "runs" } else { "is there" };
-    format!("{} {state} on {}: {command} there first", context.standing(), context.node_name())
+    format!(
+        "{} {state} on {}: {command} there first",
+        context.standing(),
+        context.node_name()
+    )
 }
 
 fn raise_term(context: &Context, term: Term) -> Result<(), JournalError> {

@@ -195,7 +195,8 @@ pub const fn decide(standing: Standing, stopped: bool, home: bool, act: Act) -> 
         (Act::Failover, S::Producing) if home => Refuse(Next::FailoverThere),
         (Act::Failover, S::Producing) => Already,
         // Its own data against the other's: only an operator who insists takes it back.
-        (Act::Failover, S::Fenced | S::ResyncReady) => Force(Next::Resync),
+        (Act::Failover, S::Fenced) => Force(Next::Resync),
+        (Act::Failover, S::ResyncReady) => Force(Next::ResyncThere),
 
         (Act::Resync, S::Fenced) => Go,
         (Act::Resync, S::ResyncReady) => Already,
@@ -204,7 +205,9 @@ pub const fn decide(standing: Standing, stopped: bool, home: bool, act: Act) -> 
         (Act::Resync, S::Producing) if home => Refuse(Next::FailoverThere),
         (Act::Resync, S::Producing) => Already,
         (Act::Resync, S::Replica) if home => Already,
-        (Act::Resync, S::Replica | S::RolledBack) => Refuse(Next::Failover),
+        // Its whole store or its volumes are lost: everything is copied again.
+        (Act::Resync, S::Replica) => Force(Next::Failover),
+        (Act::Resync, S::RolledBack) => Refuse(Next::Failover),
 
         (Act::Failback, S::Producing) if home => Already,
         (Act::Failback, S::Producing) if stopped => Go,
@@ -245,9 +248,9 @@ mod tests {
         let standings = Standing::ALL.into_iter();
         standings.flat_map(|s| {
             Act::ALL.into_iter().flat_map(move |act| {
-                [false, true]
-                    .into_iter()
-                    .flat_map(move |stopped| [false, true].into_iter().map(move |home| (s, stopped, home, act)))
+                [false, true].into_iter().flat_map(move |stopped| {
+                    [false, true].into_iter().map(move |home| (s, stopped, home, act))
+                })
             })
         })
     }
@@ -295,8 +298,14 @@ mod tests {
     fn invariant_8_no_act_makes_a_production_of_one_that_was_fenced_without_force() {
         for (stopped, home) in [(false, false), (false, true), (true, false), (true, true)] {
             for standing in [Standing::Fenced, Standing::ResyncReady] {
-                assert!(!matches!(decide(standing, stopped, home, Act::Failover), Verdict::Go));
-                assert!(!matches!(decide(standing, stopped, home, Act::Start), Verdict::Go) || standing != Standing::Fenced);
+                assert!(!matches!(
+                    decide(standing, stopped, home, Act::Failover),
+                    Verdict::Go
+                ));
+                assert!(
+                    !matches!(decide(standing, stopped, home, Act::Start), Verdict::Go)
+                        || standing != Standing::Fenced
+                );
             }
         }
     }

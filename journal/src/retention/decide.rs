@@ -42,6 +42,8 @@ pub(super) struct Kept {
     pub(super) readers: Vec<Point>,
     pub(super) restore: Option<RestoreRow>,
     pub(super) consistent: Vec<Consistent>,
+    /// How far a peer that this host ships to has applied.
+    pub(super) applied_by_peer: Option<Position>,
 }
 
 /// Something that wants history kept.
@@ -147,6 +149,9 @@ impl Kept {
             let is_kept = (floor.generation, floor.seq) <= (until.generation, until.seq);
             let keeps = is_kept.then(|| self.through(until));
             claims.extend(keeps.map(|keeps| claim(Some(Broken::Resync), keeps)));
+        }
+        if let Some(at) = self.applied_by_peer {
+            claims.push(claim(None, self.through(at)));
         }
         if let Some(restore) = &self.restore {
             // The point before it is what `--undo` goes back to.

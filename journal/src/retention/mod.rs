@@ -54,6 +54,8 @@ pub struct Wanted {
     /// The latest time that is believed: a record that claims a later one makes nothing older than this does, or one wrong
     /// clock on production would age the whole window at once.
     pub believed: Option<Timestamp>,
+    /// On a production that holds earlier points: how far its peer has applied. Redo past it goes to the peer first.
+    pub applied_by_peer: Option<Position>,
 }
 
 impl Wanted {
@@ -194,6 +196,7 @@ impl Journal {
             readers,
             restore,
             consistent: shared.consistent.clone(),
+            applied_by_peer: wanted.applied_by_peer,
         })
     }
 

@@ -88,7 +88,7 @@ fn seconds(age: u64) -> Wanted {
     Wanted {
         age_ns: Some(age * Timestamp::SECOND_NS),
         bytes: None,
-        believed: None,
+        ..Wanted::default()
     }
 }
 
@@ -116,7 +116,7 @@ fn k1_what_is_beyond_the_window_goes_and_its_start_stays_reachable() {
     let bytes = |bytes| Wanted {
         age_ns: None,
         bytes: Some(bytes),
-        believed: None,
+        ..Wanted::default()
     };
     assert_eq!(decided(&kept, &bytes(300), 0).go, 7);
     assert_eq!(decided(&kept, &bytes(301), 0).go, 6);

@@ -6,7 +6,8 @@ use crate::{
     error::Position,
 };
 use model::{
-    BlockNo, ContextState, GenId, GenNo, Level, LfcId, Ordinal, Point, Role, Term, Timestamp, VolumeIndex, WriteSeq,
+    BlockNo, ContextState, GenId, GenNo, Level, LfcId, Ordinal, Point, Role, Term, Timestamp, VolumeIndex,
+    WriteSeq,
 };
 use std::collections::BTreeMap;
 

@@ -143,9 +143,9 @@ fn k1_the_disk_really_gets_its_room_back() {
     assert!(full > 2 * data, "{full} of {data} bytes twice");
 
     let keep = Wanted {
-        believed: None,
         age_ns: Some(4 * Timestamp::SECOND_NS),
         bytes: None,
+        ..Wanted::default()
     };
     let done = j.retain(&keep, Space::Limit(u64::MAX), Vec::new()).unwrap();
     assert_eq!(j.floors().undo, Ordinal(CONTAINERS - 4));
@@ -230,9 +230,9 @@ fn k1_reads_while_the_floor_passes_are_right_or_gone() {
             .collect();
         for keep in (1..CONTAINERS).rev() {
             let wanted = Wanted {
-                believed: None,
                 age_ns: Some((keep - 1) * Timestamp::SECOND_NS),
                 bytes: None,
+                ..Wanted::default()
             };
             j.retain(&wanted, Space::Limit(u64::MAX), Vec::new()).unwrap();
         }

@@ -4,10 +4,13 @@
 //! everything drained and applied; so typed on the recovery first it waits, and goes on by itself.
 
 use super::{
-    Answer, Gate, Op, ask_peer, changed, end_info, gate, hinted, maps, mount, next, part_way, refused, reply, row_of, start,
+    Answer, Gate, Op, ask_peer, changed, end_info, gate, hinted, hooks, maps, mount, next, part_way, refused,
+    reply, row_of, start,
 };
 use crate::{
+    config::HistoryOnProduction,
     context::Context,
+    hooks::HookEvent,
     roles::{
         Act, Next, Standing,
         change::At,
@@ -54,8 +57,9 @@ fn take_back(op: &mut Op<'_>, context: &Arc<Context>, mounted: bool, already: bo
         let going_on = context.standing() == Standing::FailingOver;
         let term = Term(peer.term).max(context.term());
         let term = if going_on { term } else { Term(term.0 + 1) };
-        let gave = peer::ask_to_give_up(context, term, false)
-            .map_err(|e| super::peer_failure(op, context, &e))?;
+        hooks(op, context, HookEvent::PreFailback)?;
+        let gave =
+            peer::ask_to_give_up(context, term, false).map_err(|e| super::peer_failure(op, context, &e))?;
         check_drained(context, &gave)?;
         context
             .set_standing(Standing::FailingOver, term, None)
@@ -65,6 +69,13 @@ fn take_back(op: &mut Op<'_>, context: &Arc<Context>, mounted: bool, already: bo
         let maps = maps(&context.config);
         changed(context, |host| host.take_over(&At::Newest, &maps, &row))?;
         context.took_over(row);
+        if context.config.history_on_production == HistoryOnProduction::Drop {
+            op.line(format!(
+                "Earlier points are looked at on {} from now on.",
+                context.peer_name()
+            ));
+            context.journal.drop_history().map_err(|e| part_way(&e))?;
+        }
         op.step(Step::DriversLoaded {
             production: true,
             context: id.0,
@@ -83,6 +94,10 @@ fn take_back(op: &mut Op<'_>, context: &Arc<Context>, mounted: bool, already: bo
     let mut reply = reply(context, RoleVerb::Failback, already, started);
     reply.point = Some(end_info(context));
     reply.volumes = volumes;
+    if !already {
+        hooks(op, context, HookEvent::StateChanged)?;
+        hooks(op, context, HookEvent::PostFailback)?;
+    }
     let step = next(format!("rtdr -C {id} failback"), context.peer_name());
     Ok((Reply::Role(reply), step))
 }
@@ -97,8 +112,13 @@ fn check_peer(op: &Op<'_>, context: &Context, peer: &PeerStanding) -> Result<(),
     if peer.serves() {
         let left = peer.stale_bytes;
         if left > 0 || !context.is_consistent() {
-            return Err(refused(format!("the resync is not complete: {left} bytes are to be copied"))
-                .with_hint_command(format!("backstay wait -C {} --until resynced", context.id()), name));
+            return Err(refused(format!(
+                "the resync is not complete: {left} bytes are to be copied"
+            ))
+            .with_hint_command(
+                format!("backstay wait -C {} --until resynced", context.id()),
+                name,
+            ));
         }
         let text = format!("{name} still runs as production");
         return Err(hinted(refused(text), op, context, Next::StopThere));
@@ -157,6 +177,7 @@ fn give_back(op: &mut Op<'_>, context: &Arc<Context>, already: bool) -> Answer {
         op.step(Step::Starting {
             agent: "scrt_aba".into(),
         });
+        hooks(op, context, HookEvent::PreFailback)?;
         follow(context, &peer).map_err(|failure| {
             if failure.code == control::Code::Refused {
                 hinted(failure, op, context, Next::Resync)
@@ -164,6 +185,8 @@ fn give_back(op: &mut Op<'_>, context: &Arc<Context>, already: bool) -> Answer {
                 failure
             }
         })?;
+        hooks(op, context, HookEvent::StateChanged)?;
+        hooks(op, context, HookEvent::PostFailback)?;
         return following(op, context, false, started);
     }
     if context.standing() != Standing::Fenced {
@@ -215,7 +238,10 @@ fn following(op: &mut Op<'_>, context: &Arc<Context>, already: bool, started: In
     op.step(Step::PrimaryEnabled { context: id.0 });
     let mut reply = reply(context, RoleVerb::Failback, already, started);
     reply.point = Some(end_info(context));
-    Ok((Reply::Role(reply), next(format!("backstay status -C {id}"), context.peer_name())))
+    Ok((
+        Reply::Role(reply),
+        next(format!("backstay status -C {id}"), context.peer_name()),
+    ))
 }
 
 /// Becomes the replica of a production that lacks nothing of this host's line.

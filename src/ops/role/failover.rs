@@ -9,9 +9,13 @@
 //! | production | role, term and line in one commit |
 //! | attach, check, mount | |
 
-use super::{Answer, Gate, Op, changed, end_info, gate, hinted, maps, mount, next, part_way, refused, reply, row_of, start};
+use super::{
+    Answer, Gate, Op, changed, end_info, gate, hinted, hooks, maps, mount, next, part_way, refused, reply,
+    row_of, start,
+};
 use crate::{
     context::Context,
+    hooks::HookEvent,
     peer::PeerError,
     roles::{
         Act, Next, Standing,
@@ -66,7 +70,10 @@ pub fn failover(op: &mut Op<'_>, id: u32, mounted: bool, inconsistent: bool) -> 
     }
     let ground = ground(op, &context, inconsistent, &mut warnings)?;
     if matches!(gate, Gate::Forced) {
-        warnings.push(format!("this host is {standing}: its own data is taken, against what {} has", context.peer_name()));
+        warnings.push(format!(
+            "this host is {standing}: its own data is taken, against what {} has",
+            context.peer_name()
+        ));
     }
     let question = question(&context, &peer, warnings);
     if op.options.dry_run {
@@ -77,8 +84,13 @@ pub fn failover(op: &mut Op<'_>, id: u32, mounted: bool, inconsistent: bool) -> 
     if !going_on {
         op.ask(Question::Failover(Box::new(question)))?;
     }
+    hooks(op, &context, HookEvent::PreFailover)?;
     take_role(op, &context, &peer, &ground)?;
-    done(op, &context, mounted, missing.map(Some).or(matches!(peer, Peer::Away).then_some(None)), false, started)
+    hooks(op, &context, HookEvent::StateChanged)?;
+    let missing = missing.map(Some).or(matches!(peer, Peer::Away).then_some(None));
+    let answer = done(op, &context, mounted, missing, false, started)?;
+    hooks(op, &context, HookEvent::PostFailover)?;
+    Ok(answer)
 }
 
 fn check_peer(
@@ -89,7 +101,11 @@ fn check_peer(
 ) -> Result<(), Failure> {
     let name = context.peer_name();
     if peer.term > context.term().0 && peer.standing().serves() {
-        let text = format!("{name} is production at term {}, this host knows {}", peer.term, context.term());
+        let text = format!(
+            "{name} is production at term {}, this host knows {}",
+            peer.term,
+            context.term()
+        );
         return Err(hinted(refused(text), op, context, Next::Resync));
     }
     if peer.serves() {
@@ -97,7 +113,9 @@ fn check_peer(
         if !op.options.force {
             return Err(hinted(refused(text), op, context, Next::StopThere));
         }
-        warnings.push(format!("{text}: it is stopped first; what uses its volumes gets errors"));
+        warnings.push(format!(
+            "{text}: it is stopped first; what uses its volumes gets errors"
+        ));
     }
     Ok(())
 }
@@ -121,20 +139,26 @@ fn ground(
         return Ok(Ground::Firm);
     }
     if inconsistent {
-        warnings.push("the volumes are not consistent: file systems and databases on them may not open".into());
+        warnings
+            .push("the volumes are not consistent: file systems and databases on them may not open".into());
         return Ok(Ground::Inconsistent);
     }
     let id = context.id();
     if !context.was_consistent() {
-        return Err(refused("the replica was never consistent: its first sync is not complete")
-            .with_hint("--inconsistent takes it as it is")
-            .with_hint_command(format!("backstay status -C {id}"), op.node.name()));
+        return Err(
+            refused("the replica was never consistent: its first sync is not complete")
+                .with_hint("--inconsistent takes it as it is")
+                .with_hint_command(format!("backstay status -C {id}"), op.node.name()),
+        );
     }
     let text = "a super transaction is active: copies are arriving, and the replica is consistent only up to an earlier point";
     if !op.options.force {
         return Err(refused(text)
             .with_hint("-f goes back to that point first; --inconsistent takes the volumes as they are")
-            .with_hint_command(format!("backstay wait -C {id} --until consistent"), op.node.name()));
+            .with_hint_command(
+                format!("backstay wait -C {id} --until consistent"),
+                op.node.name(),
+            ));
     }
     warnings.push(format!("{text}: it is gone back to first"));
     Ok(Ground::Resyncing)
@@ -168,7 +192,10 @@ fn planned(context: &Context, peer: &Peer, ground: &Ground, mounted: bool, point
     let mut steps = Vec::new();
     if let Peer::Answers(standing) = peer {
         let stop = if standing.serves() { "stop it, then " } else { "" };
-        steps.push(format!("{stop}have {} give its role up, durably", context.peer_name()));
+        steps.push(format!(
+            "{stop}have {} give its role up, durably",
+            context.peer_name()
+        ));
     }
     if matches!(ground, Ground::Resyncing) {
         steps.push("go back to the last consistent point".into());
@@ -192,7 +219,11 @@ fn take_role(op: &mut Op<'_>, context: &Arc<Context>, peer: &Peer, ground: &Grou
         Peer::Away => context.term(),
     };
     let going_on = context.standing() == Standing::FailingOver;
-    let term = if going_on && term == context.term() { term } else { Term(term.0 + 1) };
+    let term = if going_on && term == context.term() {
+        term
+    } else {
+        Term(term.0 + 1)
+    };
     if let Peer::Answers(standing) = peer
         && standing.standing().serves()
     {

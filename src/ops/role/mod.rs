@@ -17,6 +17,7 @@ use super::{Answer, Op, next, part_way, refused};
 use crate::{
     config::ContextConfig,
     context::Context,
+    hooks::{Facts, HookEvent},
     peer::PeerError,
     roles::{
         Act, Next, Standing, Verdict,
@@ -50,22 +51,63 @@ fn gate(op: &Op<'_>, context: &Context, act: Act, verb: &str) -> Result<Gate, Fa
         Verdict::Go => Ok(Gate::Open),
         Verdict::Already => Ok(Gate::Already),
         Verdict::Force(_) if op.options.force => Ok(Gate::Forced),
-        Verdict::Force(step) => Err(refuse(op, context, verb, step).with_hint("-f overrides this, after a question")),
+        Verdict::Force(step) => {
+            Err(refuse(op, context, verb, step).with_hint("-f overrides this, after a question"))
+        }
         Verdict::Refuse(step) => Err(refuse(op, context, verb, step)),
     }
 }
 
 fn refuse(op: &Op<'_>, context: &Context, verb: &str, step: Next) -> Failure {
     let stopped = if context.is_stopped() { ", stopped" } else { "" };
-    let text = format!("{verb}: context {} is {}{stopped} here", context.id(), context.standing());
+    let text = format!(
+        "{verb}: context {} is {}{stopped} here",
+        context.id(),
+        context.standing()
+    );
     hinted(refused(text), op, context, step)
 }
 
 /// A failure with the command that leads on, on the right host.
 fn hinted(failure: Failure, op: &Op<'_>, context: &Context, step: Next) -> Failure {
     let (command, there) = step.command(context.id());
-    let host = if there { context.peer_name().to_owned() } else { op.node.name() };
+    let host = if there {
+        context.peer_name().to_owned()
+    } else {
+        op.node.name()
+    };
     failure.with_hint_command(command, host)
+}
+
+/// Whether `rtstart` may start the context: not a fenced one, and not one that must hear its peer first.
+pub(super) fn may_start(op: &Op<'_>, context: &Arc<Context>) -> Result<(), Failure> {
+    gate(op, context, Act::Start, "start")?;
+    let waits = context
+        .held_back()
+        .filter(|_| context.standing().serves() && !op.options.force);
+    let Some(why) = waits else { return Ok(()) };
+    if context.hear_peer() {
+        return gate(op, context, Act::Start, "start").map(drop);
+    }
+    Err(refused(why)
+        .with_hint("-f serves all the same: only if the other host surely does not")
+        .with_hint_command(
+            format!("backstay status -C {}", context.id()),
+            context.peer_name(),
+        ))
+}
+
+/// Runs the hooks of an event; a required one that fails refuses the command, which has changed nothing yet.
+fn hooks(op: &mut Op<'_>, context: &Context, event: HookEvent) -> Result<(), Failure> {
+    let node = Arc::clone(op.node);
+    let facts = Facts::of(context);
+    let mut lines = Vec::new();
+    let ran = node.hooks().run(event, &facts, &mut |line| lines.push(line));
+    lines.into_iter().for_each(|line| op.line(line));
+    ran.map(drop).map_err(|e| {
+        Failure::from_error(Code::Refused, &e)
+            .with_hint("nothing was changed; mend the hook, or take it out of `required`")
+    })
 }
 
 /// The peer's standing; not to be had: 75.
@@ -91,7 +133,10 @@ fn maps(config: &ContextConfig) -> Vec<(VolumeIndex, MapShape)> {
         region_size: config.region_size.0,
         default: Cell::Clean,
     };
-    config.indexed().map(|(index, v)| (index, shape(v.size.0))).collect()
+    config
+        .indexed()
+        .map(|(index, v)| (index, shape(v.size.0)))
+        .collect()
 }
 
 /// The row that makes a host this.
@@ -123,7 +168,11 @@ fn end_info(context: &Context) -> PointInfo {
     let (end, _) = context.journal.line_cursors();
     let rows = context.journal.lfc_rows(..);
     let open = context.journal.open_row();
-    let row = rows.iter().map(|r| &**r).chain(open.as_ref()).rfind(|r| r.first_seq <= end);
+    let row = rows
+        .iter()
+        .map(|r| &**r)
+        .chain(open.as_ref())
+        .rfind(|r| r.first_seq <= end);
     row.map_or_else(PointInfo::default, |r| {
         PointInfo::new(r.generation.0, end.min(r.last_seq), r.lfc, r.last_time)
     })
@@ -154,7 +203,11 @@ fn start(context: &Arc<Context>) -> Result<(), Failure> {
 }
 
 /// Attaches, checks and mounts the protected volumes, as `rtmnt` does.
-fn mount(op: &mut Op<'_>, context: &Context, wanted: bool) -> Result<Vec<control::reply::MountInfo>, Failure> {
+fn mount(
+    op: &mut Op<'_>,
+    context: &Context,
+    wanted: bool,
+) -> Result<Vec<control::reply::MountInfo>, Failure> {
     if !wanted || context.config.volumes.iter().all(|v| v.mount.is_none()) {
         return Ok(Vec::new());
     }
@@ -179,8 +232,17 @@ fn mount(op: &mut Op<'_>, context: &Context, wanted: bool) -> Result<Vec<control
 /// Devices of the context that are still attached here: nobody may hold a volume while its host changes.
 fn held(op: &Op<'_>, context: &Context) -> Vec<String> {
     let prefix = format!("c{}/", context.id());
-    let protected = |export: &str| export.strip_prefix(&prefix).is_some_and(|rest| !rest.contains('/'));
-    let attached = op.node.attacher().all().into_iter().filter(|a| protected(&a.export));
+    let protected = |export: &str| {
+        export
+            .strip_prefix(&prefix)
+            .is_some_and(|rest| !rest.contains('/'))
+    };
+    let attached = op
+        .node
+        .attacher()
+        .all()
+        .into_iter()
+        .filter(|a| protected(&a.export));
     attached
         .map(|a| match a.mounted {
             Some(at) => format!("{} mounted at {}", a.name.display(), at.display()),

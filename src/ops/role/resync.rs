@@ -3,11 +3,16 @@
 //! On the first: its volumes get all of its own line (L4), its part of the set is stale, and it becomes a replica that waits.
 //! On the second: shipping begins; the link takes the other part of the set before anything flows.
 
-use super::{Answer, Gate, Op, ask_peer, changed, gate, held, hinted, next, part_way, refused, reply, row_of, start};
+use super::{
+    Answer, Gate, Op, ask_peer, changed, gate, held, hinted, hooks, next, part_way, refused, reply, row_of,
+    start,
+};
 use crate::{
     agent::meeting,
     context::Context,
+    hooks::HookEvent,
     roles::{Act, Next, Standing, peer::PeerStanding},
+    volume_identity::Verdict,
 };
 use control::{
     Failure, Question, Reply, Step,
@@ -39,7 +44,11 @@ fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, both: bool
     if !already {
         let peer = ask_peer(op, context)?;
         if !peer.standing().serves() {
-            let text = format!("{} is {}: nothing to follow", context.peer_name(), peer.standing());
+            let text = format!(
+                "{} is {}: nothing to follow",
+                context.peer_name(),
+                peer.standing()
+            );
             return Err(hinted(refused(text), op, context, Next::FailoverThere));
         }
         let holders = held(op, context);
@@ -56,12 +65,16 @@ fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, both: bool
         }
         op.ask(Question::Fixed(FixedQuestion::FailoverProcessing))?;
         op.ask(Question::Fixed(FixedQuestion::LcaReset))?;
+        hooks(op, context, HookEvent::PreResync)?;
         let term = Term(peer.term).max(context.term());
         let row = row_of(context, Standing::ResyncReady, term);
         let theirs = peer.line();
         context.halt();
+        let lost = context.changed_backings();
+        declare(op, context, &lost)?;
         changed(context, |host| host.give_way(&theirs, true, &row))?;
         context.took_over(row);
+        hooks(op, context, HookEvent::StateChanged)?;
     } else if op.options.dry_run {
         return super::super::planned(None, vec![]);
     }
@@ -129,6 +142,31 @@ fn dropped(context: &Context, peer: &PeerStanding) -> Vec<LfcInfo> {
         .collect()
 }
 
+/// Volumes that are not what they were: everything of them is copied, whatever the maps say (R15).
+fn declare(op: &mut Op<'_>, context: &Context, lost: &[(String, Verdict)]) -> Result<(), Failure> {
+    let lost = lost.iter().filter(|(_, verdict)| *verdict != Verdict::Unknown);
+    for (name, _) in lost {
+        let Some((index, volume)) = context.config.volume(name) else {
+            continue;
+        };
+        op.line(format!(
+            "volume {name} is not what was opened before: all of it is copied"
+        ));
+        let all = [(index, ByteRange::at(0, volume.size.0))];
+        let journal = &context.journal;
+        if !journal.mapped_volumes().contains(&index) {
+            // Without a map everything is copied at any rate.
+            context.declare_lost(name).map_err(|e| part_way(&e))?;
+            continue;
+        }
+        let marked = journal.mark_stale(&all, journal.cursors().appended);
+        marked
+            .and_then(|()| context.declare_lost(name))
+            .map_err(|e| part_way(&e))?;
+    }
+    Ok(())
+}
+
 /// The acting production.
 fn activate(op: &mut Op<'_>, context: &Arc<Context>, already: bool) -> Answer {
     let started = Instant::now();
@@ -137,7 +175,11 @@ fn activate(op: &mut Op<'_>, context: &Arc<Context>, already: bool) -> Answer {
     if !already {
         let peer = ask_peer(op, context)?;
         if peer.standing() != Standing::ResyncReady {
-            let text = format!("{} is {}: it is not ready for resync", context.peer_name(), peer.standing());
+            let text = format!(
+                "{} is {}: it is not ready for resync",
+                context.peer_name(),
+                peer.standing()
+            );
             return Err(hinted(refused(text), op, context, Next::ResyncThere));
         }
         set = Some(ResyncSet {
@@ -149,11 +191,16 @@ fn activate(op: &mut Op<'_>, context: &Arc<Context>, already: bool) -> Answer {
         if op.options.dry_run {
             let steps = vec![
                 format!("take over what {} knows to differ", context.peer_name()),
-                format!("copy what differs to {}, while the application runs", context.peer_name()),
+                format!(
+                    "copy what differs to {}, while the application runs",
+                    context.peer_name()
+                ),
             ];
             return super::super::planned(None, steps);
         }
+        hooks(op, context, HookEvent::PreResync)?;
         ship(context).map_err(|e| part_way(&e))?;
+        hooks(op, context, HookEvent::PostResync)?;
     }
     op.step(Step::ResyncActivated);
     let mut reply = reply(context, RoleVerb::Resync, already, started);

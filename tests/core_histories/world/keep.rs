@@ -82,9 +82,8 @@ impl World {
         let journal = Arc::clone(&self.b().journal);
         let held = journal.held_bytes()?;
         let wanted = Wanted {
-            believed: None,
-            age_ns: None,
             bytes: rng.random_bool(0.9).then(|| rng.random_range(0..=held)),
+            ..Wanted::default()
         };
         let limit = match rng.random_bool(0.2) {
             true => rng.random_range(0..=held),
