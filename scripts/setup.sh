@@ -4,6 +4,7 @@ set -euo pipefail
 declare -A package=(
   [c++]=g++ [clang]=clang [nbdkit]=nbdkit [nbdinfo]=libnbd-bin [nbdcopy]=libnbd-bin [nbdfuse]=libnbd-bin
   [qemu-img]=qemu-utils [qemu-io]=qemu-utils [fio]=fio [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [losetup]=mount [sqlite3]=sqlite3
+  [ip]=iproute2 [nsenter]=util-linux
 )
 missing=()
 for tool in "${!package[@]}"; do
@@ -11,6 +12,8 @@ for tool in "${!package[@]}"; do
 done
 # bindgen loads libclang when RocksDB's bindings are made.
 find /usr/lib -name 'libclang*.so*' -print -quit 2>/dev/null | grep -q . || missing+=(libclang-dev)
+# PostgreSQL's own programs are not in PATH on Debian.
+compgen -G '/usr/lib/postgresql/*/bin/pgbench' >/dev/null || missing+=(postgresql)
 [ ${#missing[@]} -eq 0 ] && exit 0
 mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
 if [ "$(id -u)" -ne 0 ]; then
@@ -20,5 +23,12 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 echo "== installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
+# Tests run a cluster of their own: the package makes none now, and so starts none.
+if [[ " ${missing[*]} " == *' postgresql '* ]]; then
+  none=/etc/postgresql-common/createcluster.d/no-cluster-for-tests.conf
+  mkdir -p "${none%/*}"
+  echo 'create_main_cluster = false' >"$none"
+  trap 'rm -f "$none"' EXIT
+fi
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
