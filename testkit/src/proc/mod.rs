@@ -3,12 +3,16 @@
 //! Everything here panics with the words that a person needs (the command, the deadline, the last lines of the log), as a
 //! test would have to do with an error anyway. Nothing is ever killed by name, only by the id it was started with.
 
+mod host;
 mod process;
+mod pty;
 mod run;
 mod scratch;
 
+pub use host::{Host, Hosts};
 pub use process::Process;
-pub use run::{Finished, run};
+pub use pty::Pty;
+pub use run::{Finished, behind, run};
 pub use rustix::process::Signal;
 pub use scratch::Scratch;
 
@@ -53,9 +57,9 @@ fn package_of(tool: &str) -> &str {
         "mkfs.xfs" | "xfs_io" | "xfs_repair" => "xfsprogs",
         "mkfs.btrfs" | "btrfs" => "btrfs-progs",
         "mount" | "umount" | "losetup" => "mount",
-        "blkdiscard" | "unshare" | "nsenter" => "util-linux",
+        "blkdiscard" | "unshare" | "nsenter" | "setsid" | "runuser" => "util-linux",
         "ip" | "ss" => "iproute2",
-        "psql" | "initdb" | "pg_ctl" | "postgres" => "postgresql",
+        "psql" | "initdb" | "pg_ctl" | "postgres" | "pgbench" => "postgresql",
         "fusermount3" => "fuse3",
         other => other,
     }

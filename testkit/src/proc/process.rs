@@ -2,9 +2,9 @@
 
 use super::{
     POLL,
-    run::{code_of, pid, signal_group},
+    run::{code_of, signal_group, signal_one},
 };
-use rustix::process::{Signal, kill_process};
+use rustix::process::Signal;
 use std::{
     fs::{File, OpenOptions},
     io::{Read, Seek, SeekFrom},
@@ -206,10 +206,8 @@ impl Process {
     pub fn signal(&self, signal: Signal) {
         // Under the lock and only before it is waited for: its id cannot have gone to another process.
         let child = self.inner.child();
-        if child.1.is_none()
-            && let Some(pid) = pid(self.inner.id)
-        {
-            let _ = kill_process(pid, signal);
+        if child.1.is_none() {
+            signal_one(self.inner.id, signal);
         }
     }
 

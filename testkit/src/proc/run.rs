@@ -1,7 +1,7 @@
 //! Commands that run to their end.
 
 use super::POLL;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
@@ -49,6 +49,22 @@ pub(super) fn code_of(status: ExitStatus) -> i32 {
         .code()
         .or_else(|| status.signal().map(|s| 128 + s))
         .unwrap_or(-1)
+}
+
+/// `command` as the last words of `prefix`, with its folder and environment: `setsid`, `nsenter`, `strace` and their kind.
+#[must_use]
+pub fn behind(mut prefix: Command, command: &Command) -> Command {
+    prefix.arg(command.get_program()).args(command.get_args());
+    if let Some(folder) = command.get_current_dir() {
+        prefix.current_dir(folder);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => prefix.env(name, value),
+            None => prefix.env_remove(name),
+        };
+    }
+    prefix
 }
 
 /// Runs a command to its end, without input.
@@ -117,6 +133,13 @@ pub(super) fn pid(id: u32) -> Option<Pid> {
     i32::try_from(id).ok().and_then(Pid::from_raw)
 }
 
+/// Signals one process. It may be gone already.
+pub(super) fn signal_one(id: u32, signal: Signal) {
+    if let Some(pid) = pid(id) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
 pub(super) fn signal_group(id: u32, signal: Signal) {
     if let Some(pid) = pid(id) {
         // It may be gone already.
@@ -128,7 +151,6 @@ pub(super) fn signal_group(id: u32, signal: Signal) {
 mod tests {
     use super::*;
     use crate::proc::shared::{SOON, sh};
-    use rustix::process::kill_process;
 
     #[test]
     fn runs_to_the_end() {
@@ -144,6 +166,15 @@ mod tests {
         let left = run(&mut sh("sleep 60 & echo $!"), SOON).ok();
         assert!(start.elapsed() < SOON);
         kill_process(Pid::from_raw(left.trim().parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+    }
+
+    #[test]
+    fn a_command_keeps_its_surroundings_behind_another() {
+        let mut inner = sh("pwd; echo $A$B$1");
+        inner.current_dir("/").env("A", "a").env_remove("B");
+        let mut prefix = Command::new("env");
+        prefix.arg("-u").arg("C").env("B", "b");
+        assert_eq!(run(&mut behind(prefix, &inner), SOON).ok(), "/\na\n");
     }
 
     #[test]
