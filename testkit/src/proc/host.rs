@@ -138,7 +138,12 @@ impl Host {
         *running = Some(Running { holder, _pipe: pipe });
         let said = || fs::read_to_string(&log).unwrap_or_default();
         assert!(up, "{} did not come up: {}", self.name, said());
-        let enter = format!("#!/bin/sh\nexec {} \"$@\"\n", enter(pid).join(" "));
+        let environment = self.folder.join("environment");
+        let enter = format!(
+            "#!/bin/sh\n[ ! -e '{0}' ] || . '{0}'\nexec {1} \"$@\"\n",
+            environment.display(),
+            enter(pid)
+        );
         let path = self.enter();
         let written = fs::write(&path, enter)
             .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)));
@@ -151,7 +156,8 @@ impl Host {
         self.running().is_some()
     }
 
-    /// A program that runs its arguments on the host while it is up, for scripts.
+    /// A program that runs its arguments on the host while it is up, for scripts. It sources `environment` in the host's folder
+    /// first, if that is there.
     #[must_use]
     pub fn enter(&self) -> PathBuf {
         self.folder.join("enter")
@@ -173,9 +179,9 @@ impl Host {
     #[track_caller]
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
-        let words = enter(self.pid());
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).arg(program);
+        assert!(self.is_up(), "{} is down", self.name);
+        let mut command = Command::new(self.enter());
+        command.arg(program);
         command
     }
 
@@ -230,14 +236,8 @@ impl Drop for Host {
 }
 
 /// The words before a command that run it on the host of this holder.
-fn enter(holder: u32) -> Vec<String> {
-    let mut words = ["nsenter", "--net", "--mount", "--uts", "--ipc"]
-        .map(str::to_owned)
-        .to_vec();
-    words.push(format!("--target={holder}"));
-    words.push(format!("--pid=/proc/{holder}/ns/pid_for_children"));
-    words.push("--".to_owned());
-    words
+fn enter(holder: u32) -> String {
+    format!("nsenter --net --mount --uts --ipc --target={holder} --pid=/proc/{holder}/ns/pid_for_children --")
 }
 
 fn first_below(holder: u32) -> Option<u32> {
