@@ -21,6 +21,8 @@ for folder in data wal; do prod1 install -d -o postgres "/mnt/$folder/pg"; done
 as_postgres prod1 "$programs/initdb" -D /mnt/data/pg -X /mnt/wal/pg/wal --wal-segsize=1 -A trust -E UTF8 --locale=C >/dev/null
 printf '%s\n' 'shared_buffers = 16MB' 'max_wal_size = 16MB' 'min_wal_size = 4MB' |
   "$SITE_DIR/prod1/enter" tee -a /mnt/data/pg/postgresql.conf >/dev/null
+# What is not synced may be gone after a crash, or be zeros.
+"$SITE_DIR/prod1/enter" sync -f /mnt/data
 database prod1 start
 as_postgres prod1 "$programs/createdb" -h /mnt/run bank
 as_postgres prod1 "$programs/pgbench" -h /mnt/run -i -q bank 2>/dev/null

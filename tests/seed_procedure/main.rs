@@ -105,6 +105,28 @@ fn the_planned_procedure_loses_and_copies_nothing() {
     site.same_in_the_end();
 }
 
+/// The host of production loses its power under load and comes back: every transfer that was committed before is there.
+#[test]
+fn a_production_host_that_crashed_comes_back_with_every_commit() {
+    if !root_for("a_production_host_that_crashed_comes_back_with_every_commit") {
+        return;
+    }
+    let site = Site::new("power");
+    let transfers = || -> u64 {
+        let said = site.call("sql prod1 'SELECT count(*) FROM pgbench_history'");
+        said.trim().parse().unwrap()
+    };
+    site.call("sleep 2");
+    let before = transfers();
+    site.host(PROD).crash();
+    site.boot(PROD);
+    site.call("prod1 rtmnt -C 1; application_start prod1");
+    let after = transfers();
+    println!("{before} transfers before the crash, {after} or more behind it");
+    assert!(before > 200 && after >= before);
+    site.same_in_the_end();
+}
+
 /// Production's volumes are as long as before, and empty.
 fn lose_volumes(site: &Site) {
     for volume in ["data", "wal"] {
