@@ -79,7 +79,7 @@ const STATES: &[State] = &[
         writer: None,
         rows: &[
             (REC, "rtdr -C 1 resync", 1),
-            (REC, "rtdr -C 1 failback", 1),
+            (REC, "rtdr -C 1 failback", 0),
             (REC, "scrt_ra -C 1 --undo -q", 1),
         ],
     },
@@ -94,7 +94,7 @@ const STATES: &[State] = &[
             (PROD, "rtdr -C 1 failover", 1),
             (PROD, "rtdr -C 1 resync -q", 1),
             (REC, "rtdr -C 1 resync", 1),
-            (PROD, "rtdr -C 1 failback", 1),
+            (PROD, "rtdr -C 1 failback", 0),
             (PROD, "rtmark -C 1 --name x", 1),
             (PROD, "rtstop -FSC 1", 0),
         ],
@@ -147,7 +147,6 @@ const STATES: &[State] = &[
             (REC, "rtdr -C 2 failover", 0),
             // Not now: nobody answers.
             (REC, "rtdr -C 1 resync", 75),
-            (REC, "rtdr -C 1 failback", 75),
         ],
     },
     State {
@@ -197,7 +196,9 @@ const STATES: &[State] = &[
         written_on: None,
         writer: None,
         rows: &[
-            (REC, "rtdr -C 1 failover", 1),
+            (REC, "rtdr -C 1 failover", 0),
+            (REC, "rtdr -C 1 resync", 0),
+            (PROD, "rtdr -C 1 resync -q", 0),
             (REC, "rtmark -C 1 --name x", 1),
             (REC, "rtstop -FSC 2", 0),
             (PROD, "rtmark -C 1 --name x", 1),
@@ -397,7 +398,7 @@ impl Walk {
                 told(&answer)
             ));
         }
-        if [0, 64].contains(&code) {
+        if code != 1 {
             return None;
         }
         let mut all = told(&answer);
