@@ -159,6 +159,17 @@ fn refusals_name_the_way_out() {
         );
     };
     wrong_host(PROD, &["scrt_ra", "-C", "1", "-X"], "scrt_ra -C 1 -X");
+    // The same command there means the same: its target goes along.
+    wrong_host(
+        PROD,
+        &["scrt_ra", "-C", "1", "--mark", "m1", "--name", "n"],
+        "scrt_ra -C 1 --at mark:m1 --name n",
+    );
+    wrong_host(
+        PROD,
+        &["scrt_ra", "-C", "1", "-F", "-t", "4", "-L", "data", "-q"],
+        "scrt_ra -C 1 -F --at lfc:4 -L data",
+    );
     wrong_host(PROD, &["scrt_ra", "-C", "1", "-W"], "scrt_ra -C 1 -W");
     wrong_host(
         PROD,

@@ -65,6 +65,7 @@ const STATES: &[State] = &[
             (REC, "scconfig -C 1 -B -G -q", 1),
             (PROD, "scconfig -C 1 -B -q", 64),
             (PROD, "scrt_ra -C 1 -X", 1),
+            (PROD, "scrt_ra -C 1 --mark before", 1),
             (PROD, "scrt_ra -C 1 -F --mark before -q", 1),
             (REC, "scrt_ra -C 1 -F --mark before -q", 1),
             (REC, "rtmark -C 1 --name x", 1),

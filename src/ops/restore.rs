@@ -24,7 +24,7 @@ use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 /// `scrt_ra -F`.
 pub fn failover_restore(op: &mut Op<'_>, id: u32, to: &RestoreTo, volume: Option<&str>) -> Answer {
     let context = op.context(id)?;
-    let running = recovery(op, &context, &format!("scrt_ra -C {id} -F"))?;
+    let running = recovery(op, &context, &typed(id, to, volume))?;
     let recovery = side(&running)?;
     let only = volume.map(|name| volume_of(&context, name)).transpose()?;
     let (point, target) = target_of(&context, recovery, to)?;
@@ -120,9 +120,8 @@ pub fn undo(op: &mut Op<'_>, id: u32) -> Answer {
     let (Some(row), ContextState::Restoring | ContextState::RolledBack) =
         (context.restore(), context.state())
     else {
-        return Err(refused(
-            "the replica is not rolled back: there is no restore to undo",
-        ));
+        let text = "the replica is not rolled back: there is no restore to undo";
+        return Err(refused(text).with_hint_command(format!("backstay status -C {id}"), op.node.name()));
     };
     let history: &dyn History = &*context.journal;
     let from = point_info(&context, &row.target, Some(&row.text));
@@ -144,6 +143,17 @@ pub fn undo(op: &mut Op<'_>, id: u32) -> Answer {
     let only = only.map(|(_, volume)| volume.name.clone());
     op.ask(way.question(only.as_deref(), vec![back]))?;
     run(op, &context, recovery, Work::TurnRound(row), way)
+}
+
+/// The command as it is typed.
+fn typed(id: u32, to: &RestoreTo, volume: Option<&str>) -> String {
+    let to = match to {
+        RestoreTo::Target(text) => format!("--at {text}"),
+        RestoreTo::Level(level) => format!("--level {level}"),
+        RestoreTo::LastSnapshot => "--last-snapshot".to_owned(),
+    };
+    let only = volume.map(|name| format!(" -L {name}")).unwrap_or_default();
+    format!("scrt_ra -C {id} -F {to}{only}")
 }
 
 fn volume_of(context: &Context, name: &str) -> Result<VolumeIndex, Failure> {

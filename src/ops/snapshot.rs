@@ -131,7 +131,13 @@ pub fn context_failure(error: &ContextError) -> Failure {
 /// `scrt_ra -X`, or a target alone.
 pub fn snapshot(op: &mut Op<'_>, id: u32, target: &str, name: Option<&str>) -> Answer {
     let context = op.context(id)?;
-    let running = recovery(op, &context, &format!("scrt_ra -C {id} -X"))?;
+    let to = if target == "latest" {
+        "-X".to_owned()
+    } else {
+        format!("--at {target}")
+    };
+    let named = name.map(|name| format!(" --name {name}")).unwrap_or_default();
+    let running = recovery(op, &context, &format!("scrt_ra -C {id} {to}{named}"))?;
     let views = &side(&running)?.views;
     let parsed = parse(target)?;
     let point = views.resolve(&parsed).map_err(|e| failure(&context, &e))?;
