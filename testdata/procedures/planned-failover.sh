@@ -34,6 +34,7 @@ application_start rec1
 step 5 "Resync, on both servers"
 prod1 rtdr $Q -C 1 resync
 see '-- Failover Context ID <2> is enabled and ready for re-sync. ---'
+see 'to copy     0 B written here,'
 rec1 rtdr $Q -C 1 resync
 see '--- System re-sync is activated. ---'
 

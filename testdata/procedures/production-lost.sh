@@ -26,6 +26,7 @@ prod1 rtdr $Q -C 1 resync
 see '-- Failover Context ID <2> is enabled and ready for re-sync. ---'
 rec1 rtdr $Q -C 1 resync
 see '--- System re-sync is activated. ---'
+see 'to copy     everything'
 
 step 4 "Stop the application, drain, and failback"
 application_stop rec1
