@@ -150,6 +150,48 @@ const STATES: &[State] = &[
             (REC, "rtdr -C 1 resync", 75),
         ],
     },
+    // A stopped context dials nobody: the old production learns of the failover when its operator types the next command.
+    State {
+        name: "production stopped and dead",
+        from: "enabled",
+        steps: &[(PROD, "rtstop -C 1")],
+        production_dead: true,
+        written_on: None,
+        writer: None,
+        rows: &[],
+    },
+    State {
+        name: "failed over behind a stopped production",
+        from: "production stopped and dead",
+        steps: &[(REC, "rtdr -C 1 failover -q")],
+        production_dead: true,
+        written_on: Some(REC),
+        writer: Some(REC),
+        rows: &[],
+    },
+    State {
+        name: "a stopped production is back",
+        from: "failed over behind a stopped production",
+        steps: &[],
+        production_dead: false,
+        written_on: None,
+        writer: Some(REC),
+        rows: &[
+            (PROD, "rtdr -C 1 failover", 1),
+            (PROD, "rtdr -C 1 failback", 1),
+            (PROD, "rtmark -C 1 --name x", 1),
+            (REC, "rtdr -C 1 resync", 1),
+        ],
+    },
+    State {
+        name: "ready behind a stop",
+        from: "a stopped production is back",
+        steps: &[(PROD, "rtdr -C 1 resync -q")],
+        production_dead: false,
+        written_on: None,
+        writer: Some(REC),
+        rows: &[(PROD, "rtdr -C 1 failback", 1)],
+    },
     State {
         name: "ready for resync",
         from: "failed over to a restored point",
@@ -309,6 +351,14 @@ impl Walk {
         }
     }
 
+    /// Starts production where it was dead and is not to be.
+    fn revive(&mut self, state: &State) {
+        if !self.up[0] && !state.production_dead {
+            self.pair.start(PROD);
+            self.up[0] = true;
+        }
+    }
+
     /// Keeps the state directories of both as `name`.
     fn keep(&self, name: &str) {
         let (state, kept) = (self.pair.scratch.join("state"), self.pair.scratch.folder("kept"));
@@ -446,6 +496,7 @@ fn the_wrong_command_is_refused_and_its_hint_works() {
             let from = STATES.iter().find(|s| s.name == state.from).unwrap();
             walk.back_to(from, &peers.clone());
         }
+        walk.revive(state);
         walk.reach(state, u8::try_from(n).unwrap() + 1);
         walk.kill();
         walk.keep(state.name);

@@ -139,7 +139,6 @@ deploy() { # HOST
 # what it holds is about to give way.
 application_abandon() {
   load_stop "$1"
-  ! is_running "$1" || as_postgres "$1" "$programs/pg_ctl" stop -D /mnt/data/pg -s -m immediate
   typed "$1" rtumnt -C 1 -f -q </dev/null
 }
 

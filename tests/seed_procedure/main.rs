@@ -38,12 +38,9 @@ fn the_unplanned_procedure_with_quiet_letters() {
     }
 }
 
-/// The hosts lose each other while the bank is open on production: what it writes from then on is never shipped.
-#[test]
-fn the_unplanned_procedure_typed_at_a_terminal() {
-    if !root_for("the_unplanned_procedure_typed_at_a_terminal") {
-        return;
-    }
+/// The hosts lose each other while the bank is open on production: what it writes from then on is never shipped. When the cable
+/// is plugged in again, `back` says what else happens before the operator goes on.
+fn unplanned_with_a_cut_cable(back: impl Fn(&Site) + Sync) {
     let site = Site::new("typed");
     site.call("deploy prod1");
     // First nothing is heard from production, then both hear nothing.
@@ -60,9 +57,34 @@ fn the_unplanned_procedure_typed_at_a_terminal() {
     });
     let environment = [("LETTER", "-D"), ("EXACTLY", "1")];
     site.procedure("unplanned-failover.sh", Way::Typed, &environment, || {
-        site.hosts.mend()
+        site.hosts.mend();
+        back(&site);
     });
     site.same_in_the_end();
+}
+
+/// The operator is quicker than the link: the old production has not heard of the failover when its resync is typed.
+#[test]
+fn the_unplanned_procedure_typed_at_a_terminal() {
+    if root_for("the_unplanned_procedure_typed_at_a_terminal") {
+        unplanned_with_a_cut_cable(|_| {});
+    }
+}
+
+/// The hosts meet while the bank is still open on the old production: it is stopped at the contact, not by the operator.
+#[test]
+fn the_unplanned_procedure_behind_a_meeting_under_load() {
+    if root_for("the_unplanned_procedure_behind_a_meeting_under_load") {
+        unplanned_with_a_cut_cable(|site| {
+            until("the old production to be fenced", LONG, || {
+                let mut status = site.host(PROD).command("backstay");
+                run(status.args(["status", "-C", "1"]), LONG)
+                    .stdout
+                    .contains("FENCED")
+                    .then_some(())
+            });
+        });
+    }
 }
 
 /// Nothing is wrong with the newest data; production comes back with empty volumes, and all is copied while the bank is open.

@@ -172,7 +172,7 @@ impl Site {
     /// Closes the bank on production, drains, and asserts that both hosts hold the same.
     #[track_caller]
     pub fn same_in_the_end(&self) {
-        self.call("application_stop prod1");
+        self.call("sleep 1; application_stop prod1");
         self.host(PROD).sh("rtumnt -FC 1 && rtstop -FSC 1");
         for volume in ["data", "wal"] {
             let files = [PROD, REC].map(|host| self.backing(host, volume));

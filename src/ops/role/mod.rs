@@ -44,8 +44,24 @@ enum Gate {
     Already,
 }
 
+/// What the hosts would find out at their next contact, found out before the table is asked: a stopped context dials nobody, and
+/// an operator is quicker than a link that has just come back.
+fn meet(context: &Arc<Context>) {
+    if context.role() != Role::Production || context.standing() == Standing::Fenced {
+        return;
+    }
+    if let Ok(peer) = crate::roles::peer::ask(context)
+        && peer.term > context.term().0
+        && peer.standing().serves()
+    {
+        let why = format!("{} is production at term {}", context.peer_name(), peer.term);
+        context.fence(Term(peer.term), &why);
+    }
+}
+
 /// Asks the table; what it refuses is refused with the command that leads on.
-fn gate(op: &Op<'_>, context: &Context, act: Act, verb: &str) -> Result<Gate, Failure> {
+fn gate(op: &Op<'_>, context: &Arc<Context>, act: Act, verb: &str) -> Result<Gate, Failure> {
+    meet(context);
     let standing = context.standing();
     match decide(standing, context.is_stopped(), context.is_home(), act) {
         Verdict::Go => Ok(Gate::Open),
