@@ -7,7 +7,7 @@
 //! | `c1/data@TARGET`, `c1/data@TARGET+rw` | the volume at a point, on recovery, for as long as the connection lasts |
 
 use crate::{
-    context::{Context, Running, Snapshot, SnapshotError, Views},
+    context::{Context, Lifeline, Running, Snapshot, SnapshotError, Views},
     node::Node,
 };
 use journal::tap::{Request, Tap, VolumeChange};
@@ -194,10 +194,12 @@ impl Exports for NodeExports {
             } => {
                 let (context, running) = self.find(context)?;
                 let index = volume_of(&context, volume)?;
-                let snapshot = views(&running).and_then(|v| v.get(level)).ok_or_else(|| {
+                let views = views(&running);
+                let snapshot = views.as_ref().and_then(|v| Some((v.get(level)?, v.lifeline())));
+                let (snapshot, lifeline) = snapshot.ok_or_else(|| {
                     OpenError::Unknown(format!("context {} has no snapshot {level}", context.id()))
                 })?;
-                open_snapshot(&context, &snapshot, index, writable)
+                open_snapshot(&context, &snapshot, lifeline, index, writable)
             }
             Name::At {
                 context,
@@ -217,19 +219,18 @@ impl Exports for NodeExports {
                 let target: Target = target
                     .parse()
                     .map_err(|e: model::target::TargetError| OpenError::Unknown(e.to_string()))?;
-                let reader = views(&running)
-                    .ok_or_else(|| OpenError::Failed("no views here".into()))?
-                    .reader(&target, writable)
-                    .map_err(|e| match e {
-                        SnapshotError::Target(e) => OpenError::Unknown(e.to_string()),
-                        e @ SnapshotError::NotConsistent => OpenError::Refused(e.to_string()),
-                        e => OpenError::Failed(e.to_string()),
-                    })?;
+                let views = views(&running).ok_or_else(|| OpenError::Failed("no views here".into()))?;
+                let reader = views.reader(&target, writable).map_err(|e| match e {
+                    SnapshotError::Target(e) => OpenError::Unknown(e.to_string()),
+                    e @ SnapshotError::NotConsistent => OpenError::Refused(e.to_string()),
+                    e => OpenError::Failed(e.to_string()),
+                })?;
                 let description = describe(if writable { "vdev" } else { "snapshot" }, reader.view.point());
                 Ok(Arc::new(PastExport {
                     view: Arc::clone(&reader.view),
                     vdev: None,
                     reader: Some(reader),
+                    lifeline: views.lifeline(),
                     index,
                     description,
                 }))
@@ -248,6 +249,7 @@ fn describe(word: &str, point: &model::Point) -> String {
 fn open_snapshot(
     context: &Context,
     snapshot: &Snapshot,
+    lifeline: Lifeline,
     index: VolumeIndex,
     writable: bool,
 ) -> Result<Arc<dyn Export>, OpenError> {
@@ -266,6 +268,7 @@ fn open_snapshot(
         view: Arc::clone(&snapshot.view),
         vdev,
         reader: None,
+        lifeline,
         index,
         description: describe(if writable { "vdev" } else { "snapshot" }, snapshot.point()),
     }))
@@ -349,6 +352,7 @@ struct PastExport {
     view: Arc<View>,
     vdev: Option<Arc<Vdev>>,
     reader: Option<crate::context::Reader>,
+    lifeline: Lifeline,
     index: VolumeIndex,
     description: String,
 }
@@ -400,6 +404,10 @@ impl Export for PastExport {
             Some(vdev) => vdev.read(self.index, offset, buf),
             None => self.view.read(self.index, offset, buf),
         };
+        // Asked behind the read: the volumes may have changed hands meanwhile.
+        if !self.lifeline.is_open() {
+            return Err(Errno::Shutdown);
+        }
         done.map_err(|e| {
             tracing::error!("view: read of {} bytes at {offset}: {e}", buf.len());
             Errno::Io

@@ -221,6 +221,16 @@ impl Node {
             .cloned()
     }
 
+    /// Whether this node has or had anything of a context, in working order or not.
+    #[must_use]
+    pub fn knows_of(&self, id: u32) -> bool {
+        let config = self.config();
+        self.context(id).is_some()
+            || self.damaged_context(id).is_some()
+            || config.contexts_dir().join(format!("{id}.toml")).exists()
+            || config.state_dir.join(format!("c{id}")).exists()
+    }
+
     /// Contexts that could not be opened: the name of their file, and why.
     #[must_use]
     pub fn broken(&self) -> Vec<(String, String)> {

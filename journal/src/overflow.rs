@@ -49,7 +49,11 @@ impl Journal {
             let behind = (Bound::Excluded(self.floors().redo), Bound::Unbounded);
             let oldest = self.shared.read().rows.range(behind).next().cloned();
             let cursors = self.cursors();
-            let Some(row) = oldest.filter(|row| row.last_seq <= cursors.checkpointed) else {
+            let current = self.current_generation().map(|g| g.no);
+            // What is of an earlier generation is on the volumes, whatever its numbers.
+            let is_on_volumes =
+                |row: &LfcRow| current > Some(row.generation) || row.last_seq <= cursors.checkpointed;
+            let Some(row) = oldest.filter(|row| is_on_volumes(row)) else {
                 return Ok(None);
             };
             // What was there before this host took the line over is no matter of what the peer received since: where the two
@@ -81,12 +85,21 @@ impl Journal {
             if self.cursors().received_by_peer < self.floors().redo_seq.seq {
                 return Ok(false);
             }
-            for volume in self.mapped_volumes() {
-                if self.next_stale(volume, 0, 1).is_some() {
-                    self.reset_map(volume, Cell::Clean)?;
-                }
-            }
+            self.clean_maps()?;
             Ok(true)
         })
+    }
+
+    /// No region differs from the peer any more.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn clean_maps(&self) -> Result<(), JournalError> {
+        for volume in self.mapped_volumes() {
+            if self.next_stale(volume, 0, 1).is_some() {
+                self.reset_map(volume, Cell::Clean)?;
+            }
+        }
+        Ok(())
     }
 }

@@ -328,10 +328,12 @@ impl Journal {
                         cursors.applied_lfc.1
                     )));
                 }
-                let end = Position {
+                // One that was taken over at an earlier point and not added to ends there.
+                let taken = shared_end(&self.shared.read());
+                let end = taken.unwrap_or(Position {
                     generation,
                     seq: last_seq,
-                };
+                });
                 if !is_boundary {
                     let ordinal = cursors.published.next();
                     let kind = OrdinalKind::Apply {
@@ -447,6 +449,14 @@ impl Journal {
             body: generation.birth(),
         })
     }
+}
+
+/// Where a line ends that was taken over and has no record of this host yet.
+fn shared_end(shared: &Shared) -> Option<Position> {
+    let parent = shared.promotion.as_ref()?.parent?;
+    let generation = shared.generation_by_id(parent.id)?.no;
+    let seq = parent.seq;
+    Some(Position { generation, seq })
 }
 
 /// What a birth record says its generation continues; `None` for other records.

@@ -261,6 +261,8 @@ impl End<'_> {
                 ReceiverAction::CopiesComplete { seq } => {
                     let generation = self.journal.current_generation().map_or(GenNo(0), |g| g.no);
                     self.journal.set_consistent_from(Position { generation, seq })?;
+                    // What this host knew to differ was part of the set: it is all here.
+                    self.journal.clean_maps()?;
                     tracing::info!(context = self.context.id().0, seq = seq.0, "all copies are here");
                     self.context.bells.sealed.ring();
                 }
@@ -273,8 +275,11 @@ impl End<'_> {
                     let why = both_production(&self.context, term);
                     self.context.fence(term, &why);
                 }
-                ReceiverAction::Refused { text, .. } => {
+                ReceiverAction::Refused { code, text } => {
                     self.context.set_peer(false, Some(text.clone()));
+                    if code == RefuseCode::Diverged {
+                        self.context.set_diverged();
+                    }
                     return Err(LinkError::Refused(text));
                 }
                 ReceiverAction::Jump(jump) => self.jump(&jump)?,

@@ -230,7 +230,7 @@ impl Link {
                     };
                     dialer.welcomed();
                     self.context.set_peer(true, None);
-                    self.context.set_peer_rolled_back(welcome.copying, false);
+                    self.context.set_peer_copying(welcome.copying);
                     if let Some(jump) = jumped {
                         self.jumped(&jump).await?;
                     } else {
@@ -293,8 +293,9 @@ impl Link {
             self.context.set_peer_no_room(Some(why).filter(|w| !w.is_empty()));
         }
         if request.kind == super::aba::ROLLED_BACK {
+            // What it says of copies stands in its welcome alone: a map that is not clean is never cleaned because of this.
             self.context
-                .set_peer_rolled_back(false, request.body.first() == Some(&1));
+                .set_peer_rolled_back(request.body.first() == Some(&1));
         }
     }
 
@@ -310,8 +311,7 @@ impl Link {
         self.unsealed = None;
         self.completing = false;
         self.table.left_out(jump.to.seq);
-        self.context
-            .set_peer_rolled_back(true, self.context.peer().rolled_back);
+        self.context.set_peer_copying(true);
         // What was left out may have changed no volume; the sync still needs a container behind the gap to end with.
         let (journal, seq) = (Arc::clone(&self.journal), jump.to.seq);
         let first = [(VolumeIndex(0), ByteRange { start: 0, end: 1 })];

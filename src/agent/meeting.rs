@@ -197,6 +197,13 @@ pub fn bring_together(
 ) -> Result<Jump, JournalError> {
     // Copies need positions, and those need a generation of our own.
     tap.begin_generation()?;
+    let cause = match (theirs, peer.seq) {
+        (_, WriteSeq(0)) => JumpCause::FirstSync,
+        (Some(_), _) => JumpCause::Line,
+        (None, _) => JumpCause::Dropped,
+    };
+    // Where the stream goes on is fixed first: what is written from here on is in the set, or behind it.
+    let jump = jump_to_newest(journal, tap, peer, cause)?;
     let ours = journal.line_parts();
     let common = match theirs {
         Some(theirs) => journal::common(&ours, &theirs.line),
@@ -220,12 +227,7 @@ pub fn bring_together(
         _ => all_stale(journal)?,
     }
     journal.reset_peer(WriteSeq(0), WriteSeq(0))?;
-    let cause = match (theirs, peer.seq) {
-        (_, WriteSeq(0)) => JumpCause::FirstSync,
-        (Some(_), _) => JumpCause::Line,
-        (None, _) => JumpCause::Dropped,
-    };
-    jump_to_newest(journal, tap, peer, cause)
+    Ok(jump)
 }
 
 /// A jump to where our newest generation begins, if that is news to the peer and still held; else behind what is not held,

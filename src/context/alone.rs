@@ -6,9 +6,10 @@
 
 use super::{Context, ContextError};
 use crate::{
+    agent::lca::both_production,
     boot::{self, Alone},
     peer::PeerError,
-    roles::peer,
+    roles::{Standing, peer},
 };
 use model::{Role, Timestamp};
 use std::{sync::Arc, time::Duration};
@@ -76,6 +77,35 @@ impl Context {
         alone == Alone::AskPeer
     }
 
+    /// A production since a failover ships nothing, so no link would ever tell it of another production: it asks now and then.
+    pub(super) fn watch_peer(self: &Arc<Self>) {
+        let context = Arc::downgrade(self);
+        let work = move || {
+            loop {
+                std::thread::sleep(ASK_EVERY);
+                let Some(context) = context.upgrade() else { return };
+                if context.standing() != Standing::FailedOver || !context.is_running() {
+                    return;
+                }
+                let Ok(Some(peer)) = peer::ask_if_known(&context) else {
+                    continue;
+                };
+                if peer.standing().serves() && peer.term >= context.term().0 {
+                    let why = match peer.term == context.term().0 {
+                        true => both_production(&context, context.term()),
+                        false => format!("{} is production at term {}", context.peer_name(), peer.term),
+                    };
+                    context.fence(model::Term(peer.term), &why);
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name(format!("c{}-watch", self.id()))
+            .spawn(work)
+            .expect("a thread can be started");
+    }
+
     /// Notes the boot in which the context serves.
     pub(super) fn note_boot(&self) -> Result<(), ContextError> {
         let Ok(now) = boot::boot_id() else { return Ok(()) };
@@ -111,8 +141,8 @@ impl Context {
 
     /// Asks the peer; `true` when that has decided.
     pub(crate) fn hear_peer(self: &Arc<Self>) -> bool {
-        match peer::ask(self) {
-            Ok(peer)
+        match peer::ask_if_known(self) {
+            Ok(Some(peer))
                 if peer.term > self.term().0 || (peer.standing().serves() && peer.term == self.term().0) =>
             {
                 let why = format!(
@@ -125,9 +155,11 @@ impl Context {
                 self.fence(model::Term(peer.term), &why);
                 true
             }
-            // It answers, and is not production; or it does not know the context; or there is no such peer.
-            Ok(_) | Err(PeerError::Refused { .. } | PeerError::UnknownHost(_)) => {
+            // It answers, and is not production; or it never had the context; or there is no such peer. One that has it and
+            // cannot open it says nothing about who is production.
+            Ok(_) | Err(PeerError::UnknownHost(_)) => {
                 self.hold_back(None);
+                // A stop that came meanwhile stays.
                 if let Err(e) = self.start() {
                     tracing::error!(context = self.id().0, "not started: {e}");
                     self.hold_back(Some(e.to_string()));

@@ -19,8 +19,8 @@ pub use overflow::SuperTransaction;
 pub use production::Production;
 pub use recovery::Recovery;
 pub use retention::Retention;
-pub(crate) use standing::{put_standing, put_stop};
-pub use views::{Reader, Snapshot, SnapshotError, Views};
+pub(crate) use standing::{HANDED_BACK, put_standing, put_stop};
+pub use views::{Lifeline, Reader, Snapshot, SnapshotError, Views};
 
 use crate::{
     agent::LinkHandle,
@@ -125,6 +125,8 @@ pub struct PeerView {
     pub no_room: Option<String>,
     /// Why it refused to work with us, if it did.
     pub refused: Option<String>,
+    /// Whether that was because its line and ours have parted.
+    pub diverged: bool,
 }
 
 /// What rings when something moved.
@@ -262,6 +264,8 @@ pub struct Context {
     restore: Mutex<Option<RestoreRow>>,
     running: RwLock<Option<Arc<Running>>>,
     held_back: Mutex<Option<String>>,
+    /// Held while the context starts or stops: whoever stops it knows that it has stopped.
+    changing: Mutex<()>,
 }
 
 impl Context {
@@ -314,6 +318,7 @@ impl Context {
             restore: Mutex::new(restore),
             running: RwLock::default(),
             held_back: Mutex::default(),
+            changing: Mutex::default(),
             config,
         });
         context.start_by_itself(node.last_alive(), is_new)?;
@@ -325,9 +330,11 @@ impl Context {
     /// # Errors
     /// When a volume cannot be opened or the journal fails.
     pub fn start(self: &Arc<Self>) -> Result<(), ContextError> {
+        let _changing = self.changing.lock();
         let mut running = self.running.write();
         let standing = self.standing();
-        if running.is_some() || matches!(standing, Standing::Fenced | Standing::FailingOver) {
+        let stays = self.is_stopped() || matches!(standing, Standing::Fenced | Standing::FailingOver);
+        if running.is_some() || stays {
             return Ok(());
         }
         let volumes = self.open_volumes()?;
@@ -342,12 +349,16 @@ impl Context {
         drop(running);
         self.hold_back(None);
         self.note_boot()?;
+        if standing == Standing::FailedOver {
+            self.watch_peer();
+        }
         self.bells.applied.ring();
         Ok(())
     }
 
     /// Ends what runs and closes the volumes; the journal stays open.
     pub fn halt(&self) {
+        let _changing = self.changing.lock();
         // Let go of the lock first: a peer that connects meanwhile waits for it on a worker that the link may need to end.
         let link = self.link.lock().take();
         if let Some(link) = link {
@@ -570,10 +581,16 @@ impl Context {
         }
         peer.connected = connected;
         peer.refused = refused;
+        peer.diverged &= !connected;
         // A new connection says it again.
         peer.no_room = None;
         drop(peer);
         self.bells.acknowledged.ring();
+    }
+
+    /// The peer's line and ours have parted: an operator chooses.
+    pub fn set_diverged(&self) {
+        self.peer.lock().diverged = true;
     }
 
     /// The peer has no room for what we send, or has room again.
@@ -582,12 +599,18 @@ impl Context {
         self.bells.acknowledged.ring();
     }
 
-    /// What the peer says of its replica.
-    pub fn set_peer_rolled_back(&self, copying: bool, rolled_back: bool) {
+    /// A stream begins: whether the peer's replica waits for copies. It says again whether it is rolled back.
+    pub fn set_peer_copying(&self, copying: bool) {
         let mut peer = self.peer.lock();
         peer.copying = copying;
-        peer.rolled_back = rolled_back;
+        peer.rolled_back = false;
         drop(peer);
+        self.bells.acknowledged.ring();
+    }
+
+    /// The peer's replica is rolled back, or goes on.
+    pub fn set_peer_rolled_back(&self, rolled_back: bool) {
+        self.peer.lock().rolled_back = rolled_back;
         self.bells.acknowledged.ring();
     }
 

@@ -100,6 +100,7 @@ impl Recovery {
         for thread in self.threads.lock().drain(..) {
             let _ = thread.join();
         }
+        self.views.close();
         // What was written to vdevs and not flushed would be lost otherwise, as in a disk's cache.
         for snapshot in self.views.all() {
             if let Ok(vdev) = &snapshot.vdev

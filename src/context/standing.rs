@@ -6,6 +6,8 @@ use journal::{ContextRow, JournalError};
 use model::{ContextState, Role, Term, Timestamp};
 use std::sync::Arc;
 
+/// Name of the note of a host that gave its role back and goes on by itself when the other has taken it.
+pub(crate) const HANDED_BACK: &str = "handed_back";
 /// Name of the note that says why a context is fenced.
 const FENCED_WHY: &str = "fenced_why";
 /// Name of the note that keeps the state to which a start leads back.
@@ -31,6 +33,7 @@ pub(crate) fn put_standing(row: &mut ContextRow, standing: Standing, term: Term,
     row.role = role;
     row.term = term;
     row.since = Timestamp::now();
+    row.notes.remove(HANDED_BACK);
     if row.state == ContextState::Stopped && standing != Standing::Fenced {
         row.notes.insert(BEFORE_STOP.into(), state.to_string());
     } else {
@@ -108,6 +111,22 @@ impl Context {
         self.change_row(|row| put_standing(row, standing, term, why))
     }
 
+    /// Puts the context from one standing into another, durably; `false`: it was not in that one.
+    ///
+    /// # Errors
+    /// As [`Context::set_standing`].
+    pub fn change_standing(&self, from: Standing, to: Standing) -> Result<bool, JournalError> {
+        let mut changed = false;
+        self.change_row(|row| {
+            if standing_of(row) == from {
+                let term = row.term;
+                put_standing(row, to, term, None);
+                changed = true;
+            }
+        })?;
+        Ok(changed)
+    }
+
     /// Another host has a better right to the role: this one stops before its next acknowledgement (invariant 8).
     pub(crate) fn fence(self: &Arc<Self>, term: Term, why: &str) {
         if self.role() != Role::Production || self.standing() == Standing::Fenced {
@@ -138,7 +157,18 @@ impl Context {
 
     /// A change of role has made this row durable: it is what this host is now, and an earlier restore is over.
     pub(crate) fn took_over(&self, row: ContextRow) {
-        *self.row.lock() = row;
+        let seen = {
+            let mut current = self.row.lock();
+            let seen = current.term.max(row.term);
+            *current = row;
+            seen
+        };
+        // A higher term that was met while the change ran is never forgotten.
+        if seen > self.term()
+            && let Err(e) = self.change_row(|row| row.term = seen)
+        {
+            self.poison("term", &e);
+        }
         *self.restore.lock() = None;
         *self.peer.lock() = PeerView::default();
         self.bells.applied.ring();

@@ -14,7 +14,10 @@ use snapshot::{Overlay, Vdev, View, Volumes};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Why there is no snapshot.
@@ -117,12 +120,25 @@ pub struct Views {
     overlay_bytes: u64,
     state: Mutex<State>,
     readers: Arc<Mutex<BTreeMap<u64, ReaderInfo>>>,
+    open: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
 struct State {
     snapshots: BTreeMap<Level, Arc<Snapshot>>,
     readers: u64,
+}
+
+/// Whether the views of one time as a replica may still be read.
+#[derive(Clone)]
+pub struct Lifeline(Arc<AtomicBool>);
+
+impl Lifeline {
+    /// Whether they may.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 impl Views {
@@ -143,6 +159,7 @@ impl Views {
             overlay_bytes,
             state: Mutex::default(),
             readers: Arc::default(),
+            open: Arc::new(AtomicBool::new(true)),
         };
         let mut snapshots = BTreeMap::new();
         for pin in journal.pins()? {
@@ -308,13 +325,29 @@ impl Views {
         }
     }
 
+    /// Ends all views, those that somebody still reads too: the volumes below them change hands.
+    pub fn close(&self) {
+        self.open.store(false, Ordering::Release);
+    }
+
+    /// Says whether views may still be read; to be asked after every read.
+    #[must_use]
+    pub fn lifeline(&self) -> Lifeline {
+        Lifeline(Arc::clone(&self.open))
+    }
+
     /// Resolves a target now; nothing keeps the point.
     ///
     /// # Errors
     /// When the target is not reachable or the replica is not consistent.
     pub fn resolve(&self, target: &Target) -> Result<Point, SnapshotError> {
-        let applied = self.journal.cursors().applied;
-        if self.journal.consistent().iter().all(|c| applied < c.from.seq) {
+        let cursors = self.journal.cursors();
+        if !self
+            .journal
+            .consistent()
+            .iter()
+            .any(|c| cursors.has_applied(c.from))
+        {
             return Err(SnapshotError::NotConsistent);
         }
         Ok(self.journal.resolve(target, Timestamp::now())?.point)

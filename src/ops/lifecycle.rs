@@ -113,7 +113,7 @@ pub fn stop(op: &mut Op<'_>, id: u32, unmount: bool, drain_first: bool) -> Answe
         steps.push(format!("stop {}, close the volumes", agent(context.role())));
         return super::planned(None, steps);
     }
-    let already = !context.is_running();
+    let already = context.is_stopped();
     if !already {
         if unmount {
             super::mount::unmount_all(op, &context, !production, op.options.force)?;

@@ -99,8 +99,8 @@ impl Host<'_> {
         let journal = self.journal;
         let place = match at {
             At::Newest => {
-                self.settle()?;
-                journal.head().map(|(place, _)| place).unwrap_or_default()
+                self.finish_line()?;
+                self.line_end()
             }
             At::Restored(point) => {
                 journal.close_line()?;
@@ -129,6 +129,15 @@ impl Host<'_> {
         };
         journal.promote(GenId(rand::random()), place, clock, row)?;
         Ok(place)
+    }
+
+    /// Where the line ends; one that was taken over and not added to ends where it was taken over.
+    fn line_end(&self) -> Position {
+        let parts = self.journal.line_parts();
+        let end = parts
+            .last()
+            .and_then(|last| self.journal.position_of(last.id, last.upto));
+        end.unwrap_or_default()
     }
 
     /// Every block that was overwritten since the base of a point.

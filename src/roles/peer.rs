@@ -158,8 +158,19 @@ fn read<'a, T: Deserialize<'a>>(host: &str, body: &'a [u8]) -> Result<T, PeerErr
 /// Asks the peer what it is.
 ///
 /// # Errors
-/// When it cannot be reached or does not know the context.
+/// When it cannot be reached or does not have the context, or not in working order.
 pub fn ask(context: &Context) -> Result<PeerStanding, PeerError> {
+    ask_if_known(context)?.ok_or_else(|| PeerError::Refused {
+        host: context.peer_name().to_owned(),
+        text: format!("context {} is not there", context.id()),
+    })
+}
+
+/// Asks the peer what it is; `None`: it has no such context, not even a broken one.
+///
+/// # Errors
+/// When it cannot be reached, or its context is not in working order.
+pub fn ask_if_known(context: &Context) -> Result<Option<PeerStanding>, PeerError> {
     let body = json(&context.id().0);
     let node = context.node();
     let answer = node.peers().request(&node, context.peer_name(), STANDING, body)?;
@@ -242,11 +253,18 @@ pub(crate) fn answer(node: &Arc<Node>, asker: &str, kind: u16, body: &[u8]) -> R
     match kind {
         STANDING => {
             let id: u32 = serde_json::from_slice(body).map_err(form)?;
-            Ok(json(&PeerStanding::of(&*context(id)?)))
+            if !node.knows_of(id) {
+                return Ok(json(&None::<PeerStanding>));
+            }
+            Ok(json(&Some(PeerStanding::of(&*context(id)?))))
         }
         ACTIVATE => {
             let id: u32 = serde_json::from_slice(body).map_err(form)?;
             let context = context(id)?;
+            let who = format!("{asker} asks for the resync");
+            let _lock = context
+                .lock_commands(who, std::time::Duration::ZERO)
+                .map_err(|holder| format!("another command works on context {id} there: {holder}"))?;
             if context.standing() == Standing::FailedOver && !context.is_stopped() {
                 crate::ops::role::ship(&context).map_err(|e| e.to_string())?;
             }
@@ -286,6 +304,15 @@ fn stale_page(context: &Context, question: &StaleQuestion) -> StalePage {
 /// stops first and lets the link drain as far as that goes by itself.
 fn give_up(context: &Arc<Context>, term: Term, force: bool) -> Result<(), String> {
     let here = context.node_name().to_owned();
+    let who = format!("{} asks for the role", context.peer_name());
+    let _lock = context
+        .lock_commands(who, std::time::Duration::ZERO)
+        .map_err(|holder| {
+            format!(
+                "another command works on context {} there: {holder}",
+                context.id()
+            )
+        })?;
     if term < context.term() {
         return Err(format!(
             "{here} is at term {}, which is higher than {term}",
@@ -309,6 +336,7 @@ fn give_up(context: &Arc<Context>, term: Term, force: bool) -> Result<(), String
     context
         .set_standing(Standing::Fenced, term, Some(&why))
         .map_err(|e| e.to_string())?;
+    context.halt();
     tracing::warn!(context = context.id().0, term = term.0, "{why}");
     Ok(())
 }
@@ -342,6 +370,5 @@ fn stop_serving(context: &Arc<Context>) -> Result<(), ContextError> {
         context.bells.durable.ring();
         crate::ops::lifecycle::wait_for_peer(context, std::time::Duration::from_secs(10));
     }
-    context.halt();
     Ok(())
 }

@@ -186,6 +186,8 @@ pub const fn decide(standing: Standing, stopped: bool, home: bool, act: Act) -> 
         // Nothing but its own command leads out of the middle of a step.
         (Act::Failover, S::FailingOver) => Go,
         (Act::Failback, S::FailingOver) if home => Go,
+        // Where the other host took over meanwhile.
+        (Act::Resync, S::FailingOver) => Go,
         (_, S::FailingOver) => Refuse(Next::Failover),
         (Act::Failover | Act::Resync | Act::Failback, S::Restoring) => Refuse(Next::Undo),
 
@@ -212,7 +214,9 @@ pub const fn decide(standing: Standing, stopped: bool, home: bool, act: Act) -> 
         (Act::Failback, S::Producing) if home => Already,
         (Act::Failback, S::Producing) if stopped => Go,
         (Act::Failback, S::Producing) => Refuse(Next::Stop),
-        (Act::Failback, S::FailedOver) if home => Already,
+        // Its own role for good: the other host follows.
+        (Act::Failback, S::FailedOver) if home && stopped => Refuse(Next::Start),
+        (Act::Failback, S::FailedOver) if home => Go,
         (Act::Failback, S::FailedOver) => Refuse(Next::ResyncThere),
         (Act::Failback, S::Fenced) if home => Refuse(Next::Resync),
         (Act::Failback, S::Fenced) => Go,

@@ -233,6 +233,14 @@ impl Tap {
             .ok_or(JournalError::UnknownVolume(volume))
     }
 
+    /// A tap that is closed answers nobody with success: what it would say may not be so on the host that serves now.
+    fn check_open(&self) -> Result<(), JournalError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(JournalError::Refused("the context is stopped here".into()));
+        }
+        Ok(())
+    }
+
     /// Hands in requests, which are ordered as given. Returns when they are queued and, if nobody else leads, committed;
     /// waits first while too many bytes wait for write-back.
     pub fn submit(&self, batch: Vec<Request>) {
@@ -337,6 +345,7 @@ impl Tap {
 
     /// Appends drafts as one or more frames, sealing where they do not fit; answers the last record appended so far.
     fn commit(&self, owner: &mut Owner, mut drafts: Vec<Draft>) -> Result<WriteSeq, JournalError> {
+        self.check_open()?;
         // A container is sealed between frames only: a frame of many small zeroes must not carry the undo of many containers
         // (rule W5).
         let undo_max = self.journal.options.lfc_size;
@@ -482,9 +491,7 @@ impl Tap {
 
     /// Appends drafts as one frame, in a new container where they do not fit.
     fn append(&self, owner: &mut Owner, drafts: Vec<Draft>) -> Result<Arc<Frame>, JournalError> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(JournalError::Refused("the context is stopped".into()));
-        }
+        self.check_open()?;
         let now = Timestamp::now();
         if self.journal.awaits_birth() {
             let birth = self.journal.begin_generation()?;
@@ -518,6 +525,7 @@ impl Tap {
     /// When the volume is unknown or fails.
     pub fn read(&self, volume: VolumeIndex, offset: u64, buf: &mut [u8]) -> Result<(), JournalError> {
         let range = ByteRange::at(offset, buf.len() as u64);
+        self.check_open()?;
         let v = self.volume(volume)?;
         let pieces = v.overlay.read().lookup(range);
         let covered: u64 = pieces.iter().map(|p| p.range.len()).sum();
@@ -532,7 +540,8 @@ impl Tap {
                 .payload
                 .copy_to(0, &mut buf[index(piece.range.start)..index(piece.range.end)]);
         }
-        Ok(())
+        // The volumes may have changed hands meanwhile.
+        self.check_open()
     }
 
     /// The ranges at or after `range.start` that read as zero without being looked at: `(range, is_zero)` pieces that

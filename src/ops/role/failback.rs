@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     config::HistoryOnProduction,
-    context::Context,
+    context::{Context, HANDED_BACK},
     hooks::HookEvent,
     roles::{
         Act, Next, Standing,
@@ -41,6 +41,9 @@ pub fn failback(op: &mut Op<'_>, id: u32, mounted: bool, stay: bool) -> Answer {
 fn take_back(op: &mut Op<'_>, context: &Arc<Context>, mounted: bool, already: bool) -> Answer {
     let started = Instant::now();
     let id = context.id();
+    if context.standing() == Standing::FailedOver {
+        return stay_home(op, context, mounted);
+    }
     if !already {
         let peer = ask_peer(op, context)?;
         check_peer(op, context, &peer)?;
@@ -58,8 +61,8 @@ fn take_back(op: &mut Op<'_>, context: &Arc<Context>, mounted: bool, already: bo
         let term = Term(peer.term).max(context.term());
         let term = if going_on { term } else { Term(term.0 + 1) };
         hooks(op, context, HookEvent::PreFailback)?;
-        let gave =
-            peer::ask_to_give_up(context, term, false).map_err(|e| super::peer_failure(op, context, &e))?;
+        let gave = peer::ask_to_give_up(context, term, false)
+            .map_err(|e| super::give_up_failure(op, context, &e, "failback"))?;
         check_drained(context, &gave)?;
         context
             .set_standing(Standing::FailingOver, term, None)
@@ -99,6 +102,30 @@ fn take_back(op: &mut Op<'_>, context: &Arc<Context>, mounted: bool, already: bo
         hooks(op, context, HookEvent::PostFailback)?;
     }
     let step = next(format!("rtdr -C {id} failback"), context.peer_name());
+    Ok((Reply::Role(reply), step))
+}
+
+/// The configured production has taken over by itself, and is to be what it is configured to be: it ships, and the other host
+/// follows when it is told to.
+fn stay_home(op: &mut Op<'_>, context: &Arc<Context>, mounted: bool) -> Answer {
+    let started = Instant::now();
+    let id = context.id();
+    if op.options.dry_run {
+        return super::super::planned(
+            Some(end_info(context)),
+            vec![format!("ship to {}", context.peer_name())],
+        );
+    }
+    op.step(Step::Starting {
+        agent: "scrt_lca".into(),
+    });
+    super::ship(context).map_err(|e| part_way(&e))?;
+    let volumes = mount(op, context, mounted)?;
+    op.step(Step::PrimaryEnabled { context: id.0 });
+    let mut reply = reply(context, RoleVerb::Failback, false, started);
+    reply.point = Some(end_info(context));
+    reply.volumes = volumes;
+    let step = next(format!("rtdr -C {id} resync"), context.peer_name());
     Ok((Reply::Role(reply), step))
 }
 
@@ -209,9 +236,6 @@ fn give_back(op: &mut Op<'_>, context: &Arc<Context>, already: bool) -> Answer {
     Ok((Reply::Role(reply), step))
 }
 
-/// Name of the note of a host that gave its role back and goes on by itself when the other has taken it.
-const HANDED_BACK: &str = "handed_back";
-
 /// The other side must hold everything before this one gives its role up.
 fn check_other_side(op: &Op<'_>, context: &Context, peer: &PeerStanding) -> Result<(), Failure> {
     let stale = context.stale_bytes();
@@ -247,8 +271,7 @@ fn following(op: &mut Op<'_>, context: &Arc<Context>, already: bool, started: In
 /// Becomes the replica of a production that lacks nothing of this host's line.
 fn follow(context: &Arc<Context>, peer: &PeerStanding) -> Result<(), Failure> {
     let term = Term(peer.term).max(context.term());
-    let mut row = row_of(context, Standing::Replica, term);
-    row.notes.remove(HANDED_BACK);
+    let row = row_of(context, Standing::Replica, term);
     context.halt();
     changed(context, |host| host.give_way(&peer.line(), false, &row))?;
     context.took_over(row);

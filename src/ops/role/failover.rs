@@ -134,7 +134,11 @@ fn ground(
             Next::Undo,
         ));
     }
-    let firm = context.standing() != Standing::Replica || context.consistent_from().is_some();
+    // A host that never was a replica is consistent by itself; a restored point is, too; and a failover that goes on has
+    // seen to it.
+    let firm = context.role() == model::Role::Production
+        || matches!(context.standing(), Standing::RolledBack | Standing::FailingOver)
+        || context.consistent_from().is_some();
     if firm {
         return Ok(Ground::Firm);
     }
@@ -224,15 +228,24 @@ fn take_role(op: &mut Op<'_>, context: &Arc<Context>, peer: &Peer, ground: &Grou
     } else {
         Term(term.0 + 1)
     };
+    // Before anybody gives a role up: a restore may have no room.
+    if matches!(ground, Ground::Resyncing) {
+        super::super::restore::to_last_consistent(op, context)?;
+    }
     if let Peer::Answers(standing) = peer
         && standing.standing().serves()
     {
         op.line(format!("{} gives its role up", context.peer_name()));
         peer::ask_to_give_up(context, term, op.options.force)
-            .map_err(|e| super::peer_failure(op, context, &e))?;
+            .map_err(|e| super::give_up_failure(op, context, &e, "failover"))?;
     }
-    if matches!(ground, Ground::Resyncing) {
-        super::super::restore::to_last_consistent(op, context)?;
+    let shapes = maps(&context.config);
+    if matches!(ground, Ground::Inconsistent) {
+        // Before the step that is gone on with: nobody knows which regions differ.
+        let set = |(volume, shape): &(_, _)| context.journal.set_map(*volume, *shape);
+        let marked = shapes.iter().try_for_each(set);
+        let marked = marked.and_then(|()| crate::agent::meeting::all_stale(&context.journal));
+        marked.map_err(|e| part_way(&e))?;
     }
     context
         .set_standing(Standing::FailingOver, term, None)
@@ -248,11 +261,7 @@ fn take_role(op: &mut Op<'_>, context: &Arc<Context>, peer: &Peer, ground: &Grou
         At::Restored(_) => "Keeping the restored point...",
     });
     let row = row_of(context, Standing::FailedOver, term);
-    let maps = maps(&context.config);
-    changed(context, |host| host.take_over(&at, &maps, &row))?;
-    if matches!(ground, Ground::Inconsistent) {
-        crate::agent::meeting::all_stale(&context.journal).map_err(|e| part_way(&e))?;
-    }
+    changed(context, |host| host.take_over(&at, &shapes, &row))?;
     context.took_over(row);
     start(context)
 }

@@ -142,6 +142,19 @@ fn peer_failure(op: &Op<'_>, context: &Context, error: &PeerError) -> Failure {
         .with_hint_command(format!("backstay status -C {}", context.id()), op.node.name())
 }
 
+/// As [`peer_failure`], after the peer was asked to give its role up: it may have, and its answer may be lost.
+fn give_up_failure(op: &Op<'_>, context: &Context, error: &PeerError, verb: &str) -> Failure {
+    if matches!(error, PeerError::Refused { .. }) {
+        return peer_failure(op, context, error);
+    }
+    Failure::from_error(Code::NotNow, error)
+        .with_hint(format!(
+            "{} may have given its role up: nobody is production until the same command has gone through",
+            context.peer_name()
+        ))
+        .with_hint_command(format!("rtdr -C {} {verb}", context.id()), op.node.name())
+}
+
 /// State maps of a host that becomes production for the first time: equal to the peer but for what is marked.
 fn maps(config: &ContextConfig) -> Vec<(VolumeIndex, MapShape)> {
     let shape = |size| MapShape {
@@ -259,10 +272,19 @@ fn held(op: &Op<'_>, context: &Context) -> Vec<String> {
         .all()
         .into_iter()
         .filter(|a| protected(&a.export));
-    attached
+    let attached: Vec<String> = attached
         .map(|a| match a.mounted {
             Some(at) => format!("{} mounted at {}", a.name.display(), at.display()),
             None => format!("{} attached as {}", a.export, a.name.display()),
         })
-        .collect()
+        .collect();
+    match super::lifecycle::connections(op, protected) {
+        open if open > 0 && attached.is_empty() => {
+            vec![format!(
+                "{open} NBD connections to volumes of context {}",
+                context.id()
+            )]
+        }
+        _ => attached,
+    }
 }

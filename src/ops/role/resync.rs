@@ -25,7 +25,11 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 /// `rtdr resync`.
 pub fn resync(op: &mut Op<'_>, id: u32, both: bool) -> Answer {
     let context = op.context(id)?;
-    let gate = gate(op, &context, Act::Resync, "resync")?;
+    let gate = match context.standing() {
+        // Its line was refused: the table knows nothing of that.
+        Standing::Replica if context.peer().diverged && !context.is_stopped() => Gate::Open,
+        _ => gate(op, &context, Act::Resync, "resync")?,
+    };
     match context.standing() {
         Standing::Producing | Standing::FailedOver if both => Err(refused(
             "--both is typed on the host whose data gives way: its questions are asked there",
@@ -49,7 +53,11 @@ fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, both: bool
                 context.peer_name(),
                 peer.standing()
             );
-            return Err(hinted(refused(text), op, context, Next::FailoverThere));
+            let step = match context.standing() {
+                Standing::FailingOver => Next::Failover,
+                _ => Next::FailoverThere,
+            };
+            return Err(hinted(refused(text), op, context, step));
         }
         let holders = held(op, context);
         if !holders.is_empty() {
@@ -175,7 +183,11 @@ fn activate(op: &mut Op<'_>, context: &Arc<Context>, already: bool) -> Answer {
     let mut set = None;
     if !already {
         let peer = ask_peer(op, context)?;
-        if peer.standing() != Standing::ResyncReady {
+        // A replica that nobody fenced may stand on our line still: the link finds out.
+        if !matches!(
+            peer.standing(),
+            Standing::ResyncReady | Standing::Replica | Standing::RolledBack
+        ) {
             let text = format!(
                 "{} is {}: it is not ready for resync",
                 context.peer_name(),
@@ -212,7 +224,9 @@ fn activate(op: &mut Op<'_>, context: &Arc<Context>, already: bool) -> Answer {
 
 /// From now on the acting production ships.
 pub(crate) fn ship(context: &Arc<Context>) -> Result<(), journal::JournalError> {
-    context.set_standing(Standing::Producing, context.term(), None)?;
-    context.relink();
+    // It may have been fenced since the caller looked.
+    if context.change_standing(Standing::FailedOver, Standing::Producing)? {
+        context.relink();
+    }
     Ok(())
 }
