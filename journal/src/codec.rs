@@ -67,6 +67,14 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// As [`Reader::version`], where several are read.
+    pub(crate) fn version_upto(&mut self, known: u8) -> Read<u8> {
+        match self.u8()? {
+            found if (1..=known).contains(&found) => Ok(found),
+            found => Err(Malformed::Version { found, known }),
+        }
+    }
+
     pub(crate) fn u16(&mut self) -> Read<u16> {
         self.array().map(u16::from_le_bytes)
     }

@@ -115,6 +115,9 @@ pub enum JournalError {
     /// A volume that is not of this context.
     #[error("volume {0} is not known here")]
     UnknownVolume(VolumeIndex),
+    /// A state map is not what the caller has seen and saved of it.
+    #[error("the state map of volume {0} has changed since it was saved")]
+    MapChanged(VolumeIndex),
     /// A call that this state does not allow.
     #[error("refused: {0}")]
     Refused(String),

@@ -65,7 +65,8 @@ pub use frame::{
 };
 pub use journal::{Journal, Opened, Options};
 pub use line::{LineSpan, NewGeneration};
-pub use map::{Cell, MapShape};
+pub use map::{Cell, MapShape, operator::SavedMaps, text as map_text};
+pub use map_text::{MapText, MapTextError};
 pub use overflow::GaveWay;
 pub use parts::{IndexFloors, Parts};
 pub use record::Draft;

@@ -5,7 +5,7 @@ use crate::{
     error::{JournalError, Position},
     keys::{self, Parts},
     line::decode_start,
-    map::{VolumeMap, load_maps},
+    map::lost::Loaded,
     row_table::RowTable,
     rows::{
         Consistent, Floors, Generation, LfcRow, OrdinalRow, Promotion, bad_key, checked, decode_mark,
@@ -14,7 +14,7 @@ use crate::{
     tail::Start,
 };
 use model::{
-    EventMark, GenId, GenNo, LfcId, Ordinal, Timestamp, VolumeIndex, WriteSeq,
+    EventMark, GenId, GenNo, LfcId, Ordinal, Timestamp, WriteSeq,
     ports::{Family, Store},
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -32,7 +32,7 @@ pub(crate) struct Tables {
     pub(crate) floors: Floors,
     pub(crate) start: Option<(GenNo, Start)>,
     pub(crate) consistent: Vec<Consistent>,
-    pub(crate) maps: BTreeMap<VolumeIndex, VolumeMap>,
+    pub(crate) maps: Loaded,
     pub(crate) promotion: Option<Promotion>,
 }
 
@@ -58,7 +58,7 @@ impl Tables {
         if let Some(value) = store.get(Family::Meta, keys::PROMOTION)? {
             t.promotion = Some(checked("meta", keys::PROMOTION, Promotion::decode(&value))?);
         }
-        t.maps = load_maps(store)?;
+        t.maps = Loaded::read(store)?;
         let mut fault = None;
         store.scan(Family::Catalog, &[], &[0xff], &mut |key, value| {
             // The touched ranges are read when they are asked for.

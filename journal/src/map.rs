@@ -5,46 +5,105 @@
 //! it are kept, run-length coded: memory and rows grow with what differs, not with the volume.
 //!
 //! Marking is durable before it returns, because what it stands in for is dropped next (T7). Clearing may be lost.
+//!
+//! # Two kinds of stale
+//!
+//! A region whose records were dropped differs only from a peer that has not received them: a peer that turns out to have
+//! them all lacks nothing ([`Journal::forget_covered`]). A *suspect* region may differ whatever the peer has received: an
+//! operator said so, another host's map did, a map was loaded, or the map itself was lost. Only a copy makes it clean, and
+//! the peer must not take itself for consistent before ([`Journal::is_suspect`]).
+
+pub(crate) mod lost;
+pub(crate) mod operator;
+pub mod text;
 
 use crate::{
     codec::{Malformed, Read, Reader, len32},
     error::JournalError,
     journal::Journal,
-    keys::{self, Parts},
-    rows::{bad_key, checked},
+    keys,
 };
 use model::{
     ByteRange, VolumeIndex, WriteSeq,
-    ports::{Batch, Family, Store},
+    ports::{Batch, Change, Family},
 };
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 /// Cells of one row.
 const CHUNK_CELLS: u64 = 1024;
+/// Newest version of a map's rows: the first with suspect cells. Rows without them stay of version 1.
+const VERSION: u8 = 2;
+/// Set in the code of a suspect cell.
+const SUSPECT: u64 = 1 << 63;
 
 /// State of one region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cell {
     /// Equal to the peer, or covered by the journal.
     Clean,
-    /// Differs; the newest position dropped for it.
+    /// Differs, unless the peer has received what was dropped; the newest position dropped for it.
     Stale(WriteSeq),
+    /// May differ, whatever the peer has received; a copy at or before this position does not make it clean.
+    Suspect(WriteSeq),
 }
 
 impl Cell {
     fn code(self) -> u64 {
+        let next = |seq: WriteSeq| seq.0.saturating_add(1) & !SUSPECT;
         match self {
             Self::Clean => 0,
-            Self::Stale(seq) => seq.0.saturating_add(1),
+            Self::Stale(seq) => next(seq),
+            Self::Suspect(seq) => next(seq) | SUSPECT,
         }
     }
 
-    fn of(code: u64) -> Self {
-        if code == 0 {
-            Self::Clean
-        } else {
-            Self::Stale(WriteSeq(code - 1))
+    fn of(code: u64, version: u8) -> Read<Self> {
+        match (code & !SUSPECT, code & SUSPECT != 0) {
+            (0, false) => Ok(Self::Clean),
+            (next, false) => Ok(Self::Stale(WriteSeq(next - 1))),
+            (next @ 1.., true) if version >= 2 => Ok(Self::Suspect(WriteSeq(next - 1))),
+            _ => Err(Malformed::What("a cell is none that its version knows")),
+        }
+    }
+
+    const fn is_suspect(self) -> bool {
+        matches!(self, Self::Suspect(_))
+    }
+
+    /// The cell when something was dropped for it up to `seq`.
+    fn dropped(self, seq: WriteSeq) -> Self {
+        match self {
+            Self::Clean => Self::Stale(seq),
+            Self::Stale(old) => Self::Stale(old.max(seq)),
+            Self::Suspect(old) => Self::Suspect(old.max(seq)),
+        }
+    }
+
+    /// The cell when it may differ as of `seq`.
+    fn doubted(self, seq: WriteSeq) -> Self {
+        match self {
+            Self::Clean => Self::Suspect(seq),
+            Self::Stale(old) | Self::Suspect(old) => Self::Suspect(old.max(seq)),
+        }
+    }
+
+    /// The cell when a copy that was taken at `copied` is on the peer's volume (`rules.md` C4).
+    fn copied(self, copied: WriteSeq) -> Self {
+        match self {
+            Self::Stale(seq) | Self::Suspect(seq) if seq < copied => Self::Clean,
+            cell => cell,
+        }
+    }
+
+    /// The cell when the peer turns out to have all that was dropped.
+    const fn forgotten(self) -> Self {
+        match self {
+            Self::Stale(_) => Self::Clean,
+            cell => cell,
         }
     }
 }
@@ -72,17 +131,67 @@ pub struct MapShape {
     pub default: Cell,
 }
 
-pub(crate) struct StateMaps(Mutex<BTreeMap<VolumeIndex, VolumeMap>>);
+pub(crate) struct StateMaps {
+    all: Mutex<BTreeMap<VolumeIndex, VolumeMap>>,
+    lost: Mutex<lost::Lost>,
+    /// Some cell may be suspect. Raised and lowered with `all` locked.
+    suspect: AtomicBool,
+}
 
 impl StateMaps {
-    pub(crate) fn new(maps: BTreeMap<VolumeIndex, VolumeMap>) -> Self {
-        Self(Mutex::new(maps))
+    pub(crate) fn new(loaded: lost::Loaded) -> Self {
+        Self {
+            suspect: AtomicBool::new(loaded.maps.values().any(VolumeMap::is_suspect)),
+            all: Mutex::new(loaded.maps),
+            lost: Mutex::new(loaded.lost),
+        }
     }
 }
 
 impl VolumeMap {
+    fn new(shape: MapShape) -> Self {
+        Self {
+            size: shape.size,
+            region_size: shape.region_size,
+            default: shape.default,
+            chunks: BTreeMap::new(),
+        }
+    }
+
     fn cells(&self) -> u64 {
         self.size.div_ceil(self.region_size)
+    }
+
+    fn is_suspect(&self) -> bool {
+        let cells = self.cells();
+        let by_default = (self.chunks.len() as u64) < cells.div_ceil(CHUNK_CELLS);
+        if by_default && self.default.is_suspect() {
+            return true;
+        }
+        self.chunks.iter().any(|(chunk, runs)| {
+            // A chunk goes on past the volume's end, with cells that are the default's.
+            let mut at = chunk * CHUNK_CELLS;
+            runs.iter().any(|(count, cell)| {
+                let first = at;
+                at += u64::from(*count);
+                first < cells && cell.is_suspect()
+            })
+        })
+    }
+
+    /// Sets every cell, and the default with them; answers the chunks that are gone.
+    fn set_all(&mut self, to: Cell) -> Vec<u64> {
+        self.default = to;
+        std::mem::take(&mut self.chunks).into_keys().collect()
+    }
+
+    /// What was dropped is not stale any more; answers the chunks that changed.
+    fn forget_drops(&mut self) -> Vec<u64> {
+        if self.is_suspect() {
+            self.change(0, self.cells(), Cell::forgotten)
+        } else {
+            self.set_all(Cell::Clean)
+        }
     }
 
     /// State of a cell, and the first cell behind it that may have another.
@@ -182,7 +291,7 @@ impl VolumeMap {
 
     fn encode_row(&self) -> Vec<u8> {
         let mut w = crate::codec::Writer::default();
-        w.u8(1)
+        w.u8(version_of([self.default]))
             .u64(self.size)
             .u64(self.region_size)
             .u64(self.default.code())
@@ -191,18 +300,21 @@ impl VolumeMap {
 
     fn decode_row(bytes: &[u8]) -> Read<Self> {
         let mut r = Reader(bytes);
-        r.version(1)?;
-        let (size, region_size, default) = (r.u64()?, r.u64()?, Cell::of(r.u64()?));
+        let version = r.version_upto(VERSION)?;
+        let (size, region_size, default) = (r.u64()?, r.u64()?, Cell::of(r.u64()?, version)?);
         r.end()?;
         if region_size == 0 {
             return Err(Malformed::What("its region size is zero"));
         }
-        Ok(Self {
+        Ok(Self::new(MapShape {
             size,
             region_size,
             default,
-            chunks: BTreeMap::new(),
-        })
+        }))
+    }
+
+    fn put_row(&self, batch: &mut Batch, volume: VolumeIndex) {
+        batch.put(Family::Map, keys::map_volume(volume), self.encode_row());
     }
 
     fn put_chunk(&self, batch: &mut Batch, volume: VolumeIndex, chunk: u64) {
@@ -236,9 +348,18 @@ fn change_runs(runs: &[Run], from: u64, to: u64, change: impl Fn(Cell) -> Cell) 
     out
 }
 
+fn version_of(cells: impl IntoIterator<Item = Cell>) -> u8 {
+    if cells.into_iter().any(Cell::is_suspect) {
+        VERSION
+    } else {
+        1
+    }
+}
+
 fn encode_runs(runs: &[Run]) -> Vec<u8> {
     let mut w = crate::codec::Writer::default();
-    w.u8(1).u16(u16::try_from(len32(runs.len())).unwrap_or(u16::MAX));
+    w.u8(version_of(runs.iter().map(|(_, cell)| *cell)))
+        .u16(u16::try_from(len32(runs.len())).unwrap_or(u16::MAX));
     for (count, cell) in runs {
         w.u32(*count).u64(cell.code());
     }
@@ -247,10 +368,10 @@ fn encode_runs(runs: &[Run]) -> Vec<u8> {
 
 fn decode_runs(bytes: &[u8]) -> Read<Vec<Run>> {
     let mut r = Reader(bytes);
-    r.version(1)?;
+    let version = r.version_upto(VERSION)?;
     let n = r.u16()?;
     let runs = (0..n)
-        .map(|_| Ok((r.u32()?, Cell::of(r.u64()?))))
+        .map(|_| Ok((r.u32()?, Cell::of(r.u64()?, version)?)))
         .collect::<Read<Vec<Run>>>()?;
     r.end()?;
     if runs.iter().map(|(n, _)| u64::from(*n)).sum::<u64>() != CHUNK_CELLS {
@@ -259,40 +380,17 @@ fn decode_runs(bytes: &[u8]) -> Read<Vec<Run>> {
     Ok(runs)
 }
 
-pub(crate) fn load_maps(store: &dyn Store) -> Result<BTreeMap<VolumeIndex, VolumeMap>, JournalError> {
-    let mut maps: BTreeMap<VolumeIndex, VolumeMap> = BTreeMap::new();
-    let mut fault = None;
-    store.scan(Family::Map, &[], &[0xff; 11], &mut |key, value| {
-        let mut p = Parts(key);
-        let volume = p.u16().map(VolumeIndex);
-        let result = match (volume, p.u64()) {
-            (Some(volume), None) if key.len() == 2 => {
-                checked("map", key, VolumeMap::decode_row(value)).map(|map| drop(maps.insert(volume, map)))
-            }
-            (Some(volume), Some(chunk)) => checked("map", key, decode_runs(value)).and_then(|runs| {
-                let map = maps.get_mut(&volume).ok_or_else(|| bad_key("map", key))?;
-                map.chunks.insert(chunk, runs);
-                Ok(())
-            }),
-            _ => Err(bad_key("map", key)),
-        };
-        fault = result.err();
-        fault.is_none()
-    })?;
-    fault.map_or(Ok(maps), Err)
-}
-
 impl Journal {
     /// The volumes that have a map.
     #[must_use]
     pub fn mapped_volumes(&self) -> Vec<VolumeIndex> {
-        self.maps.0.lock().keys().copied().collect()
+        self.maps.all.lock().keys().copied().collect()
     }
 
     /// The shape of a volume's map.
     #[must_use]
     pub fn map_shape(&self, volume: VolumeIndex) -> Option<MapShape> {
-        let maps = self.maps.0.lock();
+        let maps = self.maps.all.lock();
         maps.get(&volume).map(|m| MapShape {
             size: m.size,
             region_size: m.region_size,
@@ -301,11 +399,14 @@ impl Journal {
     }
 
     /// Gives a volume a map (a new volume is `Stale(0)` by default), or changes its size; the cells that there are stay,
-    /// new ones have the default that the map has.
+    /// new ones have the default that the map has. A map that was lost is wholly suspect, whatever the default.
     ///
     /// # Errors
     /// [`JournalError::Refused`] when the region size of a map would change, or a failure.
     pub fn set_map(&self, volume: VolumeIndex, shape: MapShape) -> Result<(), JournalError> {
+        if self.lost_map(volume).is_some() {
+            return self.require_map(volume, shape.size, shape.region_size).map(drop);
+        }
         self.change_map(volume, Some(shape), |map| {
             if map.region_size != shape.region_size {
                 return Err(JournalError::Refused("a map's region size never changes".into()));
@@ -320,12 +421,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError::UnknownVolume`], or a failure.
     pub fn reset_map(&self, volume: VolumeIndex, to: Cell) -> Result<(), JournalError> {
-        self.change_map(volume, None, |map| {
-            map.default = to;
-            let gone = map.chunks.keys().copied().collect();
-            map.chunks.clear();
-            Ok(gone)
-        })
+        self.change_map(volume, None, |map| Ok(map.set_all(to)))
     }
 
     /// The regions of these ranges differ from the peer: `seq` is the newest position dropped for them. Durable when it
@@ -334,15 +430,13 @@ impl Journal {
     /// # Errors
     /// [`JournalError::UnknownVolume`], or a failure.
     pub fn mark_stale(&self, ranges: &[(VolumeIndex, ByteRange)], seq: WriteSeq) -> Result<(), JournalError> {
-        let mark = |map: &mut VolumeMap, range: ByteRange| {
+        let mark = |map: &mut VolumeMap, range: ByteRange, _| {
             let end = range.end.min(map.size).div_ceil(map.region_size);
-            map.change(range.start / map.region_size, end, |cell| match cell {
-                Cell::Stale(old) if old >= seq => cell,
-                _ => Cell::Stale(seq),
-            })
+            map.change(range.start / map.region_size, end, |cell| cell.dropped(seq))
         };
         // What it stands in for is dropped next.
-        self.change_cells(true, ranges.iter().map(|(volume, range)| (*volume, *range, mark)))
+        let ranges = ranges.iter().map(|(volume, range)| (*volume, *range, mark));
+        self.change_cells(true, ranges).map(drop)
     }
 
     /// Copies are acknowledged, each taken at its position: their whole regions become clean where nothing at or past that
@@ -352,7 +446,7 @@ impl Journal {
     /// [`JournalError::UnknownVolume`], or a failure.
     pub fn clear_if_older(&self, copies: &[(VolumeIndex, ByteRange, WriteSeq)]) -> Result<(), JournalError> {
         let clear = |copied: WriteSeq| {
-            move |map: &mut VolumeMap, range: ByteRange| {
+            move |map: &mut VolumeMap, range: ByteRange, _| {
                 let first = range.start.div_ceil(map.region_size);
                 // The last region may be cut short by the volume's end.
                 let end = if range.end >= map.size {
@@ -360,31 +454,29 @@ impl Journal {
                 } else {
                     range.end / map.region_size
                 };
-                map.change(first, end, |cell| match cell {
-                    Cell::Stale(seq) if seq < copied => Cell::Clean,
-                    _ => cell,
-                })
+                map.change(first, end, |cell| cell.copied(copied))
             }
         };
         let copies = copies
             .iter()
             .map(|(volume, range, copied)| (*volume, *range, clear(*copied)));
-        self.change_cells(false, copies)
+        self.change_cells(false, copies).map(drop)
     }
 
-    /// Changes cells of any volumes in one batch.
-    fn change_cells<F: Fn(&mut VolumeMap, ByteRange) -> Vec<u64>>(
+    /// Changes cells of any volumes in one batch, as of this host's position; answers that.
+    fn change_cells<F: Fn(&mut VolumeMap, ByteRange, WriteSeq) -> Vec<u64>>(
         &self,
         relied: bool,
         changes: impl Iterator<Item = (VolumeIndex, ByteRange, F)>,
-    ) -> Result<(), JournalError> {
+    ) -> Result<WriteSeq, JournalError> {
         self.guarded(|| {
             // Changed under the lock, before the commit: if that fails the journal is poisoned and nobody acts on it.
-            let mut maps = self.maps.0.lock();
+            let mut maps = self.maps.all.lock();
+            let at = self.cursors().appended;
             let mut chunks = BTreeSet::new();
             for (volume, range, change) in changes {
                 let map = maps.get_mut(&volume).ok_or(JournalError::UnknownVolume(volume))?;
-                chunks.extend(change(map, range).into_iter().map(|chunk| (volume, chunk)));
+                chunks.extend(change(map, range, at).into_iter().map(|chunk| (volume, chunk)));
             }
             let mut batch = Batch::default();
             for (volume, chunk) in chunks {
@@ -392,12 +484,22 @@ impl Journal {
                     map.put_chunk(&mut batch, volume, chunk);
                 }
             }
-            if batch.0.is_empty() {
-                Ok(())
-            } else {
-                self.commit(batch, relied)
-            }
+            self.commit_maps(batch, relied)?;
+            Ok(at)
         })
+    }
+
+    /// Commits rows of maps, which the caller has locked.
+    fn commit_maps(&self, batch: Batch, relied: bool) -> Result<(), JournalError> {
+        if batch.0.is_empty() {
+            return Ok(());
+        }
+        let is_suspect =
+            |change: &Change| matches!(change, Change::Put(_, _, row) if row.first() == Some(&VERSION));
+        if batch.0.iter().any(is_suspect) {
+            self.maps.suspect.store(true, Ordering::Release);
+        }
+        self.commit(batch, relied)
     }
 
     fn change_map(
@@ -408,35 +510,44 @@ impl Journal {
     ) -> Result<(), JournalError> {
         self.guarded(|| {
             // As in `change_cells`.
-            let mut maps = self.maps.0.lock();
+            let mut maps = self.maps.all.lock();
             let is_new = !maps.contains_key(&volume);
             let map = match new {
-                Some(s) if s.region_size > 0 => maps.entry(volume).or_insert(VolumeMap {
-                    size: s.size,
-                    region_size: s.region_size,
-                    default: s.default,
-                    chunks: BTreeMap::new(),
-                }),
+                Some(s) if s.region_size > 0 => maps.entry(volume).or_insert(VolumeMap::new(s)),
                 _ => maps.get_mut(&volume).ok_or(JournalError::UnknownVolume(volume))?,
             };
             let row = map.encode_row();
             let changed = change(map)?;
             let mut batch = Batch::default();
             if is_new || map.encode_row() != row {
-                batch.put(Family::Map, keys::map_volume(volume), map.encode_row());
+                map.put_row(&mut batch, volume);
             }
             for chunk in changed {
                 map.put_chunk(&mut batch, volume, chunk);
             }
-            if batch.0.is_empty() {
-                Ok(())
-            } else {
-                self.commit(batch, true)
-            }
+            self.commit_maps(batch, true)
         })
     }
 
-    /// Bytes of stale regions.
+    /// The peer has all that was dropped: what is stale for that alone is clean.
+    pub(crate) fn forget_drops(&self, volume: VolumeIndex) -> Result<(), JournalError> {
+        self.change_map(volume, None, |map| Ok(map.forget_drops()))
+    }
+
+    /// Whether any region is suspect: a peer that takes itself for consistent must be told that it may not be.
+    #[must_use]
+    pub fn is_suspect(&self) -> bool {
+        // Asked for every frame that is sent, and almost always without a suspect cell.
+        if !self.maps.suspect.load(Ordering::Acquire) {
+            return false;
+        }
+        let maps = self.maps.all.lock();
+        let any = maps.values().any(VolumeMap::is_suspect);
+        self.maps.suspect.store(any, Ordering::Release);
+        any
+    }
+
+    /// Bytes of stale regions, suspect ones among them.
     #[must_use]
     pub fn stale_bytes(&self, volume: VolumeIndex) -> u64 {
         self.map_runs(volume)
@@ -450,7 +561,7 @@ impl Journal {
     #[must_use]
     pub fn map_runs(&self, volume: VolumeIndex) -> Vec<(ByteRange, Cell)> {
         self.maps
-            .0
+            .all
             .lock()
             .get(&volume)
             .map(|m| m.runs(0))
@@ -461,7 +572,7 @@ impl Journal {
     /// region).
     #[must_use]
     pub fn next_stale(&self, volume: VolumeIndex, from: u64, bytes_max: u64) -> Option<ByteRange> {
-        let maps = self.maps.0.lock();
+        let maps = self.maps.all.lock();
         let map = maps.get(&volume)?;
         let max = (bytes_max / map.region_size).max(1);
         let (start, end) = map.next_stale(from.div_ceil(map.region_size), max)?;
@@ -475,7 +586,7 @@ impl Journal {
     #[must_use]
     pub fn cell(&self, volume: VolumeIndex, at: u64) -> Option<Cell> {
         self.maps
-            .0
+            .all
             .lock()
             .get(&volume)
             .map(|m| m.cell(at / m.region_size))

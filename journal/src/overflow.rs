@@ -16,7 +16,7 @@
 //! Staleness stands in for a peer, never for the local volume: what is not checkpointed stays. When to call it is the
 //! owner's business.
 
-use crate::{error::JournalError, journal::Journal, map::Cell, rows::LfcRow};
+use crate::{error::JournalError, journal::Journal, rows::LfcRow};
 use std::{ops::Bound, sync::Arc};
 
 /// A container that gave way.
@@ -73,8 +73,8 @@ impl Journal {
     }
 
     /// The peer is consistent as far as it has received. If that is all that was dropped, it lacks nothing: regions that
-    /// became stale because its word came late, or because a crash came between the mark and the drop, are clean. Answers
-    /// whether it is so.
+    /// became stale because its word came late, or because a crash came between the mark and the drop, are clean. Suspect
+    /// regions stay what they are. Answers whether nothing is stale then.
     ///
     /// # Errors
     /// When the store fails.
@@ -85,8 +85,14 @@ impl Journal {
             if self.cursors().received_by_peer < self.floors().redo_seq.seq {
                 return Ok(false);
             }
-            self.clean_maps()?;
-            Ok(true)
+            let mut lacks_nothing = true;
+            for volume in self.mapped_volumes() {
+                if self.next_stale(volume, 0, 1).is_some() {
+                    self.forget_drops(volume)?;
+                    lacks_nothing &= self.next_stale(volume, 0, 1).is_none();
+                }
+            }
+            Ok(lacks_nothing)
         })
     }
 

@@ -228,6 +228,9 @@ impl Host {
         line(&journal.pins().map_err(text)?);
         line(&journal.ordinal_rows(..));
         journal.generations().iter().for_each(|g| line(g));
+        if let Some((_, why)) = journal.lost_maps().first() {
+            return Err(format!("lost: {why}"));
+        }
         for (index, _) in self.volumes.iter() {
             line(&(journal.map_shape(index), journal.map_runs(index)));
         }

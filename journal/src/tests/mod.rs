@@ -4,6 +4,8 @@ mod basic;
 mod crash;
 mod damage;
 mod golden;
+mod map_text;
+mod maps;
 mod mend;
 mod overflow;
 mod past;

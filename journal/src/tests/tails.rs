@@ -273,7 +273,7 @@ fn t6_a_cut_in_the_rewrite_loses_nothing() {
 #[test]
 fn t7_nothing_relies_on_a_batch_that_could_be_lost_in_silence() {
     type Act = fn(&Journal);
-    let acts: [(&str, Act); 9] = [
+    let acts: [(&str, Act); 12] = [
         ("role and term", |j| {
             let row = ContextRow {
                 role: Role::Production,
@@ -307,6 +307,13 @@ fn t7_nothing_relies_on_a_batch_that_could_be_lost_in_silence() {
         ("a restore", |j| j.put_restore(None, None).unwrap()),
         ("a stale region", |j| {
             j.mark_stale(&[(V, ByteRange::at(0, 1))], WriteSeq(1)).unwrap();
+        }),
+        ("a dirty map", |j| drop(j.all_stale().unwrap())),
+        ("a region taken over", |j| {
+            j.take_over(&[(V, ByteRange::at(0, 1))]).unwrap();
+        }),
+        ("a lost map made anew", |j| {
+            j.require_map(VolumeIndex(1), 1 << 20, 32 << 10).unwrap().unwrap();
         }),
         ("the first consistent point", |j| {
             j.set_consistent_from(j.head().unwrap().0).unwrap();
