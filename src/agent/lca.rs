@@ -507,7 +507,6 @@ pub(crate) fn both_production(context: &Context, term: Term) -> String {
 /// regions that another store once acknowledged: all are stale again, durably, before it is taken for the one we know.
 fn meet(context: &Context, tap: &Tap, peer: Position, welcome: &wire::Welcome) -> Result<Resume, LinkError> {
     let journal = &context.journal;
-    let forced = context.forced_resync();
     let mut theirs = None;
     let mut verdict = meeting::judge(journal, peer, welcome.gives_way)?;
     if welcome.gives_way {
@@ -530,12 +529,12 @@ fn meet(context: &Context, tap: &Tap, peer: Position, welcome: &wire::Welcome) -
             "{} has a new store: everything is copied again",
             context.peer_name()
         );
-        meeting::all_stale(journal)?;
+        journal.all_stale()?;
     }
     if is_new {
         context.change_row(|row| drop(row.notes.insert(PEER_INSTANCE.to_owned(), instance)))?;
     }
-    if verdict == Verdict::Apart || (forced && !welcome.copying) {
+    if verdict == Verdict::Apart || (context.forced_resync() && !welcome.copying) {
         return Ok(Resume::Jump(meeting::bring_together(
             journal,
             tap,
@@ -560,7 +559,7 @@ fn meet(context: &Context, tap: &Tap, peer: Position, welcome: &wire::Welcome) -
 
 /// A consistent peer that has received everything that was dropped lacks nothing.
 fn forget_covered(context: &Context) -> Result<(), JournalError> {
-    if context.peer().copying || context.forced_resync() || !context.journal.forget_covered()? {
+    if context.peer().copying || !context.journal.forget_covered()? {
         return Ok(());
     }
     context.overflow_ended()

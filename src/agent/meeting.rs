@@ -23,7 +23,7 @@
 //! - A cell that is taken over is stale at our own newest position (C4): no copy that is on its way can clear it.
 //! - What cannot be known (a catalog that does not reach back, a peer without a journal) is stale wholly, never clean.
 
-use journal::{Cell, Journal, JournalError, LinePart, Parent, Position as Place, tap::Tap};
+use journal::{Journal, JournalError, LinePart, Parent, Position as Place, tap::Tap};
 use model::{ByteRange, GenId, LfcId, VolumeIndex, WriteSeq};
 use wire::{Jump, JumpCause, Position};
 
@@ -218,13 +218,12 @@ pub fn bring_together(
         Some(theirs) => theirs.stale.clone(),
         None => Some(Vec::new()),
     };
-    let at = journal.cursors().appended;
     match (own, their_stale) {
         (Some(mut ranges), Some(more)) => {
             ranges.extend(more);
-            journal.mark_stale(&ranges, at)?;
+            journal.take_over(&ranges)?;
         }
-        _ => all_stale(journal)?,
+        _ => drop(journal.all_stale()?),
     }
     journal.reset_peer(WriteSeq(0), WriteSeq(0))?;
     Ok(jump)
@@ -292,20 +291,10 @@ pub fn take_peer(
     let unknown = known == WriteSeq(0) && journal.line_parts().len() > 1;
     let went_back = lacks && (unknown || received < known);
     if went_back {
-        all_stale(journal)?;
+        journal.all_stale()?;
     }
     journal.reset_peer(received, applied)?;
     Ok(went_back)
-}
-
-/// Everything is stale at the newest position.
-///
-/// # Errors
-/// When it could not be made durable.
-pub fn all_stale(journal: &Journal) -> Result<(), JournalError> {
-    let appended = journal.cursors().appended;
-    let mut volumes = journal.mapped_volumes().into_iter();
-    volumes.try_for_each(|volume| journal.reset_map(volume, Cell::Stale(appended)))
 }
 
 /// What a host that gave its line up must copy at least: the blocks of every record past the common position that it holds.

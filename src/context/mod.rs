@@ -299,6 +299,9 @@ impl Context {
             Some(row) => row,
             None => first_start(&journal, role, &config)?,
         };
+        if row.role == Role::Production {
+            crate::maps::require(&journal, &config)?;
+        }
         if !format::check(&folder)? {
             format::mark(&folder)?;
         }

@@ -39,22 +39,11 @@ impl SuperTransaction {
     }
 }
 
-/// Name of the note of a resync that an operator has asked for.
-const FORCED: &str = "resync_forced";
-
 impl Context {
-    /// Whether an operator has declared regions to differ, so that their staleness is more than what overflow left.
+    /// Whether regions may differ whatever the peer has received: an operator has declared it, or a map was lost.
     #[must_use]
     pub fn forced_resync(&self) -> bool {
-        self.row().notes.contains_key(FORCED)
-    }
-
-    /// Makes a resync of what is stale due, whatever the peer says it has; durable when it returns.
-    ///
-    /// # Errors
-    /// When it could not be noted.
-    pub fn force_resync(&self, by: &str) -> Result<(), JournalError> {
-        self.change_row(|row| drop(row.notes.insert(FORCED.to_owned(), by.to_owned())))
+        self.journal.is_suspect()
     }
 
     /// The super transaction that this production is in, if it is.
@@ -81,14 +70,11 @@ impl Context {
     /// When it could not be noted.
     pub fn overflow_ended(&self) -> Result<(), JournalError> {
         // A container may have given way since the caller looked.
-        if self.is_stale() || !(self.super_transaction().is_some() || self.forced_resync()) {
+        if self.super_transaction().is_none() || self.is_stale() {
             return Ok(());
         }
         tracing::info!(context = self.id().0, "the peer has everything again");
-        self.change_row(|row| {
-            row.notes.remove(NOTE);
-            row.notes.remove(FORCED);
-        })
+        self.change_row(|row| drop(row.notes.remove(NOTE)))
     }
 
     /// Lets the oldest containers give way until the journal is within its limit. `checkpoint` makes the volumes hold more

@@ -2,6 +2,7 @@
 
 use super::{Context, ContextError};
 use model::Role;
+use std::path::Path;
 
 /// Without a limit so much of the disk stays free, or a twentieth of it where that is less.
 const RESERVE_BYTES: u64 = 1 << 30;
@@ -25,6 +26,12 @@ impl Context {
             Role::Production => both,
             Role::Recovery => own.map(|limit| ("recovery_journal_limit", limit.0)).or(both),
         }
+    }
+
+    /// The folder of all that this host keeps of it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Bytes that the journal may grow by: what its limit leaves and the disk has beside its reserve.

@@ -244,7 +244,7 @@ fn take_role(op: &mut Op<'_>, context: &Arc<Context>, peer: &Peer, ground: &Grou
         // Before the step that is gone on with: nobody knows which regions differ.
         let set = |(volume, shape): &(_, _)| context.journal.set_map(*volume, *shape);
         let marked = shapes.iter().try_for_each(set);
-        let marked = marked.and_then(|()| crate::agent::meeting::all_stale(&context.journal));
+        let marked = marked.and_then(|()| context.journal.all_stale());
         marked.map_err(|e| part_way(&e))?;
     }
     context
