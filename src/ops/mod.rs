@@ -9,6 +9,7 @@
 )]
 
 pub(crate) mod lifecycle;
+mod map;
 mod mark;
 mod mount;
 mod pair;
@@ -290,6 +291,13 @@ fn dispatch(op: &mut Op<'_>, command: &Command) -> Answer {
             context,
             dirty: false,
         } => lifecycle::start(op, *context),
+        Command::Start { context, dirty: true } => map::start_dirty(op, *context),
+        Command::Dirty {
+            context,
+            volumes,
+            full,
+        } => map::dirty(op, *context, volumes, *full),
+        Command::Map { context, verb } => map::map(op, *context, verb),
         Command::Stop {
             context,
             unmount,

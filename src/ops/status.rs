@@ -194,6 +194,18 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
             context.peer_name()
         ));
     }
+    let suspect = if production {
+        crate::maps::suspect_bytes(journal, &context.config)
+    } else {
+        0
+    };
+    if suspect > 0 {
+        warnings.push(format!(
+            "{} MiB may differ on {} whatever it has received (a full sync was asked for, or a state map was lost): they are copied",
+            suspect.div_ceil(1 << 20),
+            context.peer_name()
+        ));
+    }
     let (verdict, node_status) = verdict(context, row.state, unacked, stale, consistent_here);
     let healthy =
         node_status == 30 && peer.connected && warnings.is_empty() && row.state == ContextState::Enabled;
@@ -295,11 +307,7 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
 /// How far the copies are, with the rate since they began.
 fn copies(node: &Node, context: &Context, stale: u64) -> ResyncStatus {
     let total: u64 = context.config.volumes.iter().map(|v| v.size.0).sum();
-    let rate = context.peer().copying_since.and_then(|(since, then)| {
-        let seconds = Timestamp::now().0.saturating_sub(since.0) as f64 / 1e9;
-        let rate = then.saturating_sub(stale) as f64 / seconds.max(0.001);
-        (rate > 0.0).then_some(rate)
-    });
+    let rate = copy_rate(context, stale);
     ResyncStatus {
         bytes_left: stale.min(total),
         bytes_total: total,
@@ -307,6 +315,14 @@ fn copies(node: &Node, context: &Context, stale: u64) -> ResyncStatus {
         eta_s: rate.map(|rate| (stale as f64 / rate).ceil() as u64),
         direction: format!("{} -> {}", node.name(), context.peer_name()),
     }
+}
+
+/// Bytes a second of the copies that are under way, once any were copied.
+pub fn copy_rate(context: &Context, stale: u64) -> Option<f64> {
+    let (since, then) = context.peer().copying_since?;
+    let seconds = Timestamp::now().0.saturating_sub(since.0) as f64 / 1e9;
+    let rate = then.saturating_sub(stale) as f64 / seconds.max(0.001);
+    (rate > 0.0).then_some(rate)
 }
 
 fn window_wanted(context: &Context) -> control::status::WindowWanted {
