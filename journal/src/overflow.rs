@@ -95,17 +95,4 @@ impl Journal {
             Ok(lacks_nothing)
         })
     }
-
-    /// No region differs from the peer any more.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn clean_maps(&self) -> Result<(), JournalError> {
-        for volume in self.mapped_volumes() {
-            if self.next_stale(volume, 0, 1).is_some() {
-                self.reset_map(volume, Cell::Clean)?;
-            }
-        }
-        Ok(())
-    }
 }

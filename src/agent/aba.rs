@@ -262,7 +262,7 @@ impl End<'_> {
                     let generation = self.journal.current_generation().map_or(GenNo(0), |g| g.no);
                     self.journal.set_consistent_from(Position { generation, seq })?;
                     // What this host knew to differ was part of the set: it is all here.
-                    self.journal.clean_maps()?;
+                    self.journal.nothing_differs()?;
                     tracing::info!(context = self.context.id().0, seq = seq.0, "all copies are here");
                     self.context.bells.sealed.ring();
                 }

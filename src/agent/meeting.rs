@@ -223,7 +223,9 @@ pub fn bring_together(
             ranges.extend(more);
             journal.take_over(&ranges)?;
         }
-        _ => drop(journal.all_stale()?),
+        _ => {
+            journal.all_stale()?;
+        }
     }
     journal.reset_peer(WriteSeq(0), WriteSeq(0))?;
     Ok(jump)

@@ -121,7 +121,9 @@ impl Host<'_> {
         match set {
             Some(set) if set.is_empty() => {}
             Some(set) => journal.mark_stale(&set, journal.cursors().appended)?,
-            None => drop(journal.all_stale()?),
+            None => {
+                journal.all_stale()?;
+            }
         }
         let clock = match at {
             At::Newest => journal.newest_clock(),
@@ -194,7 +196,9 @@ impl Host<'_> {
         match own {
             Some(own) if own.is_empty() => {}
             Some(own) => journal.mark_stale(&own, journal.cursors().appended)?,
-            None => drop(journal.all_stale()?),
+            None => {
+                journal.all_stale()?;
+            }
         }
         Ok(journal.give_up(row)?)
     }

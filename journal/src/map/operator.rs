@@ -99,6 +99,19 @@ impl Journal {
         )
     }
 
+    /// Recovery, when production has said that nothing differs any more: what this host's own map still holds, of the time
+    /// when it was production, is no longer so. A crash may leave it stale: then it is copied once more than it had to be.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn nothing_differs(&self) -> Result<(), JournalError> {
+        let mut volumes = self.mapped_volumes().into_iter();
+        volumes.try_for_each(|volume| match self.next_stale(volume, 0, 1) {
+            Some(_) => self.reset_map(volume, Cell::Clean),
+            None => Ok(()),
+        })
+    }
+
     /// Replaces maps by those of a text, `saved` being the maps as they were. Stale cells are suspect as of now. Answers the
     /// position as of which.
     ///

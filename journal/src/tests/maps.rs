@@ -137,6 +137,24 @@ fn r15_a_peer_that_has_every_record_does_not_clear_what_is_suspect() {
     assert!(j.forget_covered().unwrap());
 }
 
+/// A host that was production has its own map still when it is a replica again; when all copies are there it is empty.
+#[test]
+fn r18_the_other_map_is_cleared_when_nothing_differs() {
+    let (lab, j) = prepare();
+    j.stale_all(&[W]).unwrap();
+    j.nothing_differs().unwrap();
+    assert_eq!(
+        (j.stale_bytes(V), j.stale_bytes(W), j.is_suspect()),
+        (0, 0, false)
+    );
+    let rows = j.changes();
+    j.nothing_differs().unwrap();
+    assert_eq!(j.changes(), rows, "there was nothing to say");
+    drop(j);
+    let (j, _) = lab.open().unwrap();
+    assert_eq!((j.stale_bytes(V), j.stale_bytes(W)), (0, 0));
+}
+
 #[test]
 fn r15_dirty_is_durable_for_all_volumes_at_once() {
     durable_or_as_before("r15 dirty", Journal::all_stale);
