@@ -88,11 +88,11 @@ impl NodeExports {
             .and_then(|n| n.context(context))
             .ok_or_else(|| OpenError::Unknown(format!("context {context} is not on this node")))?;
         let running = context.running().ok_or_else(|| {
-            OpenError::Refused(format!(
-                "context {} is stopped: rtstart -C {}",
-                context.id(),
-                context.id()
-            ))
+            let id = context.id();
+            OpenError::Refused(match context.fenced_why() {
+                Some(why) => format!("context {id} is fenced: {why}"),
+                None => format!("context {id} is stopped: rtstart -C {id}"),
+            })
         })?;
         Ok((context, running))
     }

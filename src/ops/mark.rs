@@ -24,8 +24,7 @@ pub fn mark(op: &mut Op<'_>, id: u32, name: &str, description: &str, how: How) -
         .with_hint_command(format!("rtmark -C {id} --name {name}"), context.peer_name()));
     }
     let Some(running) = context.running() else {
-        return Err(refused(format!("context {id} is stopped"))
-            .with_hint_command(format!("rtstart -C {id}"), op.node.name()));
+        return Err(super::not_running(op, &context));
     };
     let Running::Production(production) = &*running else {
         return Err(Failure::new(

@@ -22,7 +22,11 @@ pub(crate) mod status;
 mod wait;
 mod windows;
 
-use crate::{context::Context, node::Node};
+use crate::{
+    context::Context,
+    node::Node,
+    roles::{Next, Standing},
+};
 use control::{
     Code, Command, Event, Failure, NextStep, Outcome, PointInfo, Progress, Question, Reply, Request, Step,
     reply::PlanReply, request::Options, server::Session,
@@ -347,6 +351,34 @@ pub(crate) fn planned(point: Option<PointInfo>, steps: Vec<String>) -> Answer {
 /// A refusal: nothing changed.
 pub(crate) fn refused(text: impl Into<String>) -> Failure {
     Failure::new(Code::Refused, text)
+}
+
+/// Why a context that does not run does not, and what leads on.
+pub(crate) fn not_running(op: &Op<'_>, context: &Context) -> Failure {
+    let id = context.id();
+    let (text, step) = match context.standing() {
+        Standing::Fenced => {
+            let why = context
+                .fenced_why()
+                .map(|why| format!(": {why}"))
+                .unwrap_or_default();
+            let step = if context.is_home() {
+                Next::Resync
+            } else {
+                Next::Failback
+            };
+            (format!("context {id} is fenced here{why}"), step)
+        }
+        Standing::FailingOver => (
+            format!("context {id} is in the middle of a failover here"),
+            Next::Failover,
+        ),
+        _ => {
+            let stopped = || format!("context {id} is stopped");
+            (context.held_back().unwrap_or_else(stopped), Next::Start)
+        }
+    };
+    refused(text).with_hint_command(step.command(id).0, op.node.name())
 }
 
 /// A failure part-way: the same command goes on.

@@ -65,8 +65,7 @@ pub fn mount(op: &mut Op<'_>, id: u32, level: Option<u32>, how: &How) -> Answer 
                 ));
             }
             if !context.is_running() {
-                return Err(refused(format!("context {id} is stopped"))
-                    .with_hint_command(format!("rtstart -C {id}"), op.node.name()));
+                return Err(super::not_running(op, &context));
             }
             (
                 None,

@@ -4,6 +4,7 @@ use super::{Answer, Op, next, refused};
 use crate::{
     attach::device::nbd_uri,
     context::{Context, ContextError, Recovery, Running, Snapshot, SnapshotError},
+    roles::{Next, Standing},
 };
 use control::{
     Code, Failure, NearPoint, PointInfo, Reply, Side,
@@ -11,22 +12,32 @@ use control::{
     request::Which,
 };
 use journal::{Reached, ResolveError};
-use model::{ContextState, Level, Point, Role, Target};
+use model::{ContextState, Level, Point, Target};
 use std::sync::Arc;
 
 /// The running recovery of a context, or why there is none.
 pub fn recovery(op: &Op<'_>, context: &Arc<Context>, command: &str) -> Result<Arc<Running>, Failure> {
-    if context.role() == Role::Production {
-        return Err(refused(format!(
-            "context {} is production here; snapshots live on the recovery host",
-            context.id()
-        ))
-        .with_hint_command(command, context.peer_name()));
+    match context.standing() {
+        Standing::Fenced => return Err(super::not_running(op, context)),
+        Standing::FailedOver => {
+            let text = format!(
+                "context {} is production here since a failover; until {} is ready for resync there is no recovery host",
+                context.id(),
+                context.peer_name()
+            );
+            let (resync, _) = Next::ResyncThere.command(context.id());
+            return Err(refused(text).with_hint_command(resync, context.peer_name()));
+        }
+        Standing::Producing => {
+            let text = format!(
+                "context {} is production here; snapshots live on the recovery host",
+                context.id()
+            );
+            return Err(refused(text).with_hint_command(command, context.peer_name()));
+        }
+        _ => {}
     }
-    context.running().ok_or_else(|| {
-        refused(format!("context {} is stopped", context.id()))
-            .with_hint_command(format!("rtstart -C {}", context.id()), op.node.name())
-    })
+    context.running().ok_or_else(|| super::not_running(op, context))
 }
 
 /// The recovery side of what runs.

@@ -82,7 +82,7 @@ pub fn probe(op: &mut Op<'_>, id: u32) -> Answer {
     let context = op.context(id)?;
     let running = context
         .running()
-        .ok_or_else(|| refused(format!("context {id} is stopped")))?;
+        .ok_or_else(|| super::not_running(op, &context))?;
     let Running::Production(production) = &*running else {
         return Err(refused("a probe starts on production")
             .with_hint_command(format!("backstay probe -C {id}"), context.peer_name()));

@@ -28,7 +28,11 @@ pub fn resync(op: &mut Op<'_>, id: u32, both: bool) -> Answer {
     let gate = match context.standing() {
         // Its line was refused: the table knows nothing of that.
         Standing::Replica if context.peer().diverged && !context.is_stopped() => Gate::Open,
-        _ => gate(op, &context, Act::Resync, "resync")?,
+        _ => match gate(op, &context, Act::Resync, "resync") {
+            // Half way back, the other host may have given way to this one by a resync of its own: this is its second half.
+            Err(_) if is_waited_for(&context) => Gate::Already,
+            gate => gate?,
+        },
     };
     match context.standing() {
         Standing::Producing | Standing::FailedOver if both => Err(refused(
@@ -38,6 +42,12 @@ pub fn resync(op: &mut Op<'_>, id: u32, both: bool) -> Answer {
         Standing::Producing | Standing::FailedOver => activate(op, &context, matches!(gate, Gate::Already)),
         _ => make_ready(op, &context, matches!(gate, Gate::Already), both),
     }
+}
+
+/// Whether the other host is ready for resync, and this one ships.
+fn is_waited_for(context: &Context) -> bool {
+    let ready = |peer: PeerStanding| peer.standing() == Standing::ResyncReady;
+    context.standing() == Standing::Producing && crate::roles::peer::ask(context).is_ok_and(ready)
 }
 
 /// The host that gives way.
