@@ -406,6 +406,31 @@ impl Walk {
         })
     }
 
+    /// What a refused command must leave as it is. A host that learns on the way that it is not production any more is fenced,
+    /// as it would be by the next contact: that is no change of the command's.
+    fn durable(&self) -> [Option<Value>; 2] {
+        [0, 1].map(|n| {
+            self.up[n].then(|| {
+                let status = self.pair.status(NODES[n]);
+                let marks = self.pair.json(NODES[n], &["rtmark", "-C", "1", "--list"])["reply"].clone();
+                let head = &status["head"]["context"];
+                let fenced = head["state"] == "FENCED";
+                let standing = if fenced {
+                    Value::Null
+                } else {
+                    serde_json::json!([head["state"], head["term"]])
+                };
+                serde_json::json!([
+                    head["role"],
+                    standing,
+                    status["snapshots"],
+                    status["restored"],
+                    marks
+                ])
+            })
+        })
+    }
+
     /// Runs a line on a node; every question is answered with yes.
     fn type_on(&self, node: &str, line: &str) -> Finished {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -452,7 +477,19 @@ impl Walk {
 
     /// One row: what is wrong about it, if anything.
     fn check(&self, (node, line, code): Row) -> Option<String> {
+        let before = self.durable();
         let answer = self.type_on(node, line);
+        let after = self.durable();
+        let moved = |(b, a): (&Option<Value>, &Option<Value>)| {
+            let standing = |v: &Option<Value>| v.as_ref().map(|v| v[1].clone());
+            b != a && standing(a) != Some(Value::Null)
+        };
+        if answer.code == 1 && before.iter().zip(&after).any(moved) {
+            return Some(format!(
+                "refused, and changed {before:?}\nto {after:?}\n{}",
+                told(&answer)
+            ));
+        }
         if answer.code != code {
             return Some(format!(
                 "answered {} and not {code}\n{}",
@@ -529,7 +566,11 @@ fn the_wrong_command_is_refused_and_its_hint_works() {
         }
         for row in state.rows {
             walk.back_to(state, &peers);
-            if let Some(what) = walk.check(*row) {
+            let what = walk.check(*row).or_else(|| {
+                let writers = walk.writers();
+                (writers.len() > 1).then(|| format!("two hosts let write: {writers:?}"))
+            });
+            if let Some(what) = what {
                 wrong.push(format!("{}: {} on {}: {what}", state.name, row.1, row.0));
             }
         }

@@ -55,8 +55,11 @@ fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, both: bool
     let started = Instant::now();
     let id = context.id();
     let mut reply = reply(context, RoleVerb::Resync, already, started);
+    // Whether the other host ships already, as half way through a failback: then nothing is to be typed there.
+    let mut shipped = false;
     if !already {
         let peer = ask_peer(op, context)?;
+        shipped = peer.standing() == Standing::Producing;
         if !peer.standing().serves() {
             let text = format!(
                 "{} is {}: nothing to follow",
@@ -107,7 +110,7 @@ fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, both: bool
     }
     reply.term = context.term().0;
     reply.seconds = started.elapsed().as_secs_f64();
-    let next = if both || context.standing() == Standing::Replica {
+    let next = if both || shipped || context.standing() == Standing::Replica {
         next(format!("backstay status -C {id}"), op.node.name())
     } else {
         next(format!("rtdr -C {id} resync"), context.peer_name())
