@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The main job on this machine: two nodes, two protected ext4 volumes, a SQLite ledger that is ruined and brought back.
+# The main job on this machine: two nodes, two protected ext4 volumes, a SQLite ledger that is ruined and brought back; then
+# the application moves to the recovery node, and home again.
 # Prints the operator commands that it runs. Leaves nothing behind, also after Ctrl-C.
 set -euo pipefail
 : "${BACKSTAY:?the program to show}"
@@ -9,7 +10,7 @@ top=$(mktemp -d /tmp/backstay-demo.XXXXXX)
 export BACKSTAY_ETC="$top/etc"
 mkdir -p "$top/bin" "$top/etc"
 ln -s "$BACKSTAY" "$top/bin/backstay"
-for name in scrt_ra rtmnt rtumnt rtstart rtstop rtmark; do ln -s "$BACKSTAY" "$top/bin/$name"; done
+for name in scrt_ra rtmnt rtumnt rtstart rtstop rtmark rtdr; do ln -s "$BACKSTAY" "$top/bin/$name"; done
 export PATH="$top/bin:$PATH"
 started=$SECONDS
 accounts=100
@@ -58,6 +59,7 @@ make_ledger() {
   : > "$log"
 }
 transfers=0
+home=prod # where the application runs
 transfer() { # COUNT: that many transfers, each durable in the log before it is in the database
   for _ in $(seq "$1"); do
     transfers=$((transfers + 1))
@@ -71,8 +73,8 @@ transfer() { # COUNT: that many transfers, each durable in the log before it is 
 }
 store() { # without root the files go to the raw volumes as they are
   [ "$root" = yes ] && return
-  nbdcopy --flush "$db" "nbd+unix:///c1/data?socket=$top/state/prod/nbd.sock"
-  nbdcopy --flush "$log" "nbd+unix:///c1/log?socket=$top/state/prod/nbd.sock"
+  nbdcopy --flush "$db" "nbd+unix:///c1/data?socket=$top/state/$home/nbd.sock"
+  nbdcopy --flush "$log" "nbd+unix:///c1/log?socket=$top/state/$home/nbd.sock"
   stat -c %s "$log" > "$top/past/bytes"
 }
 fetch() { # EXPORT-SUFFIX: without root, the past as files
@@ -169,10 +171,51 @@ restore_ms=$(milliseconds "$from")
 say "And check the restored replica once more"
 look good "restored" --at restored
 
+say "The application moves: fail over to the restored replica"
+on rec scrt_ra -C 1 -p
+from=$(date +%s%N)
+on rec rtdr -qC 1 failover
+failover_ms=$(milliseconds "$from")
+home=rec
+if [ "$root" = yes ]; then
+  prod_db=$db prod_log=$log db=$past_db log=$past_log
+else
+  # Its files are as they were at the mark.
+  cp "$past_db" "$db"; cp "$past_log" "$log"
+fi
+check "on rec"
+transfers=$(sqlite3 "$db" 'SELECT coalesce(max(id),0) FROM transfer')
+moved_at=$transfers
+say "It goes on there, while the old production follows: only what differs crosses"
+transfer 10
+on prod rtdr -qC 1 resync
+on rec rtdr -qC 1 resync
+transfer 10
+from=$(date +%s%N)
+on rec backstay wait -C 1 --until resynced --timeout 60
+on rec backstay wait -C 1 --until drained --timeout 60
+resync_ms=$(milliseconds "$from")
+on prod backstay status -C 1 || true
+
+say "And home: drain, stop, fail back on prod, then on rec"
+on rec rtumnt -FC1001
+on rec rtstop -FSC1001
+on prod rtdr -C 1 failback
+on rec rtdr -C 1001 failback
+home=prod
+if [ "$root" = yes ]; then past_db=$prod_db past_log=$prod_log db=$prod_db log=$prod_log; else
+  for volume in data log; do nbdcopy "nbd+unix:///c1/$volume?socket=$top/state/prod/nbd.sock" "$top/past/$volume.raw"; done
+  cp "$top/past/data.raw" "$past_db"; tr -d '\0' < "$top/past/log.raw" > "$past_log"
+fi
+expect good "home again"
+on prod backstay wait -C 1 --until drained --timeout 60
+on prod backstay status -C 1 || true
+
 say "In figures"
 rows=$(backstay status -C 1 --json --node rec || true) # 2: rolled back, and its peer is stopped
 pick() { printf '%s' "$1" | tr ',{' '\n\n' | sed -n "s/.*\"$2\": *\([0-9.]*\).*/\1/p" | head -1; }
 printf '%-34s %s\n' "lag at the ruin, writes" "$(pick "$lag" writes)" "lag at the ruin, bytes" "$(pick "$lag" bytes)" \
   "probe: a mark, there and applied" "${probe##*: }" "snapshot, command to prompt" "$snapshot_ms ms" "failover restore" "$restore_ms ms" \
+  "failover, with its mounts" "$failover_ms ms" "resync, once both had said so" "$resync_ms ms" "transfers at the failover, at home" "$moved_at, $transfers" \
   "journal on the recovery host, bytes" "$(pick "$rows" journal_bytes)" "transfers written, at the mark" "$transfers, $mark_transfers" \
   "whole demo" "$((SECONDS - started)) s"
