@@ -217,7 +217,7 @@ impl Node {
         let contexts = self.contexts.read();
         contexts
             .get(&id)
-            .or_else(|| contexts.values().find(|c| c.config.failover_id == id))
+            .or_else(|| contexts.values().find(|c| c.failover_id() == id))
             .cloned()
     }
 

@@ -373,9 +373,11 @@ async fn answer(node: &Arc<Node>, asker: &str, mut incoming: Incoming<TcpStream>
         let done = crate::agent::blocking(move || match kind {
             CONFIGURE => node.take_context(&body).map(Bytes::from),
             damage::FRAMES => damage::answer(&node, &asker, &body),
-            roles::peer::STANDING | roles::peer::STALE | roles::peer::GIVE_UP | roles::peer::ACTIVATE => {
-                roles::peer::answer(&node, &asker, kind, &body)
-            }
+            roles::peer::STANDING
+            | roles::peer::STALE
+            | roles::peer::GIVE_UP
+            | roles::peer::ACTIVATE
+            | roles::peer::PAIR => roles::peer::answer(&node, &asker, kind, &body),
             _ => Err(format!("request {kind} is not known here")),
         })
         .await;

@@ -55,7 +55,15 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Digest of a context's configuration: both hosts must have the same.
+///
+/// Who is the configured production, and the failover id, may change on one host a moment before the other: they are left
+/// out.
 fn config_digest(config: &crate::config::ContextConfig) -> [u8; 32] {
+    let mut config = config.clone();
+    config.failover_id = 0;
+    if let Some(recovery) = config.recovery.first_mut().filter(|r| **r < config.production) {
+        std::mem::swap(recovery, &mut config.production);
+    }
     blake3::hash(config.to_text().as_bytes()).into()
 }
 

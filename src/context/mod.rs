@@ -7,6 +7,7 @@ mod alone;
 mod backing;
 mod command_lock;
 mod overflow;
+mod pair;
 mod production;
 mod recovery;
 mod retention;
@@ -266,6 +267,7 @@ pub struct Context {
     held_back: Mutex<Option<String>>,
     /// Held while the context starts or stops: whoever stops it knows that it has stopped.
     changing: Mutex<()>,
+    pair: Mutex<pair::Pair>,
 }
 
 impl Context {
@@ -322,6 +324,7 @@ impl Context {
             running: RwLock::default(),
             held_back: Mutex::default(),
             changing: Mutex::default(),
+            pair: Mutex::new(pair::Pair::of(&config, &node.name())),
             config,
         });
         context.start_by_itself(node.last_alive(), is_new)?;
@@ -546,16 +549,6 @@ impl Context {
     #[must_use]
     pub fn node_name(&self) -> &str {
         &self.node_name
-    }
-
-    /// The other host's name.
-    #[must_use]
-    pub fn peer_name(&self) -> &str {
-        if self.is_home() {
-            self.config.recovery_node()
-        } else {
-            &self.config.production
-        }
     }
 
     /// The folder of its journal.

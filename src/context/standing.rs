@@ -74,12 +74,6 @@ impl Context {
         self.row.lock().role
     }
 
-    /// Whether this host is the configured production.
-    #[must_use]
-    pub fn is_home(&self) -> bool {
-        self.config.production == self.node_name
-    }
-
     /// Its durable state.
     #[must_use]
     pub fn state(&self) -> ContextState {

@@ -154,7 +154,7 @@ impl Facts {
         let mounts = context.config.volumes.iter().filter_map(|v| v.mount.as_ref());
         Self {
             context: context.config.id,
-            failover_id: context.config.failover_id,
+            failover_id: context.failover_id(),
             host: context.node_name().to_owned(),
             peer: context.peer_name().to_owned(),
             role: context.role(),

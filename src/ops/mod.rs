@@ -312,6 +312,11 @@ fn dispatch(op: &mut Op<'_>, command: &Command) -> Answer {
             mount,
             inconsistent,
         } => role::failover(op, *context, *mount, *inconsistent),
+        Command::SetUpFailover {
+            context,
+            failover_id,
+            host,
+        } => role::set_up(op, *context, *failover_id, host.as_deref()),
         Command::Resync { context, both } => role::resync(op, *context, *both),
         Command::Failback { context, mount, stay } => role::failback(op, *context, *mount, *stay),
         Command::Protect(protect) => protect::protect(op, protect),

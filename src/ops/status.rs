@@ -28,7 +28,7 @@ fn head_context(context: &Context) -> HeadContext {
     let row = context.row();
     HeadContext {
         id: context.id().0,
-        failover_id: Some(context.config.failover_id),
+        failover_id: Some(context.failover_id()),
         role: context.role(),
         state: row.state,
         term: row.term.0,
@@ -235,7 +235,7 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
             bytes: s.bytes,
         }),
         resync,
-        acting: production && context.config.production != node.name(),
+        acting: production && !context.is_home(),
         fenced_by: None,
         fenced_reason: None,
         consistent: if production {

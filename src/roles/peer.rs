@@ -5,6 +5,7 @@
 //! | 20 | context | what the asked host is for it: [`PeerStanding`] |
 //! | 21 | context, volume, first byte | its stale regions from there on, a page of them: [`StalePage`] |
 //! | 22 | context, term, whether a running production is to be stopped | gives its role up, durably: [`PeerStanding`] after that |
+//! | 24 | context, configured production, failover id | keeps that as its configuration: nothing |
 //! | 23 | context | the acting production begins to ship: [`PeerStanding`] |
 //!
 //! All are answered to the context's peer alone, stopped or not. Bodies are JSON: they are few and small.
@@ -28,6 +29,8 @@ pub const STANDING: u16 = 20;
 pub const STALE: u16 = 21;
 /// Request kind: give your role up.
 pub const GIVE_UP: u16 = 22;
+/// Request kind: this is the configured pair.
+pub const PAIR: u16 = 24;
 /// Request kind: ship what is to be resynced.
 pub const ACTIVATE: u16 = 23;
 /// Regions of one answer.
@@ -144,6 +147,14 @@ struct GiveUpQuestion {
     force: bool,
 }
 
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PairQuestion {
+    context: u32,
+    production: String,
+    failover_id: u32,
+}
+
 fn json(value: &impl Serialize) -> Bytes {
     Bytes::from(serde_json::to_vec(value).expect("plain values"))
 }
@@ -201,6 +212,22 @@ pub fn ask_to_activate(context: &Context) -> Result<PeerStanding, PeerError> {
     let body = json(&context.id().0);
     let answer = node.peers().request(&node, context.peer_name(), ACTIVATE, body)?;
     read(context.peer_name(), &answer)
+}
+
+/// Tells the peer what the pair is configured to be.
+///
+/// # Errors
+/// When it cannot be reached or refuses.
+pub fn ask_to_pair(context: &Context, production: &str, failover_id: u32) -> Result<(), PeerError> {
+    let node = context.node();
+    let body = json(&PairQuestion {
+        context: context.id().0,
+        production: production.to_owned(),
+        failover_id,
+    });
+    node.peers()
+        .request(&node, context.peer_name(), PAIR, body)
+        .map(drop)
 }
 
 /// The peer's line, and its stale regions.
@@ -269,6 +296,25 @@ pub(crate) fn answer(node: &Arc<Node>, asker: &str, kind: u16, body: &[u8]) -> R
                 crate::ops::role::ship(&context).map_err(|e| e.to_string())?;
             }
             Ok(json(&PeerStanding::of(&context)))
+        }
+        PAIR => {
+            let question: PairQuestion = serde_json::from_slice(body).map_err(form)?;
+            let context = context(question.context)?;
+            let id = question.failover_id;
+            if node.context(id).is_some_and(|other| other.id() != context.id()) || id == context.id().0 {
+                return Err(format!("id {id} belongs to another context there"));
+            }
+            if ![context.node_name(), asker].contains(&question.production.as_str()) {
+                return Err(format!(
+                    "{} keeps no copy of context {}",
+                    question.production,
+                    context.id()
+                ));
+            }
+            context
+                .set_pair(&question.production, id)
+                .map_err(|e| e.to_string())?;
+            Ok(Bytes::new())
         }
         STALE => {
             let question: StaleQuestion = serde_json::from_slice(body).map_err(form)?;

@@ -25,9 +25,7 @@ use std::{sync::Arc, time::Instant};
 pub fn failback(op: &mut Op<'_>, id: u32, mounted: bool, stay: bool) -> Answer {
     let context = op.context(id)?;
     if stay {
-        return Err(refused("--stay is not part of this version")
-            .with_hint("the roles may stay as they are for as long as you like; they are only not the configured ones")
-            .with_hint_command(format!("backstay status -C {id}"), op.node.name()));
+        return super::setup::stay(op, &context);
     }
     let already = matches!(gate(op, &context, Act::Failback, "failback")?, Gate::Already);
     if context.is_home() {

@@ -279,7 +279,7 @@ fn done(
     } else {
         mount(op, context, mounted)?
     };
-    let (id, failover_id) = (context.id(), context.config.failover_id);
+    let (id, failover_id) = (context.id(), context.failover_id());
     op.step(Step::FailoverDone {
         failover_id,
         host: op.node.name(),

@@ -6,12 +6,14 @@
 mod failback;
 mod failover;
 mod resync;
+mod setup;
 
 pub use failback::failback;
 pub(crate) use failback::follow_again;
 pub use failover::failover;
 pub use resync::resync;
 pub(crate) use resync::ship;
+pub use setup::set_up;
 
 use super::{Answer, Op, next, part_way, refused};
 use crate::{
@@ -215,7 +217,7 @@ fn reply(context: &Context, verb: RoleVerb, already: bool, started: Instant) -> 
     };
     RoleReply {
         context: context.id().0,
-        failover_id: context.config.failover_id,
+        failover_id: context.failover_id(),
         verb,
         host: production.to_owned(),
         already,

@@ -102,7 +102,7 @@ fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, both: bool
     }
     start(context)?;
     op.step(Step::ReadyForResync {
-        failover_id: context.config.failover_id,
+        failover_id: context.failover_id(),
     });
     if both && context.standing() == Standing::ResyncReady {
         crate::roles::peer::ask_to_activate(context).map_err(|e| super::peer_failure(op, context, &e))?;
