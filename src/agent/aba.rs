@@ -43,6 +43,9 @@ pub const ROLLED_BACK: u16 = 2;
 /// Request kind: nothing more is received, the body says why (in UTF-8); empty: there is room again.
 pub const NO_ROOM: u16 = 3;
 
+/// Request kind, from production: how far the copies are (bytes left and bytes in all, u64 each).
+pub const COPIES: u16 = 4;
+
 /// Most bytes that wait while there is no room: more than production's windows of frames and copies, however small the
 /// frames in them are.
 const PARKED_BYTES: usize = 256 << 20;
@@ -283,6 +286,11 @@ impl End<'_> {
                     return Err(LinkError::Refused(text));
                 }
                 ReceiverAction::Jump(jump) => self.jump(&jump)?,
+                ReceiverAction::Deliver(Message::Request(request)) if request.kind == COPIES => {
+                    if let Some((left, total)) = two_numbers(&request.body) {
+                        self.context.set_copies(left, total);
+                    }
+                }
                 ReceiverAction::Deliver(_) => {}
                 ReceiverAction::Close => return Err(LinkError::Ended),
                 other => tracing::warn!("an action that ABA does not know: {other:?}"),
@@ -435,6 +443,14 @@ impl End<'_> {
         }
         Ok(())
     }
+}
+
+fn two_numbers(body: &[u8]) -> Option<(u64, u64)> {
+    let (first, second) = body.split_first_chunk::<8>()?;
+    Some((
+        u64::from_le_bytes(*first),
+        u64::from_le_bytes(second.try_into().ok()?),
+    ))
 }
 
 /// Goes over to the generation of a frame that begins one: its first record says what it continues.

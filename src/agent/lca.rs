@@ -31,7 +31,10 @@ use crate::{
 };
 use journal::{Journal, JournalError, tap::Tap};
 use model::{ByteRange, GenId, LfcId, RecordBody, Role, Term, Timestamp, VolumeIndex, WriteSeq};
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::{mpsc, watch};
 use wire::{
     Connection, ConnectionOptions, Dialer, Expect, Hello, Jump, Message, Outgoing, Position, RefuseCode,
@@ -92,6 +95,9 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
     }
 }
 
+/// Time between two words to the peer about the copies.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
 /// One connection.
 struct Link {
     context: Arc<Context>,
@@ -101,6 +107,8 @@ struct Link {
     /// The container whose frames were sent last and whose seal was not.
     unsealed: Option<(GenId, LfcId)>,
     completing: bool,
+    /// When the peer was last told how far the copies are.
+    told: Option<Instant>,
     copier: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -113,6 +121,7 @@ impl Link {
             table: Arc::default(),
             unsealed: None,
             completing: false,
+            told: None,
             copier: None,
         }
     }
@@ -258,6 +267,7 @@ impl Link {
                 SenderAction::Copied(seqs) => {
                     let (table, tap) = (Arc::clone(&self.table), Arc::clone(&self.tap));
                     blocking(move || table.acknowledged(&tap, &seqs)).await?;
+                    self.tell_copies(outgoing).await?;
                 }
                 SenderAction::Refused { code, text } => {
                     let text = format!("{} refused: {text}", self.context.peer_name());
@@ -297,6 +307,24 @@ impl Link {
             self.context
                 .set_peer_rolled_back(request.body.first() == Some(&1));
         }
+    }
+
+    /// Tells the peer how far the copies are, about once a second.
+    async fn tell_copies(&mut self, outgoing: &Outgoing) -> Result<(), LinkError> {
+        if self.told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+            return Ok(());
+        }
+        self.told = Some(Instant::now());
+        let total: u64 = self.context.config.volumes.iter().map(|v| v.size.0).sum();
+        let mut body = Vec::with_capacity(16);
+        body.extend_from_slice(&self.context.stale_bytes().to_le_bytes());
+        body.extend_from_slice(&total.to_le_bytes());
+        let request = wire::Request {
+            id: 0,
+            kind: super::aba::COPIES,
+            body: body.into(),
+        };
+        Ok(outgoing.send(Message::Request(request)).await?)
     }
 
     /// The stream goes on behind records that the peer lacks: their regions are copied.

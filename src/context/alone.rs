@@ -122,6 +122,8 @@ impl Context {
         self.hold_back(Some(why));
         let context = Arc::downgrade(self);
         let work = move || {
+            // Both hosts may have been started together.
+            let mut pause = ASK_EVERY / 32;
             while let Some(context) = context.upgrade() {
                 if context.held_back().is_none() || context.is_stopped() {
                     return;
@@ -130,7 +132,8 @@ impl Context {
                     return;
                 }
                 drop(context);
-                std::thread::sleep(ASK_EVERY);
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(ASK_EVERY);
             }
         };
         std::thread::Builder::new()

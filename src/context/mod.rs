@@ -118,6 +118,8 @@ pub struct PeerView {
     pub copying: bool,
     /// When the copies that are under way began, and the bytes that were stale then.
     pub copying_since: Option<(Timestamp, u64)>,
+    /// On recovery: how far production says the copies are: when it said so, bytes left, bytes in all.
+    pub copies: Option<(Timestamp, u64, u64)>,
     /// Where its copies ended, once they did on this connection.
     pub synced_at: Option<WriteSeq>,
     /// Whether its replica is rolled back: it receives and applies nothing.
@@ -608,6 +610,16 @@ impl Context {
     pub fn set_peer_rolled_back(&self, rolled_back: bool) {
         self.peer.lock().rolled_back = rolled_back;
         self.bells.acknowledged.ring();
+    }
+
+    /// Production says how far the copies are.
+    pub(crate) fn set_copies(&self, left: u64, total: u64) {
+        let mut peer = self.peer.lock();
+        let now = Timestamp::now();
+        if peer.copying_since.is_none() {
+            peer.copying_since = Some((now, left));
+        }
+        peer.copies = Some((now, left, total));
     }
 
     /// Copies begin on this connection.

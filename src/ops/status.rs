@@ -178,7 +178,10 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
     } else {
         Rpo::default()
     };
-    let resync = (stale > 0).then(|| copies(node, context, stale));
+    let resync = match peer.copies {
+        Some((_, left, _)) if !production && !consistent_here => Some(copies(node, context, left)),
+        _ => (stale > 0).then(|| copies(node, context, stale)),
+    };
     if let Some(ahead) = context.clock_ahead().filter(|_| !production) {
         warnings.push(format!(
             "production's newest write claims to be {} s ahead of this host's clock: ages are counted from this clock; set one of them right",
@@ -313,7 +316,10 @@ fn copies(node: &Node, context: &Context, stale: u64) -> ResyncStatus {
         bytes_total: total,
         rate,
         eta_s: rate.map(|rate| (stale as f64 / rate).ceil() as u64),
-        direction: format!("{} -> {}", node.name(), context.peer_name()),
+        direction: match context.role() {
+            Role::Production => format!("{} -> {}", node.name(), context.peer_name()),
+            Role::Recovery => format!("{} -> {}", context.peer_name(), node.name()),
+        },
     }
 }
 
