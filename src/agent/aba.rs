@@ -22,11 +22,11 @@ use super::{
 };
 use crate::{
     context::{Context, Recovery, Running},
-    roles::Standing,
+    roles::{Standing, row::standing_of},
 };
 use bytes::Bytes;
-use journal::{Journal, JournalError, NewGeneration, Position};
-use model::{ContextState, GenNo, RecordBody, Role, WriteSeq};
+use journal::{ContextRow, Journal, JournalError, NewGeneration, Position};
+use model::{ContextId, ContextState, GenNo, LfcId, RecordBody, Role, WriteSeq};
 use snapshot::RegionCopy;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -108,17 +108,7 @@ fn receive(
     runtime: &tokio::runtime::Handle,
 ) {
     let row = context.row();
-    let local = ReceiverLocal {
-        context: context.id(),
-        // One that is fenced claims nothing.
-        role: match context.standing() {
-            Standing::Fenced => Role::Recovery,
-            _ => row.role,
-        },
-        term: row.term,
-        config: config_digest(&context.config),
-        gives_way: context.standing() == Standing::ResyncReady,
-    };
+    let local = local_of(context.id(), config_digest(&context.config), &row);
     let mut end = End {
         context: Arc::clone(context),
         journal: Arc::clone(&context.journal),
@@ -352,36 +342,18 @@ impl End<'_> {
         if self.context.standing() == Standing::Fenced {
             crate::ops::role::follow_again(&self.context);
         }
-        let refused = match self.context.standing() {
-            Standing::Fenced => Some(format!("it is fenced: rtdr -C {id} resync there makes it follow")),
-            Standing::FailingOver => Some(format!("a failover is under way there: rtdr -C {id} failover")),
-            _ if row.role == Role::Production => Some("it is production itself".to_owned()),
-            _ if row.state == ContextState::Stopped || !self.context.is_running() => {
-                Some("the context is stopped here".to_owned())
-            }
-            _ => None,
-        };
-        if let Some(why) = refused {
+        if let Some(why) = refusal(id, &row, self.context.is_running()) {
             let actions = self.receiver.refuse(RefuseCode::Stopped, &why);
             return self.act(actions);
         }
         let running = self.running()?;
         recovery(&running)?.copies.begin();
         self.journal.sync()?;
-        let cursors = self.journal.cursors();
-        let received = end_of(&self.journal)?;
         let welcome = Welcome {
-            version: Version::NEWEST,
             node: self.context.node_name().to_owned(),
-            role: Role::Recovery,
-            term: row.term,
-            received,
-            open_lfc: self.journal.open_row().map_or(model::LfcId(0), |r| r.lfc),
-            applied: cursors.applied.min(received.seq),
-            copying: self.context.consistent_from().is_none(),
-            gives_way: self.context.standing() == Standing::ResyncReady,
             config: config_digest(&self.context.config),
             instance: self.context.instance(),
+            ..welcome_of(&self.journal, &row)?
         };
         self.may_apply = welcome.applied;
         let actions = self.receiver.welcome(welcome);
@@ -451,6 +423,60 @@ fn two_numbers(body: &[u8]) -> Option<(u64, u64)> {
         u64::from_le_bytes(*first),
         u64::from_le_bytes(second.try_into().ok()?),
     ))
+}
+
+/// What a host is to whoever connects.
+#[must_use]
+pub fn local_of(context: ContextId, config: [u8; 32], row: &ContextRow) -> ReceiverLocal {
+    let standing = standing_of(row);
+    ReceiverLocal {
+        context,
+        // One that is fenced claims nothing.
+        role: match standing {
+            Standing::Fenced => Role::Recovery,
+            _ => row.role,
+        },
+        term: row.term,
+        config,
+        gives_way: standing == Standing::ResyncReady,
+    }
+}
+
+/// Why a production that has greeted is not welcome.
+#[must_use]
+pub fn refusal(id: ContextId, row: &ContextRow, is_running: bool) -> Option<String> {
+    match standing_of(row) {
+        Standing::Fenced => Some(format!("it is fenced: rtdr -C {id} resync there makes it follow")),
+        Standing::FailingOver => Some(format!("a failover is under way there: rtdr -C {id} failover")),
+        _ if row.role == Role::Production => Some("it is production itself".to_owned()),
+        _ if row.state == ContextState::Stopped || !is_running => {
+            Some("the context is stopped here".to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// Where this host's line and volumes are, for a production that is welcome. The caller has synced the journal, and says who
+/// it is.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub fn welcome_of(journal: &Journal, row: &ContextRow) -> Result<Welcome, JournalError> {
+    let received = end_of(journal)?;
+    let spans = journal.consistent();
+    Ok(Welcome {
+        version: Version::NEWEST,
+        node: String::new(),
+        role: Role::Recovery,
+        term: row.term,
+        received,
+        open_lfc: journal.open_row().map_or(LfcId(0), |r| r.lfc),
+        applied: journal.cursors().applied.min(received.seq),
+        copying: spans.last().is_none_or(|span| span.until.is_some()),
+        gives_way: standing_of(row) == Standing::ResyncReady,
+        config: [0; 32],
+        instance: 0,
+    })
 }
 
 /// Goes over to the generation of a frame that begins one: its first record says what it continues.

@@ -22,7 +22,7 @@ use super::{
     LinkError, LinkHandle, blocking, config_digest, copier,
     copier::Table,
     meeting,
-    meeting::{Verdict, end_of, over_the_gap, take_peer},
+    meeting::{Acquaintance, PeerSet, end_of, over_the_gap},
     seal_of, stopped,
 };
 use crate::{
@@ -531,58 +531,45 @@ pub(crate) fn both_production(context: &Context, term: Term) -> String {
     )
 }
 
-/// Finds out how the stream begins, and takes the peer's position as it is. A peer whose store was made anew has none of the
-/// regions that another store once acknowledged: all are stale again, durably, before it is taken for the one we know.
+/// What a context knows of its peer.
+struct Known<'a>(&'a Context);
+
+impl Acquaintance for Known<'_> {
+    type Error = LinkError;
+
+    fn is_forced(&self) -> bool {
+        self.0.forced_resync()
+    }
+
+    fn instance(&self) -> Option<String> {
+        self.0.row().notes.get(PEER_INSTANCE).cloned()
+    }
+
+    fn keep_instance(&self, instance: String) -> Result<(), LinkError> {
+        let keep = |row: &mut journal::ContextRow| drop(row.notes.insert(PEER_INSTANCE.to_owned(), instance));
+        Ok(self.0.change_row(keep)?)
+    }
+
+    fn set_of_peer(&self) -> Result<PeerSet, LinkError> {
+        Ok(roles::peer::set_of(self.0)?)
+    }
+}
+
+/// Finds out how the stream begins.
 fn meet(context: &Context, tap: &Tap, peer: Position, welcome: &wire::Welcome) -> Result<Resume, LinkError> {
-    let journal = &context.journal;
-    let mut theirs = None;
-    let mut verdict = meeting::judge(journal, peer, welcome.gives_way)?;
-    if welcome.gives_way {
-        let set = roles::peer::set_of(context)?;
-        // It may have nothing that we lack, and still know regions that differ.
-        if verdict != Verdict::Here || set.stale.as_ref().is_none_or(|stale| !stale.is_empty()) {
-            verdict = Verdict::Apart;
-        }
-        theirs = Some(set);
+    let met = meeting::meet(&context.journal, tap, peer, welcome, &Known(context))?;
+    let (id, name) = (context.id().0, context.peer_name());
+    if met.is_new {
+        tracing::warn!(context = id, "{name} has a new store: everything is copied again");
     }
-    if let Verdict::Diverged { ours } = verdict {
-        return Ok(Resume::Diverged { ours });
-    }
-    let instance = format!("{:016x}", welcome.instance);
-    let known = context.row().notes.get(PEER_INSTANCE).cloned();
-    let is_new = known.as_ref() != Some(&instance);
-    if is_new && known.is_some() {
-        tracing::warn!(
-            context = context.id().0,
-            "{} has a new store: everything is copied again",
-            context.peer_name()
-        );
-        journal.all_stale()?;
-    }
-    if is_new {
-        context.change_row(|row| drop(row.notes.insert(PEER_INSTANCE.to_owned(), instance)))?;
-    }
-    if verdict == Verdict::Apart || (context.forced_resync() && !welcome.copying) {
-        return Ok(Resume::Jump(meeting::bring_together(
-            journal,
-            tap,
-            peer,
-            theirs.as_ref(),
-        )?));
-    }
-    let lacks = welcome.copying || matches!(verdict, Verdict::Jump(_));
-    if take_peer(journal, peer.seq, welcome.applied.min(peer.seq), lacks)? {
+    if met.went_back {
         tracing::error!(
-            context = context.id().0,
-            "{} has lost what it had acknowledged (it is at record {}): everything is copied again",
-            context.peer_name(),
+            context = id,
+            "{name} has lost what it had acknowledged (it is at record {}): everything is copied again",
             peer.seq
         );
     }
-    Ok(match verdict {
-        Verdict::Jump(jump) => Resume::Jump(jump),
-        _ => Resume::Here,
-    })
+    Ok(met.resume)
 }
 
 /// A consistent peer that has received everything that was dropped lacks nothing.

@@ -16,6 +16,8 @@
 //! block of every record past the newest common position that either host holds, and the peer's stale cells. Then the stream
 //! jumps to the beginning of our newest generation, whose blocks are sent as redo, and the copier sends what is stale.
 //!
+//! [`meet`] is all of it, with what the two hosts remember of each other.
+//!
 //! # Invariants
 //!
 //! - The set is durable before the jump is sent. Interrupted before, all of it is done again; interrupted after it, our own map
@@ -25,7 +27,7 @@
 
 use journal::{Journal, JournalError, LinePart, Parent, Position as Place, tap::Tap};
 use model::{ByteRange, GenId, LfcId, VolumeIndex, WriteSeq};
-use wire::{Jump, JumpCause, Position};
+use wire::{Jump, JumpCause, Position, Resume, Welcome};
 
 /// How the stream begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,100 @@ pub struct PeerSet {
     pub line: Vec<LinePart>,
     /// Its stale regions; `None`: it does not know which differ.
     pub stale: Option<Vec<(VolumeIndex, ByteRange)>>,
+}
+
+/// What whoever owns the context knows of the peer and keeps, beside the journal.
+pub trait Acquaintance {
+    /// Why the peer could not be asked, or the journal failed.
+    type Error: From<JournalError>;
+
+    /// Whether an operator wants what is stale to be copied, whatever the peer says it has.
+    fn is_forced(&self) -> bool;
+
+    /// The store of the peer that our state maps are about.
+    fn instance(&self) -> Option<String>;
+
+    /// Takes another store of the peer for the one that our state maps are about; durable when it returns.
+    ///
+    /// # Errors
+    /// When it could not be kept.
+    fn keep_instance(&self, instance: String) -> Result<(), Self::Error>;
+
+    /// The line and the stale regions of a peer that gives way.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    fn set_of_peer(&self) -> Result<PeerSet, Self::Error>;
+}
+
+/// What a meeting has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Met {
+    /// How the stream begins.
+    pub resume: Resume,
+    /// The peer has a new store: everything is copied.
+    pub is_new: bool,
+    /// The peer has lost what it had acknowledged: everything is copied.
+    pub went_back: bool,
+}
+
+/// Finds out how the stream begins, and takes the peer's position as it is. A peer whose store was made anew has none of the
+/// regions that another store once acknowledged: all are stale again, durably, before it is taken for the one we know.
+///
+/// # Errors
+/// When the peer cannot be asked, or the journal fails; met again it goes on.
+pub fn meet<A: Acquaintance>(
+    journal: &Journal,
+    tap: &Tap,
+    peer: Position,
+    welcome: &Welcome,
+    known: &A,
+) -> Result<Met, A::Error> {
+    let forced = known.is_forced();
+    let mut theirs = None;
+    let mut verdict = judge(journal, peer, welcome.gives_way)?;
+    if welcome.gives_way {
+        let set = known.set_of_peer()?;
+        // It may have nothing that we lack, and still know regions that differ.
+        if verdict != Verdict::Here || set.stale.as_ref().is_none_or(|stale| !stale.is_empty()) {
+            verdict = Verdict::Apart;
+        }
+        theirs = Some(set);
+    }
+    let met = |resume| Met {
+        resume,
+        is_new: false,
+        went_back: false,
+    };
+    if let Verdict::Diverged { ours } = verdict {
+        return Ok(met(Resume::Diverged { ours }));
+    }
+    let instance = format!("{:016x}", welcome.instance);
+    let before = known.instance();
+    let is_new = before.as_ref().is_some_and(|before| *before != instance);
+    if is_new {
+        journal.all_stale()?;
+    }
+    if is_new || before.is_none() {
+        known.keep_instance(instance)?;
+    }
+    if verdict == Verdict::Apart || (forced && !welcome.copying) {
+        let jump = bring_together(journal, tap, peer, theirs.as_ref())?;
+        return Ok(Met {
+            is_new,
+            ..met(Resume::Jump(jump))
+        });
+    }
+    let lacks = welcome.copying || matches!(verdict, Verdict::Jump(_));
+    let went_back = take_peer(journal, peer.seq, welcome.applied.min(peer.seq), lacks)?;
+    Ok(Met {
+        resume: match verdict {
+            Verdict::Jump(jump) => Resume::Jump(jump),
+            _ => Resume::Here,
+        },
+        is_new,
+        went_back,
+    })
 }
 
 /// Where this host's line ends, as the wire says it.

@@ -9,7 +9,7 @@ use crate::{
     agent::lca::both_production,
     boot::{self, Alone},
     peer::PeerError,
-    roles::{Standing, peer},
+    roles::{Standing, peer, rules::has_better_right},
 };
 use model::{Role, Timestamp};
 use std::{sync::Arc, time::Duration};
@@ -145,9 +145,7 @@ impl Context {
     /// Asks the peer; `true` when that has decided.
     pub(crate) fn hear_peer(self: &Arc<Self>) -> bool {
         match peer::ask_if_known(self) {
-            Ok(Some(peer))
-                if peer.term > self.term().0 || (peer.standing().serves() && peer.term == self.term().0) =>
-            {
+            Ok(Some(peer)) if has_better_right(self.term(), &peer) => {
                 let why = format!(
                     "{} is {} at term {}",
                     self.peer_name(),

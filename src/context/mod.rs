@@ -20,7 +20,6 @@ pub use overflow::SuperTransaction;
 pub use production::Production;
 pub use recovery::Recovery;
 pub use retention::Retention;
-pub(crate) use standing::{HANDED_BACK, put_standing, put_stop};
 pub use views::{Lifeline, Reader, Snapshot, SnapshotError, Views};
 
 use crate::{

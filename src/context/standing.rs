@@ -1,71 +1,13 @@
 //! What a context is on this host, durably: role, state and term, and what becomes of them when it is fenced (invariant 8).
 
 use super::{Context, PeerView, Running};
-use crate::roles::Standing;
+use crate::roles::{
+    Standing,
+    row::{self, standing_of},
+};
 use journal::{ContextRow, JournalError};
-use model::{ContextState, Role, Term, Timestamp};
+use model::{ContextState, Role, Term};
 use std::sync::Arc;
-
-/// Name of the note of a host that gave its role back and goes on by itself when the other has taken it.
-pub(crate) const HANDED_BACK: &str = "handed_back";
-/// Name of the note that says why a context is fenced.
-const FENCED_WHY: &str = "fenced_why";
-/// Name of the note that keeps the state to which a start leads back.
-const BEFORE_STOP: &str = "state_before_stop";
-
-/// What a row means, stopped or not.
-pub(crate) fn standing_of(row: &ContextRow) -> Standing {
-    let state = match row.state {
-        ContextState::Stopped => {
-            let before = row.notes.get(BEFORE_STOP);
-            before
-                .and_then(|name| ContextState::named(name))
-                .unwrap_or(ContextState::Enabled)
-        }
-        state => state,
-    };
-    Standing::of(row.role, state)
-}
-
-/// Makes a row say another standing. A stop stays, but for a host that has nothing to stop any more.
-pub(crate) fn put_standing(row: &mut ContextRow, standing: Standing, term: Term, why: Option<&str>) {
-    let (role, state) = standing.row();
-    row.role = role;
-    row.term = term;
-    row.since = Timestamp::now();
-    row.notes.remove(HANDED_BACK);
-    if row.state == ContextState::Stopped && standing != Standing::Fenced {
-        row.notes.insert(BEFORE_STOP.into(), state.to_string());
-    } else {
-        row.notes.remove(BEFORE_STOP);
-        row.notes.remove("stopped_by");
-        row.state = state;
-    }
-    match why {
-        Some(why) => drop(row.notes.insert(FENCED_WHY.into(), why.to_owned())),
-        None => drop(row.notes.remove(FENCED_WHY)),
-    }
-}
-
-/// Makes "stopped by an operator", or its end, part of a row.
-pub(crate) fn put_stop(row: &mut ContextRow, by: Option<&str>) {
-    match by {
-        Some(by) if row.state != ContextState::Stopped => {
-            // A rolled-back context that is stopped is rolled back still when it starts again.
-            row.notes.insert(BEFORE_STOP.into(), row.state.to_string());
-            row.notes.insert("stopped_by".into(), by.to_owned());
-            row.state = ContextState::Stopped;
-            row.since = Timestamp::now();
-        }
-        None if row.state == ContextState::Stopped => {
-            row.state = standing_of(row).row().1;
-            row.notes.remove(BEFORE_STOP);
-            row.notes.remove("stopped_by");
-            row.since = Timestamp::now();
-        }
-        _ => {}
-    }
-}
 
 impl Context {
     /// What this host is for it.
@@ -102,7 +44,7 @@ impl Context {
         term: Term,
         why: Option<&str>,
     ) -> Result<(), JournalError> {
-        self.change_row(|row| put_standing(row, standing, term, why))
+        self.change_row(|row| row::put_standing(row, standing, term, why))
     }
 
     /// Puts the context from one standing into another, durably; `false`: it was not in that one.
@@ -114,7 +56,7 @@ impl Context {
         self.change_row(|row| {
             if standing_of(row) == from {
                 let term = row.term;
-                put_standing(row, to, term, None);
+                row::put_standing(row, to, term, None);
                 changed = true;
             }
         })?;
@@ -134,8 +76,10 @@ impl Context {
             production.tap.close();
             production.tap.flushes().stop();
         }
-        let term = term.max(self.term());
-        if let Err(e) = self.set_standing(Standing::Fenced, term, Some(why)) {
+        let fenced = self.change_row(|row| {
+            row::put_fence(row, term, why);
+        });
+        if let Err(e) = fenced {
             return self.poison("fencing", &e);
         }
         // The caller may be the link, which cannot wait for its own end.
@@ -171,7 +115,7 @@ impl Context {
     /// Why it is fenced.
     #[must_use]
     pub fn fenced_why(&self) -> Option<String> {
-        self.row().notes.get(FENCED_WHY).cloned()
+        row::fenced_why(&self.row())
     }
 
     /// Ends the link to the peer and begins another: what is to be sent has changed from the ground up.

@@ -94,7 +94,7 @@ pub fn connections(op: &Op<'_>, matches: impl Fn(&str) -> bool) -> usize {
 
 /// Makes "stopped by an operator", or its end, durable.
 fn set_stopped(context: &Context, by: Option<&str>) -> Result<(), Failure> {
-    let changed = context.change_row(|row| crate::context::put_stop(row, by));
+    let changed = context.change_row(|row| crate::roles::row::put_stop(row, by));
     changed.map_err(|e| part_way(&e))
 }
 

@@ -2,6 +2,8 @@
 
 pub mod change;
 pub mod peer;
+pub mod row;
+pub mod rules;
 pub mod table;
 
 pub use table::{Act, Next, Standing, Verdict, decide};

@@ -15,7 +15,11 @@ use crate::{
     context::{Context, ContextError, Running},
     node::Node,
     peer::PeerError,
-    roles::{Act, Next, Standing, Verdict, decide},
+    roles::{
+        Next, Standing,
+        row::standing_of,
+        rules::{Here, Keeps},
+    },
 };
 use bytes::Bytes;
 use journal::{JournalError, LinePart};
@@ -97,9 +101,11 @@ impl PeerStanding {
         self.line.iter().map(part).collect()
     }
 
-    fn of(context: &Context) -> Self {
-        let journal = &context.journal;
-        let (role, state) = context.standing().row();
+    /// What a host says of itself.
+    #[must_use]
+    pub fn of(here: &Here<'_>) -> Self {
+        let journal = here.journal;
+        let (role, state) = standing_of(here.row).row();
         let part = |p: LinePart| Part {
             id: p.id.0,
             after: p.after.0,
@@ -109,10 +115,10 @@ impl PeerStanding {
         Self {
             production: role == Role::Production,
             state: state.to_string(),
-            stopped: context.is_stopped(),
-            term: context.term().0,
+            stopped: here.row.state == ContextState::Stopped,
+            term: here.row.term.0,
             line: journal.line_parts().into_iter().map(part).collect(),
-            stale_bytes: context.stale_bytes(),
+            stale_bytes: here.stale_bytes(),
             applied: journal.cursors().written_back.min(end).0,
             end: end.0,
         }
@@ -283,7 +289,7 @@ pub(crate) fn answer(node: &Arc<Node>, asker: &str, kind: u16, body: &[u8]) -> R
             if !node.knows_of(id) {
                 return Ok(json(&None::<PeerStanding>));
             }
-            Ok(json(&Some(PeerStanding::of(&*context(id)?))))
+            Ok(json(&Some(standing_here(&*context(id)?))))
         }
         ACTIVATE => {
             let id: u32 = serde_json::from_slice(body).map_err(form)?;
@@ -295,7 +301,7 @@ pub(crate) fn answer(node: &Arc<Node>, asker: &str, kind: u16, body: &[u8]) -> R
             if context.standing() == Standing::FailedOver && !context.is_stopped() {
                 crate::ops::role::ship(&context).map_err(|e| e.to_string())?;
             }
-            Ok(json(&PeerStanding::of(&context)))
+            Ok(json(&standing_here(&context)))
         }
         PAIR => {
             let question: PairQuestion = serde_json::from_slice(body).map_err(form)?;
@@ -324,9 +330,16 @@ pub(crate) fn answer(node: &Arc<Node>, asker: &str, kind: u16, body: &[u8]) -> R
             let question: GiveUpQuestion = serde_json::from_slice(body).map_err(form)?;
             let context = context(question.context)?;
             give_up(&context, Term(question.term), question.force)?;
-            Ok(json(&PeerStanding::of(&context)))
+            Ok(json(&standing_here(&context)))
         }
     }
+}
+
+fn standing_here(context: &Context) -> PeerStanding {
+    PeerStanding::of(&Here {
+        row: &context.row(),
+        journal: &context.journal,
+    })
 }
 
 fn stale_page(context: &Context, question: &StaleQuestion) -> StalePage {
@@ -359,23 +372,21 @@ fn give_up(context: &Arc<Context>, term: Term, force: bool) -> Result<(), String
                 context.id()
             )
         })?;
-    if term < context.term() {
-        return Err(format!(
-            "{here} is at term {}, which is higher than {term}",
-            context.term()
-        ));
-    }
-    let verdict = decide(
-        context.standing(),
-        context.is_stopped(),
-        context.is_home(),
-        Act::GiveUp,
-    );
-    match verdict {
-        Verdict::Already => return raise_term(context, term).map_err(|e| e.to_string()),
-        Verdict::Go => {}
-        Verdict::Force(_) if force => {}
-        Verdict::Force(next) | Verdict::Refuse(next) => return Err(refusal(context, next)),
+    let row = context.row();
+    let side = Here {
+        row: &row,
+        journal: &context.journal,
+    };
+    match side.gives_up(context.is_home(), term, force) {
+        Ok(true) => {}
+        Ok(false) => return raise_term(context, term).map_err(|e| e.to_string()),
+        Err(Keeps::Refused(next)) => return Err(refusal(context, next)),
+        Err(Keeps::HigherTerm) => {
+            return Err(format!(
+                "{here} is at term {}, which is higher than {term}",
+                context.term()
+            ));
+        }
     }
     stop_serving(context).map_err(|e| e.to_string())?;
     let why = format!("it gave its role up to {} at term {term}", context.peer_name());

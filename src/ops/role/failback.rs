@@ -4,17 +4,19 @@
 //! everything drained and applied; so typed on the recovery first it waits, and goes on by itself.
 
 use super::{
-    Answer, Gate, Op, ask_peer, changed, end_info, gate, hinted, hooks, maps, mount, next, part_way, refused,
-    reply, row_of, start,
+    Answer, Gate, Op, ask_peer, changed, end_info, gate, here, hinted, hooks, maps, mount, next, part_way,
+    refused, reply, row_of, start,
 };
 use crate::{
     config::HistoryOnProduction,
-    context::{Context, HANDED_BACK},
+    context::Context,
     hooks::HookEvent,
     roles::{
         Act, Next, Standing,
         change::At,
         peer::{self, PeerStanding},
+        row::HANDED_BACK,
+        rules::TakeBack,
     },
 };
 use control::{Failure, Reply, Step, reply::RoleVerb};
@@ -55,9 +57,8 @@ fn take_back(op: &mut Op<'_>, context: &Arc<Context>, mounted: bool, already: bo
                 ],
             );
         }
-        let going_on = context.standing() == Standing::FailingOver;
-        let term = Term(peer.term).max(context.term());
-        let term = if going_on { term } else { Term(term.0 + 1) };
+        let row = context.row();
+        let term = here(&row, context).next_term(Some(&peer));
         hooks(op, context, HookEvent::PreFailback)?;
         let gave = peer::ask_to_give_up(context, term, false)
             .map_err(|e| super::give_up_failure(op, context, &e, "failback"))?;
@@ -130,42 +131,38 @@ fn stay_home(op: &mut Op<'_>, context: &Arc<Context>, mounted: bool) -> Answer {
 /// Everything must be here, and the other host must have ended.
 fn check_peer(op: &Op<'_>, context: &Context, peer: &PeerStanding) -> Result<(), Failure> {
     let name = context.peer_name();
-    if peer.standing() == Standing::FailedOver {
-        let text = format!("{name} has not begun the resync");
-        return Err(hinted(refused(text), op, context, Next::ResyncThere));
-    }
-    if peer.serves() {
-        let left = peer.stale_bytes;
-        if left > 0 || !context.is_consistent() {
-            return Err(refused(format!(
+    match here(&context.row(), context).take_back(peer) {
+        TakeBack::Ready => Ok(()),
+        TakeBack::NotShipping => {
+            let text = format!("{name} has not begun the resync");
+            Err(hinted(refused(text), op, context, Next::ResyncThere))
+        }
+        TakeBack::Copying => {
+            let left = peer.stale_bytes;
+            Err(refused(format!(
                 "the resync is not complete: {left} bytes are to be copied"
             ))
             .with_hint_command(
                 format!("backstay wait -C {} --until resynced", context.id()),
                 name,
-            ));
+            ))
         }
-        let text = format!("{name} still runs as production");
-        return Err(hinted(refused(text), op, context, Next::StopThere));
+        TakeBack::Runs => {
+            let text = format!("{name} still runs as production");
+            Err(hinted(refused(text), op, context, Next::StopThere))
+        }
+        TakeBack::NoProduction => {
+            let text = format!("{name} is {}", peer.standing());
+            Err(hinted(refused(text), op, context, Next::Failover))
+        }
+        TakeBack::Behind => check_drained(context, peer),
     }
-    if !matches!(peer.standing(), Standing::Producing | Standing::Fenced) {
-        let text = format!("{name} is {}", peer.standing());
-        return Err(hinted(refused(text), op, context, Next::Failover));
-    }
-    check_drained(context, peer)
 }
 
 fn check_drained(context: &Context, peer: &PeerStanding) -> Result<(), Failure> {
     let name = context.peer_name();
     let cursors = context.journal.cursors();
-    let going_on = context.standing() == Standing::FailingOver;
-    let whole = going_on || (context.is_consistent() && peer.stale_bytes == 0);
-    let ours = context.journal.line_parts();
-    let same = match (ours.last(), peer.line().last()) {
-        (Some(our), Some(their)) => (our.id, our.upto) == (their.id, their.upto),
-        (our, their) => our.is_none() && their.is_none(),
-    };
-    if whole && same && cursors.applied >= context.journal.line_cursors().1 {
+    if here(&context.row(), context).has_all_of(peer) {
         return Ok(());
     }
     Err(refused(format!(
@@ -219,7 +216,7 @@ fn give_back(op: &mut Op<'_>, context: &Arc<Context>, already: bool) -> Answer {
     }
     let why = format!("it gave its role back: {} is to take it", context.peer_name());
     let mark = |row: &mut journal::ContextRow| {
-        crate::context::put_standing(row, Standing::Fenced, row.term, Some(&why));
+        crate::roles::row::put_standing(row, Standing::Fenced, row.term, Some(&why));
         row.notes.insert(HANDED_BACK.into(), op.options.operator.clone());
     };
     context.change_row(mark).map_err(|e| part_way(&e))?;
@@ -238,7 +235,7 @@ fn give_back(op: &mut Op<'_>, context: &Arc<Context>, already: bool) -> Answer {
 fn check_other_side(op: &Op<'_>, context: &Context, peer: &PeerStanding) -> Result<(), Failure> {
     let stale = context.stale_bytes();
     let end = context.journal.line_cursors().1.0;
-    if peer.standing() == Standing::Replica && stale == 0 && peer.applied >= end && peer.end == end {
+    if here(&context.row(), context).is_all_at(peer) {
         return Ok(());
     }
     let text = format!(

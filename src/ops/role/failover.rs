@@ -10,8 +10,8 @@
 //! | attach, check, mount | |
 
 use super::{
-    Answer, Gate, Op, changed, end_info, gate, hinted, hooks, maps, mount, next, part_way, refused, reply,
-    row_of, start,
+    Answer, Gate, Op, changed, end_info, gate, here, hinted, hooks, maps, mount, next, part_way, refused,
+    reply, row_of, start,
 };
 use crate::{
     context::Context,
@@ -21,13 +21,13 @@ use crate::{
         Act, Next, Standing,
         change::At,
         peer::{self, PeerStanding},
+        rules::{self, Opponent},
     },
 };
 use control::{
     Code, Failure, MissingInfo, PointInfo, Question, Reply, Step, event::FailoverQuestion, reply::RoleVerb,
 };
-use journal::RestorePhase;
-use model::{Term, Timestamp};
+use model::Timestamp;
 use std::{sync::Arc, time::Instant};
 
 /// What the peer is, as far as it can be known.
@@ -36,13 +36,13 @@ enum Peer {
     Away,
 }
 
-/// How far the volumes here can be relied on.
+/// What the operator has said yes to.
 enum Ground {
-    /// They are consistent, or stand at a restored point.
+    /// The volumes are consistent, or stand at a restored point.
     Firm,
-    /// A resync is under way: only the last consistent point is firm (L7).
+    /// A resync is under way: the last consistent point is gone back to (L7).
     Resyncing,
-    /// They never were, or the operator takes them as they are.
+    /// The volumes are taken as they are.
     Inconsistent,
 }
 
@@ -100,7 +100,8 @@ fn check_peer(
     warnings: &mut Vec<String>,
 ) -> Result<(), Failure> {
     let name = context.peer_name();
-    if peer.term > context.term().0 && peer.standing().serves() {
+    let opponent = here(&context.row(), context).opponent(peer);
+    if opponent == Opponent::Higher {
         let text = format!(
             "{name} is production at term {}, this host knows {}",
             peer.term,
@@ -108,7 +109,7 @@ fn check_peer(
         );
         return Err(hinted(refused(text), op, context, Next::Resync));
     }
-    if peer.serves() {
+    if opponent == Opponent::Runs {
         let text = format!("{name} answers and runs");
         if !op.options.force {
             return Err(hinted(refused(text), op, context, Next::StopThere));
@@ -126,7 +127,8 @@ fn ground(
     inconsistent: bool,
     warnings: &mut Vec<String>,
 ) -> Result<Ground, Failure> {
-    if context.restore().is_some_and(|r| r.only.is_some()) {
+    let ground = here(&context.row(), context).ground(context.restore().as_ref());
+    if ground == rules::Ground::Split {
         return Err(hinted(
             refused("one volume is restored and the others are not: they are at no common point"),
             op,
@@ -134,12 +136,7 @@ fn ground(
             Next::Undo,
         ));
     }
-    // A host that never was a replica is consistent by itself; a restored point is, too; and a failover that goes on has
-    // seen to it.
-    let firm = context.role() == model::Role::Production
-        || matches!(context.standing(), Standing::RolledBack | Standing::FailingOver)
-        || context.consistent_from().is_some();
-    if firm {
+    if ground == rules::Ground::Firm {
         return Ok(Ground::Firm);
     }
     if inconsistent {
@@ -148,7 +145,7 @@ fn ground(
         return Ok(Ground::Inconsistent);
     }
     let id = context.id();
-    if !context.was_consistent() {
+    if ground == rules::Ground::Never {
         return Err(
             refused("the replica was never consistent: its first sync is not complete")
                 .with_hint("--inconsistent takes it as it is")
@@ -218,20 +215,15 @@ fn planned(context: &Context, peer: &Peer, ground: &Ground, mounted: bool, point
 
 /// All steps up to the role.
 fn take_role(op: &mut Op<'_>, context: &Arc<Context>, peer: &Peer, ground: &Ground) -> Result<(), Failure> {
-    let term = match peer {
-        Peer::Answers(p) => Term(p.term).max(context.term()),
-        Peer::Away => context.term(),
-    };
-    let going_on = context.standing() == Standing::FailingOver;
-    let term = if going_on && term == context.term() {
-        term
-    } else {
-        Term(term.0 + 1)
+    let answer = match peer {
+        Peer::Answers(p) => Some(p),
+        Peer::Away => None,
     };
     // Before anybody gives a role up: a restore may have no room.
     if matches!(ground, Ground::Resyncing) {
         super::super::restore::to_last_consistent(op, context)?;
     }
+    let term = here(&context.row(), context).next_term(answer);
     if let Peer::Answers(standing) = peer
         && standing.standing().serves()
     {
@@ -251,11 +243,8 @@ fn take_role(op: &mut Op<'_>, context: &Arc<Context>, peer: &Peer, ground: &Grou
         .set_standing(Standing::FailingOver, term, None)
         .map_err(|e| part_way(&e))?;
     context.halt();
-    let at = match context.restore() {
-        Some(row) if row.phase == RestorePhase::Done => At::Restored(row.target),
-        Some(_) => return Err(Failure::new(Code::Bug, "a restore is not complete")),
-        None => At::Newest,
-    };
+    let at = here(&context.row(), context).place(context.restore().as_ref());
+    let at = at.ok_or_else(|| Failure::new(Code::Bug, "a restore is not complete"))?;
     op.line(match at {
         At::Newest => "Applying everything that was received...",
         At::Restored(_) => "Keeping the restored point...",

@@ -26,6 +26,7 @@ use crate::{
         change::{ChangeError, Host},
         decide,
         peer::PeerStanding,
+        rules::Here,
     },
 };
 use control::{
@@ -157,6 +158,14 @@ fn give_up_failure(op: &Op<'_>, context: &Context, error: &PeerError, verb: &str
         .with_hint_command(format!("rtdr -C {} {verb}", context.id()), op.node.name())
 }
 
+/// This host, for the rules that a change of role asks.
+fn here<'a>(row: &'a ContextRow, context: &'a Context) -> Here<'a> {
+    Here {
+        row,
+        journal: &context.journal,
+    }
+}
+
 /// State maps of a host that becomes production for the first time: equal to the peer but for what is marked.
 fn maps(config: &ContextConfig) -> Vec<(VolumeIndex, MapShape)> {
     let shape = |size| MapShape {
@@ -173,8 +182,8 @@ fn maps(config: &ContextConfig) -> Vec<(VolumeIndex, MapShape)> {
 /// The row that makes a host this.
 fn row_of(context: &Context, standing: Standing, term: Term) -> ContextRow {
     let mut row = context.row();
-    crate::context::put_stop(&mut row, None);
-    crate::context::put_standing(&mut row, standing, term, None);
+    crate::roles::row::put_stop(&mut row, None);
+    crate::roles::row::put_standing(&mut row, standing, term, None);
     row
 }
 

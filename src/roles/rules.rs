@@ -1,0 +1,206 @@
+//! What a change of role needs beyond the table: asked of this host's journal and row, and of what the peer says of itself.
+//! Nothing here asks anybody or changes anything; the commands and the model of the two hosts share it.
+
+use super::{Act, Next, Standing, Verdict, change::At, decide, peer::PeerStanding, row::standing_of};
+use journal::{ContextRow, Journal, Position, RestorePhase, RestoreRow};
+use model::{ContextState, Role, Term};
+
+/// A context on this host.
+#[derive(Clone, Copy)]
+pub struct Here<'a> {
+    /// Its durable row.
+    pub row: &'a ContextRow,
+    /// Its journal.
+    pub journal: &'a Journal,
+}
+
+/// What the peer means for a failover of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opponent {
+    /// It serves at a higher term.
+    Higher,
+    /// It serves: it must give its role up first.
+    Runs,
+    /// It serves nothing.
+    Rests,
+}
+
+/// How far the volumes here can be relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// They are consistent, or stand at a restored point.
+    Firm,
+    /// One volume is restored and the others are not.
+    Split,
+    /// A resync is under way: only the last consistent point is firm (L7).
+    Resyncing,
+    /// They never were consistent.
+    Never,
+}
+
+/// What keeps a configured production from taking its role back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TakeBack {
+    /// Nothing.
+    Ready,
+    /// The peer has not begun the resync.
+    NotShipping,
+    /// The resync is not complete.
+    Copying,
+    /// The peer still serves.
+    Runs,
+    /// The peer is no production that could give its role up.
+    NoProduction,
+    /// Not everything of the peer is here and applied.
+    Behind,
+}
+
+impl Here<'_> {
+    fn standing(&self) -> Standing {
+        standing_of(self.row)
+    }
+
+    /// The first position of the span in which the replica is consistent and goes on to be, once production has said so.
+    #[must_use]
+    pub fn consistent_from(&self) -> Option<Position> {
+        let spans = self.journal.consistent();
+        spans.last().filter(|c| c.until.is_none()).map(|c| c.from)
+    }
+
+    /// Whether the volumes of this replica are consistent now.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        let cursors = self.journal.cursors();
+        self.consistent_from()
+            .is_some_and(|from| cursors.has_applied(from))
+    }
+
+    /// Bytes that the peer does not have and no journal covers.
+    #[must_use]
+    pub fn stale_bytes(&self) -> u64 {
+        let volumes = self.journal.mapped_volumes().into_iter();
+        volumes.map(|volume| self.journal.stale_bytes(volume)).sum()
+    }
+
+    /// What the peer means for a failover.
+    #[must_use]
+    pub fn opponent(&self, peer: &PeerStanding) -> Opponent {
+        if peer.term > self.row.term.0 && peer.standing().serves() {
+            Opponent::Higher
+        } else if peer.serves() {
+            Opponent::Runs
+        } else {
+            Opponent::Rests
+        }
+    }
+
+    /// What a failover stands on.
+    #[must_use]
+    pub fn ground(&self, restore: Option<&RestoreRow>) -> Ground {
+        if restore.is_some_and(|r| r.only.is_some()) {
+            Ground::Split
+        // A host that never was a replica is consistent by itself; a restored point is, too; and a failover that goes on has
+        // seen to it.
+        } else if self.row.role == Role::Production
+            || matches!(self.standing(), Standing::RolledBack | Standing::FailingOver)
+            || self.consistent_from().is_some()
+        {
+            Ground::Firm
+        } else if self.journal.consistent().is_empty() {
+            Ground::Never
+        } else {
+            Ground::Resyncing
+        }
+    }
+
+    /// The term of a promotion: above all that either host has seen, but for one that goes on.
+    #[must_use]
+    pub fn next_term(&self, peer: Option<&PeerStanding>) -> Term {
+        let seen = peer.map_or(self.row.term, |p| Term(p.term).max(self.row.term));
+        let goes_on = self.standing() == Standing::FailingOver && seen == self.row.term;
+        if goes_on { seen } else { Term(seen.0 + 1) }
+    }
+
+    /// Where a promotion takes the line over; `None`: a restore is not complete.
+    #[must_use]
+    pub fn place(&self, restore: Option<&RestoreRow>) -> Option<At> {
+        match restore {
+            None => Some(At::Newest),
+            Some(row) if row.phase == RestorePhase::Done => Some(At::Restored(row.target.clone())),
+            Some(_) => None,
+        }
+    }
+
+    /// Whether the configured production may take its role back.
+    #[must_use]
+    pub fn take_back(&self, peer: &PeerStanding) -> TakeBack {
+        if peer.standing() == Standing::FailedOver {
+            TakeBack::NotShipping
+        } else if peer.serves() {
+            if peer.stale_bytes > 0 || !self.is_consistent() {
+                TakeBack::Copying
+            } else {
+                TakeBack::Runs
+            }
+        } else if !matches!(peer.standing(), Standing::Producing | Standing::Fenced) {
+            TakeBack::NoProduction
+        } else if !self.has_all_of(peer) {
+            TakeBack::Behind
+        } else {
+            TakeBack::Ready
+        }
+    }
+
+    /// Whether everything of the peer's line is here and applied, and nothing is to be copied.
+    #[must_use]
+    pub fn has_all_of(&self, peer: &PeerStanding) -> bool {
+        let goes_on = self.standing() == Standing::FailingOver;
+        let whole = goes_on || (self.is_consistent() && peer.stale_bytes == 0);
+        let ours = self.journal.line_parts();
+        let same = match (ours.last(), peer.line().last()) {
+            (Some(our), Some(their)) => (our.id, our.upto) == (their.id, their.upto),
+            (our, their) => our.is_none() && their.is_none(),
+        };
+        whole && same && self.journal.cursors().applied >= self.journal.line_cursors().1
+    }
+
+    /// Whether the peer holds everything of this production, which then may give its role back.
+    #[must_use]
+    pub fn is_all_at(&self, peer: &PeerStanding) -> bool {
+        let end = self.journal.line_cursors().1.0;
+        let whole = peer.standing() == Standing::Replica && self.stale_bytes() == 0;
+        whole && peer.applied >= end && peer.end == end
+    }
+
+    /// Whether this host gives its role up to a peer at `term`: `Ok(false)`, it has none to give up.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn gives_up(&self, home: bool, term: Term, force: bool) -> Result<bool, Keeps> {
+        if term < self.row.term {
+            return Err(Keeps::HigherTerm);
+        }
+        let stopped = self.row.state == ContextState::Stopped;
+        match decide(self.standing(), stopped, home, Act::GiveUp) {
+            Verdict::Already => Ok(false),
+            Verdict::Go => Ok(true),
+            Verdict::Force(_) if force => Ok(true),
+            Verdict::Force(next) | Verdict::Refuse(next) => Err(Keeps::Refused(next)),
+        }
+    }
+}
+
+/// Whether a production at this term that starts alone gives way to what its peer says of itself.
+#[must_use]
+pub fn has_better_right(term: Term, peer: &PeerStanding) -> bool {
+    peer.term > term.0 || (peer.standing().serves() && peer.term == term.0)
+}
+
+/// Why a host keeps its role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// It has seen a higher term.
+    HigherTerm,
+    /// The table refuses, with what leads on.
+    Refused(Next),
+}
