@@ -67,6 +67,27 @@ pub fn context_row(role: Role) -> ContextRow {
     }
 }
 
+/// What a production has before its first write: maps that know nothing of the peer, and a line.
+pub fn first_line(journal: &Journal, sizes: &[u64], region_size: u64) -> Fallible {
+    for (index, size) in indexes(sizes) {
+        let shape = MapShape {
+            size,
+            region_size,
+            default: Cell::Stale(WriteSeq(0)),
+        };
+        journal.set_map(index, shape)?;
+    }
+    if journal.current_generation().is_none() {
+        journal.create_generation(NewGeneration::own(GenId(7), None))?;
+    }
+    if let Some(generation) = journal.current_generation().filter(|_| journal.open_is_empty()) {
+        let body = generation.birth();
+        let volume = VolumeIndex(0);
+        journal.append(vec![Draft { volume, body }], Timestamp::now())?;
+    }
+    Ok(())
+}
+
 /// The production host while it runs.
 pub struct Production {
     pub journal: Arc<Journal>,
@@ -79,22 +100,7 @@ impl Production {
     pub fn boot(power: &SimPower, sizes: &[u64]) -> Fallible<Self> {
         let journal = open_journal(power, false)?;
         if journal.context()?.is_none() {
-            for (index, size) in indexes(sizes) {
-                let shape = MapShape {
-                    size,
-                    region_size: REGION,
-                    default: Cell::Stale(WriteSeq(0)),
-                };
-                journal.set_map(index, shape)?;
-            }
-            if journal.current_generation().is_none() {
-                journal.create_generation(NewGeneration::own(GenId(7), None))?;
-            }
-            if let Some(generation) = journal.current_generation().filter(|_| journal.open_is_empty()) {
-                let body = generation.birth();
-                let volume = VolumeIndex(0);
-                journal.append(vec![Draft { volume, body }], Timestamp::now())?;
-            }
+            first_line(&journal, sizes, REGION)?;
             journal.put_context(&context_row(Role::Production))?;
         }
         let volumes = volumes(power, sizes);

@@ -1,25 +1,132 @@
 //! The stream between the hosts: the real machines, with queues in place of a connection. What is in a queue when the link
 //! is cut is lost.
+//!
+//! Who the two ends are, and what becomes of them when their terms do not fit, is theirs to say: [`Ships`] and [`Follows`].
 
 use super::hosts::{Fallible, Production, Recovery};
 use anyhow::bail;
-use backstay::agent::{
-    aba::{follow, pass_gap},
-    meeting::{Verdict, end_of, judge, over_the_gap, take_peer},
+use backstay::{
+    agent::{
+        aba::{follow, local_of, pass_gap, refusal, welcome_of},
+        meeting::{self, Acquaintance, PeerSet, end_of, over_the_gap},
+    },
+    applying::CopyQueue,
+    roles::{
+        Standing,
+        row::{put_standing, standing_of},
+    },
 };
-use journal::{SealFlags, tap::CopyTaken};
-use model::{ByteRange, ContextId, GenNo, LfcId, RecordBody, Role, Term, Timestamp, VolumeIndex, WriteSeq};
+use journal::{ContextRow, Journal, SealFlags, tap::CopyTaken};
+use model::{
+    ByteRange, ContextId, GenId, GenNo, LfcId, RecordBody, Role, Term, Timestamp, VolumeIndex, WriteSeq,
+};
 use snapshot::RegionCopy;
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 use wire::{
-    Hello, Jump, Message, Receiver, ReceiverAction, ReceiverLocal, Resume, Sender, SenderAction,
-    SenderOptions, Version, Welcome,
+    Hello, Jump, Message, Receiver, ReceiverAction, RefuseCode, Resume, Sender, SenderAction, SenderOptions,
+    Version, Welcome,
 };
 
-const CONTEXT: ContextId = ContextId(1);
+pub const CONTEXT: ContextId = ContextId(1);
 const CONFIG: [u8; 32] = [3; 32];
 /// Most bytes of one copy: less than most volumes, so that a first sync takes many.
 const COPY_BYTES: u64 = 32 << 10;
+/// Name of the note that says which store of the peer the maps are about.
+const PEER_INSTANCE: &str = "peer_instance";
+
+/// Production's end of a link.
+pub trait Ships {
+    /// What runs there.
+    fn production(&self) -> &Production;
+
+    /// What a peer that gives way says of itself.
+    fn set_of_peer(&self) -> Fallible<PeerSet> {
+        bail!("nobody gives way here")
+    }
+
+    /// Whether an operator wants what is stale copied.
+    fn is_forced(&self) -> bool {
+        false
+    }
+
+    /// The peer has everything again.
+    fn all_copied(&self) -> Fallible {
+        Ok(())
+    }
+
+    /// Another host has a better right to the role.
+    fn fence(&self, term: Term) -> Fallible {
+        bail!("fenced at term {term}")
+    }
+}
+
+/// The other end.
+pub trait Follows {
+    /// Its journal.
+    fn journal(&self) -> &Arc<Journal>;
+
+    /// Copies that wait; `None`: nothing runs that could take them.
+    fn copies(&self) -> Option<&CopyQueue>;
+
+    /// A production has greeted with a better right to the role.
+    fn fence(&self, term: Term) -> Fallible {
+        bail!("fenced at term {term}")
+    }
+
+    /// A production has greeted one that is fenced.
+    fn greeted_fenced(&self) -> Fallible {
+        Ok(())
+    }
+}
+
+impl Ships for Production {
+    fn production(&self) -> &Production {
+        self
+    }
+}
+
+impl Follows for Recovery {
+    fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
+    fn copies(&self) -> Option<&CopyQueue> {
+        Some(&self.copies)
+    }
+}
+
+fn row_of(journal: &Journal) -> Fallible<ContextRow> {
+    Ok(journal.context()?.expect("made at the first boot"))
+}
+
+struct Known<'a, A>(&'a A);
+
+impl<A: Ships> Acquaintance for Known<'_, A> {
+    type Error = anyhow::Error;
+
+    fn is_forced(&self) -> bool {
+        self.0.is_forced()
+    }
+
+    fn instance(&self) -> Option<String> {
+        let row = row_of(&self.0.production().journal).ok()?;
+        row.notes.get(PEER_INSTANCE).cloned()
+    }
+
+    fn keep_instance(&self, instance: String) -> Fallible {
+        let journal = &self.0.production().journal;
+        let mut row = row_of(journal)?;
+        row.notes.insert(PEER_INSTANCE.into(), instance);
+        Ok(journal.put_context(&row)?)
+    }
+
+    fn set_of_peer(&self) -> Fallible<PeerSet> {
+        self.0.set_of_peer()
+    }
+}
 
 /// One connection.
 pub struct Link {
@@ -27,16 +134,22 @@ pub struct Link {
     receiver: Receiver,
     to_b: VecDeque<Message>,
     to_a: VecDeque<Message>,
-    unsealed: Option<LfcId>,
+    unsealed: Option<(GenId, LfcId)>,
     completing: bool,
     copier: Option<Copier>,
     waiting: BTreeMap<WriteSeq, (VolumeIndex, CopyTaken)>,
     sent: BTreeMap<WriteSeq, (VolumeIndex, ByteRange)>,
     /// Times that the stream left something out.
     pub jumps: u32,
+    /// Regions that were taken to be copied.
+    pub copied: Vec<(VolumeIndex, ByteRange)>,
+    /// Why it is over, once it is.
+    pub over: Option<String>,
     /// The peer waits for copies.
     peer_copies: bool,
     may_apply: WriteSeq,
+    /// Stubs of copies in the last frame.
+    stubs: BTreeSet<WriteSeq>,
 }
 
 #[derive(Default)]
@@ -46,31 +159,36 @@ struct Copier {
 }
 
 impl Link {
-    /// Connects and greets.
-    pub fn connect(a: &Production, b: &Recovery) -> Fallible<Self> {
+    /// Connects and greets; the greeting is heard and answered.
+    pub fn connect(a: &impl Ships, b: &impl Follows) -> Fallible<Self> {
+        let mut link = Self::dial(a, b)?;
+        link.hear_b(b)?;
+        link.hear_a(a)?;
+        assert!(link.is_greeted(), "a greeting without an answer");
+        Ok(link)
+    }
+
+    /// Connects; the greeting is on its way.
+    pub fn dial(a: &impl Ships, b: &impl Follows) -> Fallible<Self> {
+        let journal = &a.production().journal;
+        let row = row_of(journal)?;
         let hello = Hello {
             oldest: Version::OLDEST as u16,
             newest: Version::NEWEST as u16,
             context: CONTEXT,
             node: "a".into(),
             role: Role::Production,
-            term: Term(1),
-            durable: end_of(&a.journal)?,
+            term: row.term,
+            durable: end_of(journal)?,
             config: CONFIG,
-            instance: 1,
+            instance: instance(&row),
         };
         let options = SenderOptions {
             window_bytes: 128 << 10,
             ..SenderOptions::default()
         };
         let (sender, greeting) = Sender::new(options, hello);
-        let receiver = Receiver::new(ReceiverLocal {
-            context: CONTEXT,
-            role: Role::Recovery,
-            term: Term(1),
-            config: CONFIG,
-            gives_way: false,
-        });
+        let receiver = Receiver::new(local_of(CONTEXT, CONFIG, &row_of(b.journal())?));
         let mut link = Self {
             sender,
             receiver,
@@ -82,17 +200,18 @@ impl Link {
             waiting: BTreeMap::new(),
             sent: BTreeMap::new(),
             jumps: 0,
+            copied: Vec::new(),
+            over: None,
             peer_copies: false,
             may_apply: WriteSeq(0),
+            stubs: BTreeSet::new(),
         };
         link.act_a(a, vec![greeting])?;
-        link.hear_b(b)?;
-        link.hear_a(a)?;
         Ok(link)
     }
 
     /// Production hears one message; `false` when there is none.
-    pub fn hear_a(&mut self, a: &Production) -> Fallible<bool> {
+    pub fn hear_a(&mut self, a: &impl Ships) -> Fallible<bool> {
         let Some(message) = self.to_a.pop_front() else {
             return Ok(false);
         };
@@ -101,41 +220,26 @@ impl Link {
         Ok(true)
     }
 
-    fn act_a(&mut self, a: &Production, actions: Vec<SenderAction>) -> Fallible {
+    fn act_a(&mut self, a: &impl Ships, actions: Vec<SenderAction>) -> Fallible {
         for action in actions {
             match action {
                 SenderAction::Send(message) => self.to_b.push_back(message),
-                SenderAction::CheckPosition { peer, welcome } => {
-                    let resume = match judge(&a.journal, peer, welcome.gives_way)? {
-                        Verdict::Here => Resume::Here,
-                        Verdict::Jump(jump) => Resume::Jump(jump),
-                        other => bail!("the peer's {peer} is not on the line: {other:?}"),
-                    };
-                    let actions = self.sender.resume(resume);
-                    self.act_a(a, actions)?;
-                    self.unsealed = Some(welcome.open_lfc).filter(|l| *l >= LfcId::FIRST && peer.seq.0 > 0);
-                    let lacks = welcome.copying || matches!(resume, Resume::Jump(_));
-                    take_peer(&a.journal, peer.seq, welcome.applied, lacks)?;
-                    self.peer_copies = welcome.copying;
-                    match resume {
-                        Resume::Here => self.forget_covered(a)?,
-                        Resume::Jump(jump) => self.jumped(a, &jump)?,
-                        Resume::Diverged { .. } => bail!("the peer's {peer} is not on the line: {resume:?}"),
-                    }
-                    if welcome.copying || self.stale(a, (VolumeIndex(0), 0)).is_some() {
-                        self.copier.get_or_insert_default();
-                    }
-                }
+                SenderAction::CheckPosition { peer, welcome } => self.meet(a, peer, &welcome)?,
                 SenderAction::Acked(ack) => {
-                    a.journal.set_peer(ack.received_durable, ack.applied, false)?;
+                    let journal = &a.production().journal;
+                    journal.set_peer(ack.received_durable, ack.applied, false)?;
                     self.forget_covered(a)?;
                 }
                 SenderAction::Copied(seqs) => {
                     for seq in seqs {
                         let (volume, range) = self.sent.remove(&seq).expect("a copy that was sent");
-                        a.journal.clear_if_older(&[(volume, range, seq)])?;
+                        a.production().journal.clear_if_older(&[(volume, range, seq)])?;
                     }
                 }
+                SenderAction::Fenced { term } | SenderAction::Conflict { term } => a.fence(term)?,
+                SenderAction::Refused { text, .. } => self.over = Some(text),
+                SenderAction::Diverged { .. } => self.over = Some("the histories have parted".into()),
+                SenderAction::Close => drop(self.over.get_or_insert_with(|| "closed".into())),
                 other => bail!("{other:?}"),
             }
         }
@@ -143,27 +247,57 @@ impl Link {
     }
 
     /// As the LCA does.
-    fn forget_covered(&self, a: &Production) -> Fallible {
-        if !self.peer_copies {
-            a.journal.forget_covered()?;
+    fn meet(&mut self, a: &impl Ships, peer: wire::Position, welcome: &Welcome) -> Fallible {
+        let production = a.production();
+        let met = meeting::meet(&production.journal, &production.tap, peer, welcome, &Known(a))?;
+        // A generation may have begun: the machine must know before it jumps there.
+        let (appended, durable) = production.journal.line_cursors();
+        let actions = self.sender.journal(appended, durable);
+        assert!(
+            actions.is_empty(),
+            "before the stream there is nothing to say: {actions:?}"
+        );
+        let actions = self.sender.resume(met.resume);
+        self.act_a(a, actions)?;
+        self.peer_copies = welcome.copying;
+        match met.resume {
+            Resume::Here => {
+                let open = Some(welcome.open_lfc).filter(|l| *l >= LfcId::FIRST && peer.seq.0 > 0);
+                self.unsealed = open.map(|l| (peer.generation, l));
+                self.forget_covered(a)?;
+                if welcome.copying || self.stale(a, (VolumeIndex(0), 0)).is_some() {
+                    self.copier.get_or_insert_default();
+                }
+            }
+            Resume::Jump(jump) => self.jumped(a, &jump)?,
+            Resume::Diverged { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// As the LCA does.
+    fn forget_covered(&self, a: &impl Ships) -> Fallible {
+        if !self.peer_copies && !a.is_forced() && a.production().journal.forget_covered()? {
+            a.all_copied()?;
         }
         Ok(())
     }
 
     /// The stream left out what the journal gave up.
-    fn jumped(&mut self, a: &Production, jump: &Jump) -> Fallible {
+    fn jumped(&mut self, a: &impl Ships, jump: &Jump) -> Fallible {
         self.jumps += 1;
         self.peer_copies = true;
         self.unsealed = None;
         self.completing = false;
         self.waiting = self.waiting.split_off(&jump.to.seq.next());
         let first = [(VolumeIndex(0), ByteRange { start: 0, end: 1 })];
-        a.journal.mark_stale(&first, jump.to.seq)?;
+        a.production().journal.mark_stale(&first, jump.to.seq)?;
         self.copier.get_or_insert_default();
         Ok(())
     }
 
-    fn stale(&self, a: &Production, from: (VolumeIndex, u64)) -> Option<(VolumeIndex, ByteRange)> {
+    fn stale(&self, a: &impl Ships, from: (VolumeIndex, u64)) -> Option<(VolumeIndex, ByteRange)> {
+        let a = a.production();
         let volumes = a.volumes.iter().map(|(v, _)| v).filter(|v| *v >= from.0);
         volumes.into_iter().find_map(|v| {
             let from = if v == from.0 { from.1 } else { 0 };
@@ -172,13 +306,14 @@ impl Link {
     }
 
     /// The copier's next step.
-    pub fn copy(&mut self, a: &Production) -> Fallible {
+    pub fn copy(&mut self, a: &impl Ships) -> Fallible {
         let Some(Copier { at, any }) = self.copier.take() else {
             return Ok(());
         };
         if let Some((volume, range)) = self.stale(a, at) {
             let last = self.stale(a, (volume, range.end)).is_none();
-            let copy = a.tap.copy(volume, range, last)?;
+            let copy = a.production().tap.copy(volume, range, last)?;
+            self.copied.push((volume, range));
             self.waiting.insert(copy.seq, (volume, copy));
             let at = (volume, range.end);
             self.copier = Some(Copier { at, any: true });
@@ -193,35 +328,39 @@ impl Link {
     }
 
     /// Sends one frame, with the seal before it and the copies behind it; `false` when nothing may be sent.
-    pub fn pump(&mut self, a: &Production) -> Fallible<bool> {
-        let c = a.journal.cursors();
-        let actions = self.sender.journal(c.appended, c.durable);
+    pub fn pump(&mut self, a: &impl Ships) -> Fallible<bool> {
+        let journal = &a.production().journal;
+        let (appended, durable) = journal.line_cursors();
+        let actions = self.sender.journal(appended, durable);
         self.act_a(a, actions)?;
+        if !self.sender.is_streaming() {
+            return Ok(false);
+        }
         self.seal(a)?;
         self.complete(a)?;
         let Some(want) = self.sender.want() else {
             return Ok(false);
         };
-        if let Some(jump) = over_the_gap(&a.journal, want.after) {
+        if let Some(jump) = over_the_gap(journal, want.after) {
             let sent = self.sender.jump(jump);
             self.act_a(a, vec![sent])?;
             self.jumped(a, &jump)?;
             return Ok(true);
         }
-        let frames = a.journal.frames_after(want.after, want.bytes_max as u64)?;
+        let frames = journal.frames_after(want.after, want.bytes_max as u64)?;
         let Some(frame) = frames.first() else {
             return Ok(false);
         };
-        if frame.last_seq() > c.durable || !(want.alone || frame.len() <= want.bytes_max) {
+        if frame.last_seq() > journal.cursors().durable || !(want.alone || frame.len() <= want.bytes_max) {
             return Ok(false);
         }
+        let container = (frame.generation(), frame.lfc());
         assert!(
-            self.unsealed.is_none_or(|l| l == frame.lfc()),
-            "a frame of {} before the seal of {:?}",
-            frame.lfc(),
+            self.unsealed.is_none_or(|l| l == container),
+            "a frame of {container:?} before the seal of {:?}",
             self.unsealed
         );
-        self.unsealed = Some(frame.lfc());
+        self.unsealed = Some(container);
         let wire = wire::Frame {
             generation: frame.generation(),
             lfc: frame.lfc(),
@@ -255,9 +394,13 @@ impl Link {
         Ok(true)
     }
 
-    fn seal(&mut self, a: &Production) -> Fallible {
-        let generation = a.journal.current_generation().map_or(GenNo(0), |g| g.no);
-        let row = self.unsealed.and_then(|lfc| a.journal.lfc_row(generation, lfc));
+    fn seal(&mut self, a: &impl Ships) -> Fallible {
+        let journal = &a.production().journal;
+        let Some((generation, lfc)) = self.unsealed else {
+            return Ok(());
+        };
+        let generation = journal.generation_by_id(generation).map(|g| g.no);
+        let row = generation.and_then(|g| journal.lfc_row(g, lfc));
         if let Some(row) = row.filter(|r| r.last_seq == self.sender.cursors().sent) {
             self.unsealed = None;
             let seal = wire::Seal {
@@ -272,7 +415,7 @@ impl Link {
         Ok(())
     }
 
-    fn complete(&mut self, a: &Production) -> Fallible {
+    fn complete(&mut self, a: &impl Ships) -> Fallible {
         if !self.completing || self.sender.copies_in_flight() > 0 {
             return Ok(());
         }
@@ -282,57 +425,61 @@ impl Link {
             return Ok(());
         }
         if self.unsealed.is_some() {
-            a.tap.seal_now()?;
+            a.production().tap.seal_now()?;
             self.seal(a)?;
             if self.unsealed.is_some() {
                 return Ok(());
             }
         }
         self.completing = false;
-        self.peer_copies = false;
         let sent = self.sender.copies_complete();
-        self.act_a(a, vec![sent])
+        self.act_a(a, vec![sent])?;
+        a.all_copied()?;
+        self.peer_copies = false;
+        Ok(())
     }
 
     /// Recovery hears one message; `false` when there is none.
-    pub fn hear_b(&mut self, b: &Recovery) -> Fallible<bool> {
+    pub fn hear_b(&mut self, b: &impl Follows) -> Fallible<bool> {
         let Some(message) = self.to_b.pop_front() else {
             return Ok(false);
         };
+        let begins = self.receiver.is_receiving();
         let actions = self.receiver.receive(message)?;
         self.act_b(b, actions)?;
+        if begins {
+            let mut row = row_of(b.journal())?;
+            if standing_of(&row) == Standing::ResyncReady {
+                let term = row.term;
+                put_standing(&mut row, Standing::Replica, term, None);
+                b.journal().put_context(&row)?;
+            }
+        }
         self.acknowledge();
         Ok(true)
     }
 
-    fn act_b(&mut self, b: &Recovery, actions: Vec<ReceiverAction>) -> Fallible {
-        let journal = &b.journal;
+    fn act_b(&mut self, b: &impl Follows, actions: Vec<ReceiverAction>) -> Fallible {
+        let journal = b.journal();
         for action in actions {
             match action {
                 ReceiverAction::Send(message) => self.to_a.push_back(message),
-                ReceiverAction::Greeted(_) => {
-                    b.copies.begin();
-                    journal.sync()?;
-                    let welcome = Welcome {
-                        version: Version::NEWEST,
-                        node: "b".into(),
-                        role: Role::Recovery,
-                        term: Term(1),
-                        received: end_of(journal)?,
-                        open_lfc: journal.open_row().map_or(LfcId(0), |r| r.lfc),
-                        applied: journal.cursors().applied,
-                        copying: b.consistent_from().is_none(),
-                        gives_way: false,
-                        config: CONFIG,
-                        instance: 2,
-                    };
-                    self.may_apply = welcome.applied;
-                    let actions = self.receiver.welcome(welcome);
-                    self.act_b(b, actions)?;
+                ReceiverAction::HigherTerm { term } if row_of(journal)?.role == Role::Production => {
+                    b.fence(term)?;
                 }
+                ReceiverAction::HigherTerm { term } => {
+                    let mut row = row_of(journal)?;
+                    row.term = term;
+                    journal.put_context(&row)?;
+                }
+                ReceiverAction::Conflict { term } => b.fence(term)?,
+                ReceiverAction::Greeted(_) => self.greeted(b)?,
                 ReceiverAction::AppendFrame(frame) => {
                     follow(journal, &frame)?;
-                    journal.append_received(frame.bytes)?;
+                    let appended = journal.append_received(frame.bytes)?;
+                    let stubs = appended.records().iter();
+                    let stubs = stubs.filter(|r| matches!(r.body, RecordBody::Copy { .. }));
+                    self.stubs = stubs.map(|r| r.seq).collect();
                 }
                 ReceiverAction::Seal(seal) => {
                     let flags = SealFlags {
@@ -342,17 +489,28 @@ impl Link {
                     journal.seal_received(seal.lfc, seal.last, &seal.digest, flags)?;
                 }
                 ReceiverAction::WriteCopy(copy) => {
+                    assert!(self.stubs.contains(&copy.seq), "a copy without its stub");
                     let copy = RegionCopy {
                         seq: copy.seq,
                         volume: copy.volume,
                         range: copy.range,
                         payload: copy.payload,
                     };
-                    assert!(b.consistent_from().is_none(), "a copy for a consistent replica");
-                    let room = b.copies.push(copy, journal.sealed_end());
-                    assert!(room, "the window is smaller than the queue");
+                    let last = journal.consistent().pop();
+                    assert!(
+                        last.is_none_or(|span| span.until.is_some()),
+                        "a copy for a consistent replica"
+                    );
+                    let copies = b.copies().expect("one that receives runs");
+                    assert!(
+                        copies.push(copy, journal.sealed_end()),
+                        "the window is smaller than the queue"
+                    );
                 }
-                ReceiverAction::Jump(jump) => drop(pass_gap(journal, &jump)?),
+                ReceiverAction::Jump(jump) => {
+                    pass_gap(journal, &jump)?;
+                    self.may_apply = self.may_apply.min(self.receiver.ack().applied);
+                }
                 ReceiverAction::CopiesComplete { seq } => {
                     let generation = journal.current_generation().map_or(GenNo(0), |g| g.no);
                     journal.set_consistent_from(journal::Position { generation, seq })?;
@@ -361,15 +519,43 @@ impl Link {
                     self.may_apply = seq;
                     journal.set_peer_durable(seq);
                 }
+                ReceiverAction::Refused { text, .. } => self.over = Some(text),
+                ReceiverAction::Close => drop(self.over.get_or_insert_with(|| "closed".into())),
                 other => bail!("{other:?}"),
             }
         }
         Ok(())
     }
 
+    fn greeted(&mut self, b: &impl Follows) -> Fallible {
+        let journal = b.journal();
+        let row = row_of(journal)?;
+        if standing_of(&row) == Standing::Fenced {
+            b.greeted_fenced()?;
+        }
+        if let Some(why) = refusal(CONTEXT, &row, b.copies().is_some()) {
+            let actions = self.receiver.refuse(RefuseCode::Stopped, &why);
+            return self.act_b(b, actions);
+        }
+        b.copies().expect("one that runs").begin();
+        journal.sync()?;
+        let welcome = Welcome {
+            node: "b".into(),
+            config: CONFIG,
+            instance: instance(&row),
+            ..welcome_of(journal, &row)?
+        };
+        self.may_apply = welcome.applied;
+        let actions = self.receiver.welcome(welcome);
+        self.act_b(b, actions)
+    }
+
     /// Recovery's journal or volumes moved: says what can be said.
-    pub fn moved(&mut self, b: &Recovery) -> Fallible {
-        let c = b.journal.cursors();
+    pub fn moved(&mut self, b: &impl Follows) -> Fallible {
+        let Some(copies) = b.copies().filter(|_| self.receiver.is_receiving()) else {
+            return Ok(());
+        };
+        let c = b.journal().cursors();
         // As in the daemon: this stream vouches for its own end only.
         let durable = c.durable.min(self.receiver.received().seq);
         self.receiver
@@ -378,7 +564,7 @@ impl Link {
         if applied > self.receiver.ack().applied {
             self.receiver.applied(applied);
         }
-        self.receiver.copies_durable(b.copies.take_written());
+        self.receiver.copies_durable(copies.take_written());
         self.acknowledge();
         Ok(())
     }
@@ -389,8 +575,25 @@ impl Link {
         }
     }
 
+    /// Production's end says goodbye, as a link does that is stopped.
+    pub fn goodbye(&mut self) {
+        let text = "the link ends".to_owned();
+        self.to_b.push_back(Message::Bye { text });
+    }
+
+    /// Whether the greeting was answered and the answer heard.
+    pub fn is_greeted(&self) -> bool {
+        self.over.is_some() || self.sender.is_streaming()
+    }
+
     /// Whether nothing is on its way and nothing is left to do for copies.
     pub fn rests(&self) -> bool {
         self.to_a.is_empty() && self.to_b.is_empty() && self.copier.is_none() && !self.completing
     }
+}
+
+/// Random number of a host's store; those of fixed hosts have none.
+fn instance(row: &ContextRow) -> u64 {
+    let note = row.notes.get("instance");
+    note.and_then(|i| u64::from_str_radix(i, 16).ok()).unwrap_or(1)
 }
