@@ -576,6 +576,7 @@ impl Link {
     }
 
     /// Production's end says goodbye, as a link does that is stopped.
+    #[allow(dead_code, reason = "the role histories call it")]
     pub fn goodbye(&mut self) {
         let text = "the link ends".to_owned();
         self.to_b.push_back(Message::Bye { text });
