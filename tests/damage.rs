@@ -639,8 +639,10 @@ fn i9_a_backing_that_is_gone_is_not_made_anew() {
         assert_eq!(status.code, 2, "{status:?}");
         let gone = format!("{} is gone, which held volume data", there.display());
         let way_out = "put it back, or declare it lost (rtdr -C 1 resync, scconfig -C 1 -M -L data)";
-        assert!(status.stderr.contains(&gone), "{status:?}");
-        assert!(status.stderr.contains(way_out), "{status:?}");
+        assert!(status.stdout.contains(&gone), "{status:?}");
+        assert!(status.stdout.contains(way_out), "{status:?}");
+        let refused = pair.cli(REC, &["rtstart", "-C", "1"]);
+        assert!(refused.stderr.contains(&gone), "{refused:?}");
         assert!(!there.exists(), "start {times}");
         pair.stop(REC);
     }

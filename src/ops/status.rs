@@ -121,6 +121,7 @@ fn next_step(node: &Node, context: &Context, status: &ContextStatus) -> Option<c
         ContextState::Fenced => next(format!("rtdr -C {id} resync"), &here),
         ContextState::ResyncReady => next(format!("rtdr -C {id} resync"), context.peer_name()),
         ContextState::Enabled if context.journal.poisoned().is_some() => None,
+        ContextState::Enabled if context.held_back().is_some() => next(format!("rtstart -C {id}"), &here),
         ContextState::Enabled => match context.role() {
             Role::Recovery if context.is_home() && status.consistent => {
                 next(format!("rtstop -FSC {id}"), context.peer_name())
@@ -397,6 +398,9 @@ fn verdict(
             format!("stopped acknowledging: {error}; restart the daemon when that is mended"),
             60,
         );
+    }
+    if let Some(why) = context.held_back().filter(|_| state != ContextState::Stopped) {
+        return (format!("not started: {why}"), 60);
     }
     match (state, context.role()) {
         (ContextState::Stopped, _) => ("stopped".into(), 100),
