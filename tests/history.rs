@@ -15,7 +15,11 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use testkit::{golden, nbd::Client, proc::run};
+use testkit::{
+    golden,
+    nbd::Client,
+    proc::{run, until},
+};
 
 const VOLUMES: [(&str, u64); 2] = [("data", 1 << 20), ("log", 256 << 10)];
 /// The version whose state the making test writes.
@@ -204,15 +208,18 @@ fn unpacked(version: u32) -> Pair {
 fn i9_a_volume_that_every_version_had_is_not_made_anew() {
     for version in 1..=NOW {
         let pair = unpacked(version);
-        for node in [PROD, REC] {
+        // Production asks its peer first.
+        for node in [REC, PROD] {
             let there = pair.backing(node, "data");
             fs::remove_file(&there).unwrap();
             pair.start(node);
-            let status = pair.cli(node, &["status"]);
-            assert!(
-                status.stderr.contains("is gone, which held volume data"),
-                "{status:?}"
-            );
+            until("the context is not started", LONG, || {
+                let status = pair.cli(node, &["status"]);
+                status
+                    .stdout
+                    .contains("is gone, which held volume data")
+                    .then_some(())
+            });
             assert!(!there.exists());
         }
     }
