@@ -157,7 +157,9 @@ fn a_production_host_that_crashed_comes_back_with_every_commit() {
     let before = transfers();
     site.host(PROD).crash();
     site.boot(PROD);
-    site.call("prod1 rtmnt -C 1; application_start prod1");
+    site.call(
+        "prod1 backstay wait -C 1 --until enabled --timeout 60; prod1 rtmnt -C 1; application_start prod1",
+    );
     let after = transfers();
     println!("{before} transfers before the crash, {after} or more behind it");
     assert!(before > 200 && after >= before);

@@ -147,8 +147,14 @@ fn own_set(context: &Context, peer: &PeerStanding) -> Result<ResyncSet, Failure>
         own_bytes: own.as_deref().map_or(0, bytes),
         peer_bytes: 0,
         stale_bytes: context.stale_bytes() + peer.stale_bytes,
-        whole: own.is_none(),
+        whole: own.is_none() || is_whole(context, peer),
     })
+}
+
+/// Whether one of the two maps says that everything differs.
+fn is_whole(context: &Context, peer: &PeerStanding) -> bool {
+    let all: u64 = context.config.volumes.iter().map(|v| v.size.0).sum();
+    context.stale_bytes() >= all || peer.stale_bytes >= all
 }
 
 /// Containers past the common position: they stay readable as a line of their own.
@@ -208,11 +214,13 @@ fn activate(op: &mut Op<'_>, context: &Arc<Context>, already: bool) -> Answer {
             );
             return Err(hinted(refused(text), op, context, Next::ResyncThere));
         }
+        let own = meeting::own_part(&context.journal, &peer.line()).map_err(|e| part_way(&e))?;
         set = Some(ResyncSet {
-            own_bytes: context.stale_bytes(),
+            own_bytes: own.as_deref().map_or(0, bytes),
+            // Its part is in its map, since it gave way.
             peer_bytes: peer.stale_bytes,
-            stale_bytes: context.stale_bytes() + peer.stale_bytes,
-            whole: false,
+            stale_bytes: context.stale_bytes(),
+            whole: own.is_none() || is_whole(context, &peer),
         });
         if op.options.dry_run {
             let steps = vec![
