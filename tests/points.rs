@@ -365,6 +365,11 @@ impl<'a> World<'a> {
         let list = self.pair.json(REC, &["scrt_ra", "-C", "1", "-v"]);
         let rows = list["reply"]["windows"]["lfcs"].as_array().unwrap().clone();
         let ids = rows.iter().map(|row| number(&row["id"]));
+        // Those that end before the replica was consistent are listed and refused.
+        let consistent = number(
+            &self.pair.json(REC, &["scrt_ra", "-C", "1", "-p"])["reply"]["windows"]["windows"][0]["oldest"]["lfc"],
+        );
+        let ids = ids.filter(|id| *id >= consistent);
         let ends = ids.map(|id| (id, self.resolve(&format!("lfc:{id}")).0));
         ends.filter(|(_, seq)| *seq > self.start).collect()
     }

@@ -82,6 +82,7 @@ impl Parts {
             medium("tail.1", tail_bytes(lfc_size))?,
         ];
         let index_floors = Arc::<IndexFloors>::default();
+        clear_half_made(dir).map_err(at)?;
         let store = RocksStore::open(&dir.join("db"), Arc::clone(&index_floors))?;
         // A name that a power cut took back would look like a file that is gone.
         File::open(dir).and_then(|d| d.sync_all()).map_err(at)?;
@@ -118,6 +119,22 @@ fn nothing_is_gone(dir: &Path) -> io::Result<Result<(), JournalError>> {
         Some(lost) => Err(Damage::Gone(lost).into()),
         None => Ok(()),
     })
+}
+
+/// Removes a store that a first start was cut off from making: nothing was ever begun (the superblock is raised before the first
+/// metadata), no container is in it, and RocksDB had not come so far as to name its list of files.
+fn clear_half_made(dir: &Path) -> io::Result<()> {
+    let store = dir.join(FILES[3]);
+    if is_used(&mut File::open(dir.join(FILES[0]))?)? || !store.is_dir() || store.join("CURRENT").exists() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(&store)? {
+        if entry?.path().extension().is_some_and(|e| e == "sst") {
+            return Ok(());
+        }
+    }
+    tracing::info!("{}: a first start was cut off here: made anew", store.display());
+    std::fs::remove_dir_all(&store)
 }
 
 /// Makes a tail that is in use longer (the container size was raised) without touching what it holds. A file without a

@@ -142,8 +142,13 @@ impl Pair {
             fs::write(etc.join(format!("{node}.toml")), text).unwrap();
             let contexts = scratch.folder(&format!("state/{node}/contexts"));
             if !setup.volumes.is_empty() {
+                // Most tests are of something else, and start production without its peer; those of a boot say otherwise.
+                let alone = match setup.context.contains("on_start_alone") {
+                    true => "",
+                    false => "on_start_alone = \"serve\"\n",
+                };
                 let mut text = format!(
-                    "id = 1\nfailover_id = 2\nproduction = \"{PROD}\"\nrecovery = [\"{REC}\"]\n{}",
+                    "id = 1\nfailover_id = 2\nproduction = \"{PROD}\"\nrecovery = [\"{REC}\"]\n{alone}{}",
                     setup.context
                 );
                 for (volume, size) in &setup.volumes {
@@ -160,9 +165,15 @@ impl Pair {
 
     /// Starts a node's daemon and waits until it serves.
     pub fn start(&self, node: &str) {
+        self.start_with(node, &[]);
+    }
+
+    /// As [`Pair::start`], with variables in its environment.
+    pub fn start_with(&self, node: &str, variables: &[(&str, &str)]) {
         let config = self.scratch.join(format!("etc/{node}.toml"));
         let mut command = Command::new(program());
         command.args(["serve", "--config"]).arg(config);
+        command.envs(variables.iter().copied());
         let process = self.scratch.start(node, &mut command);
         process.wait_for_line("serving", LONG);
         process.wait_for_socket(&self.control(node), LONG);

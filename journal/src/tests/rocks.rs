@@ -208,3 +208,18 @@ fn a_second_opener_is_refused() {
     drop(first);
     Parts::open_dir(dir.path(), LFC).unwrap();
 }
+
+/// A power cut in the first start can leave a store without its CURRENT: nothing was begun, and it is made anew. Once anything was
+/// begun that is a loss.
+#[test]
+fn a_store_that_a_first_start_did_not_finish_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Parts::open_dir(dir.path(), 2 << 20).unwrap());
+    std::fs::remove_file(dir.path().join("db/CURRENT")).unwrap();
+    let (journal, opened) = Journal::open(Parts::open_dir(dir.path(), 2 << 20).unwrap(), options()).unwrap();
+    assert_eq!(opened, Opened::Fresh);
+    drop(journal);
+    std::fs::remove_file(dir.path().join("db/CURRENT")).unwrap();
+    let lost = Parts::open_dir(dir.path(), 2 << 20).err().unwrap().to_string();
+    assert!(lost.contains("CURRENT is gone"), "{lost}");
+}
