@@ -147,7 +147,7 @@ fn own_set(context: &Context, peer: &PeerStanding) -> Result<ResyncSet, Failure>
         own_bytes: own.as_deref().map_or(0, bytes),
         peer_bytes: 0,
         stale_bytes: context.stale_bytes() + peer.stale_bytes,
-        whole: own.is_none() || is_whole(context, peer),
+        whole: own.is_none() || !context.changed_backings().is_empty() || is_whole(context, peer),
     })
 }
 
