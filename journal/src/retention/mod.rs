@@ -138,7 +138,7 @@ pub struct PinUse {
 
 impl Shared {
     fn steps(&self, upto: Ordinal) -> Vec<Step> {
-        let mut end = Timestamp(0);
+        let mut end = self.floor_time();
         let above = self.ordinals.range(self.floors.undo.next()..);
         above
             .take_while(|(ordinal, _)| **ordinal <= upto)
@@ -165,6 +165,17 @@ impl Shared {
                 step
             })
             .collect()
+    }
+
+    /// Time of the last record at the floor: what stands on it without a time of its own is as old as that.
+    fn floor_time(&self) -> Timestamp {
+        let below = self.ordinals.range(..=self.floors.undo).rev();
+        let mut applied = below.filter_map(|(_, row)| match &row.kind {
+            OrdinalKind::Apply { generation, lfc, .. } => self.rows.get(&(*generation, *lfc)),
+            _ => None,
+        });
+        let at_floor = applied.next().or_else(|| self.rows.get(&self.floors.redo));
+        at_floor.map_or(Timestamp(0), |row| row.last_time)
     }
 
     /// Time of the newest record that is here.
