@@ -141,6 +141,27 @@ impl Journal {
         spans.iter().enumerate().filter_map(part).collect()
     }
 
+    /// Generations with records that today's line left behind: each is the end of a line of its own.
+    #[must_use]
+    pub fn left_lines(&self) -> Vec<GenNo> {
+        let shared = self.shared.read();
+        let line = shared.current_line();
+        let left = |generation: GenNo| {
+            let on_line = line.iter().find(|span| span.generation == generation);
+            let end = shared.sealed_rows().rev().find(|r| r.generation == generation);
+            let parts = shared.generations.values().filter_map(|g| g.parent);
+            let goes_on = || {
+                let id = shared.generations.get(&generation).map(|g| g.id);
+                parts.into_iter().any(|p| Some(p.id) == id)
+            };
+            end.is_some_and(|row| match on_line {
+                Some(span) => row.last_seq > span.upto,
+                None => !goes_on(),
+            })
+        };
+        shared.generations.keys().copied().filter(|g| left(*g)).collect()
+    }
+
     /// A position in this host's own numbering of generations.
     #[must_use]
     pub fn position_of(&self, id: GenId, seq: WriteSeq) -> Option<Position> {

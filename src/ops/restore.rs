@@ -16,7 +16,7 @@ use control::{
     reply::{PlanReply, RestoreReply},
     request::RestoreTo,
 };
-use journal::{JournalError, RestoreRow};
+use journal::{JournalError, PinKind, RestoreRow};
 use model::{ContextState, Point, Target, VolumeIndex, ports::History};
 use snapshot::{Restore, Restored, SnapshotError};
 use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
@@ -189,11 +189,24 @@ fn target_of(context: &Context, recovery: &Recovery, to: &RestoreTo) -> Result<(
             recovery.views.get(model::Level(*level)),
             format!("snapshot at level {level}"),
         ),
-        RestoreTo::LastSnapshot => from_snapshot(
-            recovery.views.all().into_iter().max_by_key(|s| s.created),
-            "snapshot; --last-snapshot means one that is not released".into(),
-        ),
+        RestoreTo::LastSnapshot => match recovery.views.all().into_iter().max_by_key(|s| s.created) {
+            Some(snapshot) => Ok((snapshot.point().clone(), snapshot.target.clone())),
+            None => last_released(context),
+        },
     }
+}
+
+/// The point of the snapshot that was released last: its pin keeps exactly what was looked at (rule K2).
+fn last_released(context: &Context) -> Result<(Point, String), Failure> {
+    let pins = context.journal.pins().map_err(|e| part_way(&e))?;
+    let released = pins.into_iter().filter(|pin| pin.kind == PinKind::Released);
+    let last = released.max_by_key(|pin| (pin.created, pin.id));
+    last.map(|pin| (pin.point, pin.target)).ok_or_else(|| {
+        refused(format!(
+            "context {} has no snapshot, and none was released whose point is still pinned",
+            context.id()
+        ))
+    })
 }
 
 /// The last record that the replica holds, restores left aside.

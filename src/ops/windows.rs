@@ -7,7 +7,7 @@ use control::{
     reply::{LfcInfo, MarkInfo, MarksReply, WindowsReply},
 };
 use journal::{LfcRow, Reached, ResolveError};
-use model::{EventMark, Role, WriteSeq};
+use model::{EventMark, GenNo, Role, WriteSeq};
 
 /// Which tables are wanted.
 #[derive(Clone, Copy)]
@@ -24,7 +24,20 @@ pub struct Wanted {
 
 /// The window of today's line, from the one window function; `None` while there is nothing to go back to.
 pub fn current(context: &Context) -> Result<Option<WindowInfo>, ResolveError> {
-    let window = match context.journal.window(None) {
+    of_line(context, None)
+}
+
+/// The windows of all lines, today's first: those that a failover left are there while the journal holds them.
+fn all(context: &Context) -> Result<Vec<WindowInfo>, ResolveError> {
+    let mut windows: Vec<WindowInfo> = current(context)?.into_iter().collect();
+    for head in context.journal.left_lines().into_iter().rev() {
+        windows.extend(of_line(context, Some(head))?);
+    }
+    Ok(windows)
+}
+
+fn of_line(context: &Context, head: Option<GenNo>) -> Result<Option<WindowInfo>, ResolveError> {
+    let window = match context.journal.window(head) {
         Ok(window) => window,
         Err(ResolveError::NoHistory | ResolveError::NotConsistent) => return Ok(None),
         Err(e) => return Err(e),
@@ -32,7 +45,7 @@ pub fn current(context: &Context) -> Result<Option<WindowInfo>, ResolveError> {
     let info = |r: &Reached| PointInfo::new(r.at.generation.0, r.at.seq, r.lfc, r.time);
     Ok(Some(WindowInfo {
         generation: window.line.0,
-        current: true,
+        current: head.is_none(),
         oldest: info(&window.oldest),
         newest: info(&window.newest),
         gaps: window
@@ -104,7 +117,7 @@ pub fn windows(op: &mut Op<'_>, id: u32, wanted: Wanted, from: Option<&str>, to:
         ..WindowsReply::default()
     };
     if wanted.windows {
-        reply.windows = Some(current(&context).map_err(failed)?.into_iter().collect());
+        reply.windows = Some(all(&context).map_err(failed)?);
     }
     if wanted.marks {
         let mut marks: Vec<MarkInfo> = context
