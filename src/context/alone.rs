@@ -9,7 +9,10 @@ use crate::{
     agent::lca::both_production,
     boot::{self, Alone},
     peer::PeerError,
-    roles::{Standing, peer, rules::has_better_right},
+    roles::{
+        Standing, peer,
+        rules::{has_better_right, is_contested},
+    },
 };
 use model::{Role, Timestamp};
 use std::{sync::Arc, time::Duration};
@@ -90,7 +93,7 @@ impl Context {
                 let Ok(Some(peer)) = peer::ask_if_known(&context) else {
                     continue;
                 };
-                if peer.standing().serves() && peer.term >= context.term().0 {
+                if is_contested(context.term(), &peer) {
                     let why = match peer.term == context.term().0 {
                         true => both_production(&context, context.term()),
                         false => format!("{} is production at term {}", context.peer_name(), peer.term),

@@ -19,7 +19,7 @@ pub use command_lock::{CommandGuard, CommandLock};
 pub use overflow::SuperTransaction;
 pub use production::Production;
 pub use recovery::Recovery;
-pub use retention::Retention;
+pub use retention::{Retention, owed_to_peer};
 pub use views::{Lifeline, Reader, Snapshot, SnapshotError, Views};
 
 use crate::{

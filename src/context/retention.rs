@@ -13,7 +13,7 @@
 
 use super::{Context, Snapshot, Views, room::Disk};
 use crate::config::Size;
-use journal::{Broken, JournalError, PinKind, PinRow, ResolveError, Retained, Space};
+use journal::{Broken, Journal, JournalError, PinKind, PinRow, ResolveError, Retained, Space};
 use model::{ContextState, GenNo, Target, Timestamp, WriteSeq, target::TargetKind};
 use parking_lot::Mutex;
 use std::{
@@ -200,20 +200,26 @@ fn size(bytes: u64) -> Size {
     })
 }
 
+/// Up to where a production that builds undo owes its peer nothing, which has applied so much.
+#[must_use]
+pub fn owed_to_peer(journal: &Journal, applied_by_peer: WriteSeq) -> journal::Position {
+    // Before the first record of the line that was taken over nothing is owed to the peer.
+    let generation = match journal.promotion() {
+        Some(_) => GenNo(u32::MAX),
+        None => journal.current_generation().map_or(GenNo(0), |g| g.no),
+    };
+    journal::Position {
+        generation,
+        seq: applied_by_peer,
+    }
+}
+
 impl Context {
     /// Retention on a production that holds earlier points (K2): they give way to the journal's limit before anything that the
     /// peer still lacks does, and never the application.
     pub(super) fn keep_history(&self, applied_by_peer: WriteSeq) -> Result<(), JournalError> {
-        // Before the first record of the line that was taken over nothing is owed to the peer.
-        let generation = match self.journal.promotion() {
-            Some(_) => GenNo(u32::MAX),
-            None => self.journal.current_generation().map_or(GenNo(0), |g| g.no),
-        };
         let wanted = journal::Wanted {
-            applied_by_peer: Some(journal::Position {
-                generation,
-                seq: applied_by_peer,
-            }),
+            applied_by_peer: Some(owed_to_peer(&self.journal, applied_by_peer)),
             ..self.wanted()
         };
         let retained = self.journal.retain(&wanted, space_of(self), Vec::new())?;

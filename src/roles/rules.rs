@@ -196,6 +196,19 @@ pub fn has_better_right(term: Term, peer: &PeerStanding) -> bool {
     peer.term > term.0 || (peer.standing().serves() && peer.term == term.0)
 }
 
+/// Whether a production at this term learns from its peer that it is production no more.
+#[must_use]
+pub fn is_outdone(term: Term, peer: &PeerStanding) -> bool {
+    peer.term > term.0 && peer.standing().serves()
+}
+
+/// Whether a production that ships nothing, and so meets nobody, must end because of what its peer says: at the same term
+/// both do.
+#[must_use]
+pub fn is_contested(term: Term, peer: &PeerStanding) -> bool {
+    peer.term >= term.0 && peer.standing().serves()
+}
+
 /// Why a host keeps its role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keeps {

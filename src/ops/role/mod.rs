@@ -26,7 +26,7 @@ use crate::{
         change::{ChangeError, Host},
         decide,
         peer::PeerStanding,
-        rules::Here,
+        rules::{Here, is_outdone},
     },
 };
 use control::{
@@ -54,8 +54,7 @@ fn meet(context: &Arc<Context>) {
         return;
     }
     if let Ok(peer) = crate::roles::peer::ask(context)
-        && peer.term > context.term().0
-        && peer.standing().serves()
+        && is_outdone(context.term(), &peer)
     {
         let why = format!("{} is production at term {}", context.peer_name(), peer.term);
         context.fence(Term(peer.term), &why);
