@@ -66,6 +66,12 @@ impl Context {
     /// Another host has a better right to the role: this one stops before its next acknowledgement (invariant 8).
     pub(crate) fn fence(self: &Arc<Self>, term: Term, why: &str) {
         if self.role() != Role::Production || self.standing() == Standing::Fenced {
+            // It claims nothing, and still must know: a forced failover takes a term above all that was seen.
+            if term > self.term()
+                && let Err(e) = self.change_row(|row| row.term = row.term.max(term))
+            {
+                self.poison("term", &e);
+            }
             return;
         }
         tracing::error!(context = self.id().0, term = term.0, "fenced: {why}");

@@ -5,7 +5,7 @@ use journal::ContextRow;
 use model::{ContextState, Role, Term, Timestamp};
 
 /// Name of the note of a host that gave its role back and goes on by itself when the other has taken it.
-pub(crate) const HANDED_BACK: &str = "handed_back";
+pub const HANDED_BACK: &str = "handed_back";
 /// Name of the note that says why a context is fenced.
 const FENCED_WHY: &str = "fenced_why";
 /// Name of the note that keeps the state to which a start leads back.
@@ -72,9 +72,10 @@ pub fn put_stop(row: &mut ContextRow, by: Option<&str>) {
     }
 }
 
-/// Fences a row: another host has a better right to the role. `false`: it claims none.
+/// Fences a row: another host has a better right to the role. `false`: it claims none; the term is remembered all the same.
 pub fn put_fence(row: &mut ContextRow, term: Term, why: &str) -> bool {
     if row.role != Role::Production || standing_of(row) == Standing::Fenced {
+        row.term = row.term.max(term);
         return false;
     }
     put_standing(row, Standing::Fenced, term.max(row.term), Some(why));
