@@ -207,7 +207,9 @@ impl End<'_> {
     fn message(&mut self, message: Message) -> Result<(), LinkError> {
         let begins = self.receiver.is_receiving();
         let actions = self.receiver.receive(message)?;
-        if begins && self.context.standing() == Standing::ResyncReady {
+        // Not a goodbye, nor a refusal: those say nothing of our part of the set.
+        let goes_on = begins && self.receiver.is_receiving();
+        if goes_on && self.context.standing() == Standing::ResyncReady {
             // The acting production has our part of the set: from here on this is a replica like any other.
             self.act(actions)?;
             let term = self.context.term();
