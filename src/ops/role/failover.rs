@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | the other host gives its role up, if it answers | its own FENCED |
 //! | in a super transaction, with `-f`: back to the last consistent point (L7) | RESTORING, ROLLED_BACK |
-//! | nothing is received any more | FAILING_OVER, the new term |
+//! | nothing is received any more, and what that leaves is firm | FAILING_OVER, the new term |
 //! | what was received is applied, or nothing from a restored point; the set is stale (L2) | undo, cursors, map |
 //! | production | role, term and line in one commit |
 //! | attach, check, mount | |
@@ -231,6 +231,19 @@ fn take_role(op: &mut Op<'_>, context: &Arc<Context>, peer: &Peer, ground: &Grou
         peer::ask_to_give_up(context, term, op.options.force)
             .map_err(|e| super::give_up_failure(op, context, &e, "failover"))?;
     }
+    // Nothing is received from here on; what came while the other host gave its role up may have been the beginning of a resync.
+    context.halt();
+    let found = here(&context.row(), context).ground(context.restore().as_ref());
+    if found != rules::Ground::Firm && !matches!(ground, Ground::Inconsistent) {
+        start(context)?;
+        return Err(refused(
+            "a resync has begun meanwhile: the replica is consistent only up to an earlier point",
+        )
+        .with_hint(
+            "the other host has given its role up; the same command goes on, and asks about that point",
+        )
+        .with_hint_command(format!("rtdr -C {} failover", context.id()), op.node.name()));
+    }
     let shapes = maps(&context.config);
     if matches!(ground, Ground::Inconsistent) {
         // Before the step that is gone on with: nobody knows which regions differ.
@@ -242,7 +255,6 @@ fn take_role(op: &mut Op<'_>, context: &Arc<Context>, peer: &Peer, ground: &Grou
     context
         .set_standing(Standing::FailingOver, term, None)
         .map_err(|e| part_way(&e))?;
-    context.halt();
     let at = here(&context.row(), context).place(context.restore().as_ref());
     let at = at.ok_or_else(|| Failure::new(Code::Bug, "a restore is not complete"))?;
     op.line(match at {
