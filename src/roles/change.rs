@@ -172,7 +172,10 @@ impl Host<'_> {
     /// When the journal, the engine or a volume fails.
     pub fn finish_line(&self) -> Result<(), ChangeError> {
         let journal = self.journal;
-        if acting::builds_undo(journal) {
+        let cursors = journal.cursors();
+        // A replica that was left no earlier point stands at one still: what it applies must lead back there.
+        let applies = cursors.applied == cursors.checkpointed;
+        if applies || acting::builds_undo(journal) {
             return self.settle();
         }
         acting::replay(journal, self.volumes)?;
