@@ -62,6 +62,19 @@ pub fn common(ours: &[LinePart], theirs: &[LinePart]) -> Option<(GenId, WriteSeq
 }
 
 impl Shared {
+    /// A generation that continues another one, and was cut off before its first record: it adds nothing to its line yet. The
+    /// first one of a context gets its birth from whoever makes the context.
+    fn unborn(&self) -> Option<&Generation> {
+        let open = self
+            .open
+            .as_ref()
+            .filter(|o| o.is_empty() && self.promotion.is_none())?;
+        let start = &open.header.start;
+        let opened = self.generations.get(&open.generation)?;
+        let begins = opened.first_seq == start.first_seq && opened.first_lfc == start.lfc;
+        (!start.after_gap && opened.parent.is_some() && begins).then_some(opened)
+    }
+
     /// The line that this host is on.
     pub(crate) fn current_line(&self) -> Vec<LineSpan> {
         let Some(promotion) = &self.promotion else {
@@ -93,8 +106,13 @@ impl Journal {
     /// # Errors
     /// When the journal cannot be read.
     pub fn line_end(&self) -> Result<Option<(GenId, WriteSeq, Digest)>, JournalError> {
-        if let Some(promotion) = self.promotion() {
-            return Ok(promotion.parent.map(|p| (p.id, p.seq, p.digest)));
+        let taken_over = {
+            let shared = self.shared.read();
+            let unborn = shared.unborn().map(|g| g.parent);
+            shared.promotion.as_ref().map(|p| p.parent).or(unborn)
+        };
+        if let Some(parent) = taken_over {
+            return Ok(parent.map(|p| (p.id, p.seq, p.digest)));
         }
         let durable = self.cursors().durable;
         let Some(generation) = self.current_generation().filter(|_| durable.0 > 0) else {
@@ -125,7 +143,10 @@ impl Journal {
             Some(_) => (WriteSeq(0), WriteSeq(u64::MAX)),
             None => (WriteSeq(0), self.cursors().durable),
         };
-        let spans = shared.current_line();
+        let mut spans = shared.current_line();
+        if shared.unborn().is_some() {
+            spans.pop();
+        }
         let last = spans.len().saturating_sub(1);
         let part = |(i, span): (usize, &LineSpan)| {
             Some(LinePart {
@@ -442,18 +463,7 @@ impl Journal {
     #[must_use]
     pub fn awaits_birth(&self) -> bool {
         let shared = self.shared.read();
-        if shared.promotion.is_some() {
-            return true;
-        }
-        // A generation that was opened by a promotion, and cut off before its first record. The first one of a context gets
-        // its birth from whoever makes the context.
-        let Some(open) = shared.open.as_ref().filter(|o| o.is_empty()) else {
-            return false;
-        };
-        let start = &open.header.start;
-        let opened = shared.generations.get(&open.generation);
-        let begins = |g: &Generation| g.first_seq == start.first_seq && g.first_lfc == start.lfc;
-        !start.after_gap && opened.is_some_and(|g| g.parent.is_some() && begins(g))
+        shared.promotion.is_some() || shared.unborn().is_some()
     }
 
     /// Opens the generation that a promotion has announced, and answers its first record.

@@ -174,7 +174,7 @@ pub fn judge(journal: &Journal, peer: Position, gives_way: bool) -> Result<Verdi
     let parts = journal.line_parts();
     if peer.seq == WriteSeq(0) {
         // It has nothing: it starts at our beginning, if that is still here and one generation leads from there.
-        if gives_way || parts.len() > 1 || journal.promotion().is_some() {
+        if gives_way || parts.len() > 1 || journal.awaits_birth() {
             return Ok(Verdict::Apart);
         }
         return Ok(jump_to_floor(journal, JumpCause::FirstSync).map_or(Verdict::Here, Verdict::Jump));
@@ -191,9 +191,9 @@ pub fn judge(journal: &Journal, peer: Position, gives_way: bool) -> Result<Verdi
     };
     if i + 1 == parts.len() {
         // The newest part: our own records, or what we have taken over and not added to.
-        let cut = journal.promotion().is_some() && has_more(journal, parts[i]);
+        let cut = journal.awaits_birth() && has_more(journal, parts[i]);
         let behind = peer.seq < parts[i].upto;
-        if (gives_way || cut) && behind || (journal.promotion().is_some() && is_stale(journal)) {
+        if (gives_way || cut) && behind || (journal.awaits_birth() && is_stale(journal)) {
             return Ok(Verdict::Apart);
         }
         return Ok(over_the_gap(journal, peer.seq).map_or(Verdict::Here, Verdict::Jump));
