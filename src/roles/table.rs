@@ -201,10 +201,12 @@ pub const fn decide(standing: Standing, stopped: bool, home: bool, act: Act) -> 
         (Act::Failover, S::ResyncReady) => Force(Next::ResyncThere),
 
         (Act::Resync, S::Fenced) => Go,
+        (Act::Resync, S::ResyncReady) if stopped => Refuse(Next::Start),
         (Act::Resync, S::ResyncReady) => Already,
         (Act::Resync, S::FailedOver) if stopped => Refuse(Next::Start),
         (Act::Resync, S::FailedOver) => Go,
         (Act::Resync, S::Producing) if home => Refuse(Next::FailoverThere),
+        (Act::Resync, S::Producing) if stopped => Refuse(Next::Start),
         (Act::Resync, S::Producing) => Already,
         (Act::Resync, S::Replica) if home => Already,
         // Its whole store or its volumes are lost: everything is copied again.
@@ -220,6 +222,7 @@ pub const fn decide(standing: Standing, stopped: bool, home: bool, act: Act) -> 
         (Act::Failback, S::FailedOver) => Refuse(Next::ResyncThere),
         (Act::Failback, S::Fenced) if home => Refuse(Next::Resync),
         (Act::Failback, S::Fenced) => Go,
+        (Act::Failback, S::ResyncReady) if stopped => Refuse(Next::Start),
         (Act::Failback, S::ResyncReady) if home => Refuse(Next::ResyncThere),
         (Act::Failback, S::ResyncReady) => Already,
         (Act::Failback, S::Replica) if home => {

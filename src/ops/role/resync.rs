@@ -30,6 +30,9 @@ pub fn resync(op: &mut Op<'_>, id: u32, both: bool) -> Answer {
         Standing::Replica if context.peer().diverged && !context.is_stopped() => Gate::Open,
         _ => match gate(op, &context, Act::Resync, "resync") {
             // Half way back, the other host may have given way to this one by a resync of its own: this is its second half.
+            Err(_) if is_waited_for(&context) && context.is_stopped() => {
+                return Err(super::refuse(op, &context, "resync", Next::Start));
+            }
             Err(_) if is_waited_for(&context) => Gate::Already,
             gate => gate?,
         },
