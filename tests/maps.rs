@@ -80,6 +80,15 @@ fn spoil(pair: &Pair, rng: &mut StdRng, volumes: &[&str]) {
     }
 }
 
+/// Ends the writer, also when the test fails: a scope waits for its threads.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 #[track_caller]
 fn replica_is(pair: &Pair, image: &Image) {
     pair.drain();
@@ -131,6 +140,9 @@ fn r15_dirty_maps_bring_everything_back_while_the_application_writes() {
         mark(&pair, "before");
         let before = image.clone();
         pair.waits(PROD, "drained");
+        // What was received may be applied a good deal later, and before the first sync is there is no point at all.
+        pair.waits(REC, "consistent");
+
         // First with a good replica: everything is copied all the same, and no point is lost.
         let answer = dirty(&pair, &["-B", "-G"]);
         assert_eq!(number(&answer["bytes"]), ALL);
@@ -139,6 +151,7 @@ fn r15_dirty_maps_bring_everything_back_while_the_application_writes() {
         let ended = AtomicBool::new(false);
         let written = thread::scope(|scope| {
             let (pair, image, ended) = (&pair, &mut image, &ended);
+            let end = End(ended);
             let mut own = StdRng::seed_from_u64(rng.random());
             let writer = scope.spawn(move || write(pair, &mut own, image, || !ended.load(Ordering::Acquire)));
             until("the peer knows that it waits for copies", LONG, || {
@@ -154,7 +167,7 @@ fn r15_dirty_maps_bring_everything_back_while_the_application_writes() {
                 thread::sleep(Duration::from_millis(rng.random_range(0..300)));
             }
             pair.waits(PROD, "resynced");
-            ended.store(true, Ordering::Release);
+            drop(end);
             writer.join().unwrap()
         });
         println!(
