@@ -101,7 +101,6 @@ pub fn meet<A: Acquaintance>(
     welcome: &Welcome,
     known: &A,
 ) -> Result<Met, A::Error> {
-    let forced = known.is_forced();
     let mut theirs = None;
     let mut verdict = judge(journal, peer, welcome.gives_way)?;
     if welcome.gives_way {
@@ -129,7 +128,8 @@ pub fn meet<A: Acquaintance>(
     if is_new || before.is_none() {
         known.keep_instance(instance)?;
     }
-    if verdict == Verdict::Apart || (forced && !welcome.copying) {
+    // Also when the peer is new: its store may have come with a replica that takes itself for consistent.
+    if verdict == Verdict::Apart || (known.is_forced() && !welcome.copying) {
         let jump = bring_together(journal, tap, peer, theirs.as_ref())?;
         return Ok(Met {
             is_new,
