@@ -323,18 +323,19 @@ pub fn unmount_all(
     Ok(done)
 }
 
-/// Ends the holders of a file system: asked first, then for good.
+/// Ends the holders of a file system: asked first, then for good. What is in the middle of a write or a sync ends when that
+/// does, and on a device that has just lost its export every page is an error of its own.
 fn end(holders: &[String]) {
     use rustix::process::{Pid, Signal, kill_process};
     let pids: Vec<Pid> = holders
         .iter()
         .filter_map(|h| Pid::from_raw(h.split(' ').next()?.parse().ok()?))
         .collect();
-    for signal in [Signal::TERM, Signal::KILL] {
+    for (signal, patience) in [(Signal::TERM, 40), (Signal::KILL, 600)] {
         for pid in &pids {
             let _ = kill_process(*pid, signal);
         }
-        for _ in 0..40 {
+        for _ in 0..patience {
             if !pids
                 .iter()
                 .any(|p| Path::new(&format!("/proc/{}", p.as_raw_nonzero())).exists())

@@ -32,6 +32,16 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// The end of the cable, on each host.
 const CABLE: &str = "peer0";
 
+/// Runs on a host as its first process. When the test's process is gone, so is the host; its loop devices, which belong to the
+/// machine, let go of their files when nobody has them open any more.
+const LIVE: &str = r#"
+echo up
+cat >/dev/null
+losetup --list --noheadings --output NAME,BACK-FILE | while read -r device file; do
+  case "$file" in "$2"/*) losetup --detach "$device" ;; esac
+done
+"#;
+
 /// Runs on a host before it is up: `$1` is its name, `$2` its folder. The boot id is a new one at each boot, as after a real one.
 const BOOT: &str = r#"
 set -eu
@@ -106,7 +116,7 @@ impl Host {
         assert!(running.is_none(), "{} is up", self.name);
         let log = self.folder.join("boot.log");
         let errors = File::create(&log).unwrap_or_else(|e| panic!("{}: {e}", log.display()));
-        let script = format!("{BOOT}\n{}\necho up\ncat >/dev/null", self.prepare);
+        let script = format!("{BOOT}\n{}\n{LIVE}", self.prepare);
         let mut unshare = Command::new("unshare");
         unshare
             .args(["--net", "--mount", "--uts", "--ipc", "--pid"])
@@ -204,6 +214,7 @@ impl Host {
             return;
         };
         let loops = loops_below(&self.folder);
+        loops.iter().for_each(let_go);
         let _ = fs::remove_file(self.enter());
         // The kernel ends all of a process namespace with its first process, and that one when all are gone.
         let first = first_below(holder.id());
@@ -263,16 +274,17 @@ fn loops_below(folder: &Path) -> Vec<Loop> {
     devices.collect()
 }
 
-/// Whether a loop device no longer stands on that file; asks it to let go otherwise.
+/// Asks a loop device to let go of its file, when nobody has it open any more.
+fn let_go((device, _): &Loop) {
+    let mut detach = Command::new("losetup");
+    let _ = run(detach.arg("--detach").arg(format!("/dev/{device}")), LIMIT);
+}
+
+/// Whether a loop device no longer stands on that file.
 fn is_free((device, file): &Loop) -> bool {
     // The file of a mount that is gone has lost the path to its mount point.
     let lost = Path::new("/").join(file.file_name().unwrap_or_default());
-    if backing_of(device).is_none_or(|now| now != *file && now != lost) {
-        return true;
-    }
-    let mut detach = Command::new("losetup");
-    let _ = run(detach.arg("--detach").arg(format!("/dev/{device}")), LIMIT);
-    false
+    backing_of(device).is_none_or(|now| now != *file && now != lost)
 }
 
 /// Two hosts with a cable between them; the first has [`Hosts::ADDRESSES`]`[0]`.
