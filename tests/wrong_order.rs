@@ -241,7 +241,7 @@ const STATES: &[State] = &[
         writer: None,
         rows: &[
             (REC, "rtdr -C 1 failover", 0),
-            (REC, "rtdr -C 1 resync", 0),
+            (REC, "rtdr -C 1 resync", 1),
             (PROD, "rtdr -C 1 resync -q", 0),
             (REC, "rtmark -C 1 --name x", 1),
             (REC, "rtstop -FSC 2", 0),
