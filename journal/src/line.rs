@@ -306,11 +306,15 @@ impl Journal {
     #[must_use]
     pub fn sealed_end(&self) -> WriteSeq {
         let shared = self.shared.read();
-        let newest = shared.sealed_rows().next_back();
-        let end = newest.map_or(WriteSeq(0), |row| row.last_seq);
-        // A line that this host left may have had higher numbers than the one that it follows now.
-        let open = shared.open.as_ref();
-        open.map_or(end, |o| end.min(WriteSeq(o.header.start.first_seq.0 - 1)))
+        let Some(newest) = shared.sealed_rows().next_back() else {
+            return WriteSeq(0);
+        };
+        // A line that this host left may have had higher numbers than the one that it follows now, which begins here.
+        let open = shared.open.as_ref().filter(|o| o.generation != newest.generation);
+        let begins = open.and_then(|o| shared.generations.get(&o.generation));
+        begins.map_or(newest.last_seq, |g| {
+            newest.last_seq.min(WriteSeq(g.first_seq.0 - 1))
+        })
     }
 
     /// Leaves the open container empty and no container waiting.
