@@ -23,6 +23,7 @@
 //! state map before any of this.
 
 use crate::{
+    container::Container,
     error::{JournalError, Position},
     frame::Digest,
     journal::{Journal, Shared},
@@ -33,7 +34,7 @@ use crate::{
     tail::SealFlags,
 };
 use model::{
-    ByteRange, GenId, GenNo, LfcId, RecordBody, Timestamp, VolumeIndex, WriteSeq,
+    ByteRange, GenId, GenNo, LfcId, RecordBody, Role, Timestamp, VolumeIndex, WriteSeq,
     ports::{Batch, Family, OrdinalKind},
 };
 use std::sync::atomic::Ordering;
@@ -345,6 +346,7 @@ impl Journal {
         self.guarded(|| {
             let _writer = self.writer.lock();
             self.check_closed()?;
+            let was_production = self.context()?.is_some_and(|row| row.role == Role::Production);
             let mut meta = self.meta.lock();
             let mut cursors = self.cursors();
             if cursors.checkpointed < cursors.appended {
@@ -354,17 +356,20 @@ impl Journal {
                 )));
             }
             let mut batch = Batch::default();
-            let (newest, floors, builds_undo) = {
+            let (newest, floors, applies) = {
                 let shared = self.shared.read();
                 let newest = shared.sealed_rows().next_back().cloned();
-                (newest, shared.floors, cursors.published > shared.floors.undo)
+                let builds_undo = cursors.published > shared.floors.undo;
+                (newest, shared.floors, builds_undo || !was_production)
             };
             let newest = newest.map(|row| (row.generation, row.lfc, row.last_seq));
             let mut added = None;
             let mut spans = self.consistent();
+            // A replica in the middle of a resync is at no point, and is none now.
+            let stands = was_production || spans.last().is_some_and(|s| s.until.is_none());
             if let Some((generation, lfc, last_seq)) = newest {
-                let is_boundary = builds_undo && cursors.applied_lfc == (generation, lfc);
-                if builds_undo && !is_boundary {
+                let is_boundary = applies && cursors.applied_lfc == (generation, lfc);
+                if applies && !is_boundary {
                     return Err(JournalError::Refused(format!(
                         "container {lfc} is not applied: {} is",
                         cursors.applied_lfc.1
@@ -402,7 +407,7 @@ impl Journal {
                     spans.clear();
                 }
                 cursors.applied_lfc = (generation, lfc);
-                if spans.last().is_none_or(|s| s.until.is_some()) {
+                if stands && spans.last().is_none_or(|s| s.until.is_some()) {
                     spans.push(Consistent {
                         from: end,
                         until: None,
@@ -416,8 +421,20 @@ impl Journal {
             batch.put(Family::Meta, keys::CURSORS, cursors.encode());
             batch.put(Family::Meta, keys::CONSISTENT, Consistent::encode_all(&spans));
             batch.put(Family::Meta, keys::CONTEXT, row.encode());
+            // A line that was taken over at its end and not added to is what it was: it may go on as that.
+            let is_over = {
+                let shared = self.shared.read();
+                let head = shared.open.as_ref().map(Container::end);
+                shared.promotion.is_some() && shared_end(&shared) == head
+            };
+            if is_over {
+                batch.delete(Family::Meta, keys::PROMOTION);
+            }
             self.commit_locked(&mut meta, batch, true)?;
             let mut shared = self.shared.write();
+            if is_over {
+                shared.promotion = None;
+            }
             if let Some((ordinal, row, floors)) = added {
                 shared.ordinals.insert(ordinal, row);
                 shared.floors = floors;
