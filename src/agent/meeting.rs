@@ -128,6 +128,14 @@ pub fn meet<A: Acquaintance>(
     if is_new || before.is_none() {
         known.keep_instance(instance)?;
     }
+    // Rule L3: it ended a container where we have not, at a change of role that did not come to its end. The records that
+    // belong into that container have no place there any more.
+    if verdict == Verdict::Here && welcome.open_lfc == LfcId(0) && !ends_container(journal, peer) {
+        tap.seal_now()?;
+        if !ends_container(journal, peer) {
+            verdict = Verdict::Apart;
+        }
+    }
     // Also when the peer is new: its store may have come with a replica that takes itself for consistent.
     if verdict == Verdict::Apart || (known.is_forced() && !welcome.copying) {
         let jump = bring_together(journal, tap, peer, theirs.as_ref())?;
@@ -217,6 +225,21 @@ fn is_ours(journal: &Journal, peer: Position, gives_way: bool) -> Result<bool, J
         Err(JournalError::NotHeld { .. }) => Ok(true),
         Err(e) => Err(e),
     }
+}
+
+/// Whether a container of ours ends at the peer's position, as far as we still know.
+fn ends_container(journal: &Journal, peer: Position) -> bool {
+    let Some(generation) = journal.generation_by_id(peer.generation) else {
+        return true;
+    };
+    let no = generation.no;
+    let rows = journal.lfc_rows((no, LfcId(0))..=(no, LfcId(u64::MAX)));
+    let holds = |first: WriteSeq, last: WriteSeq| first <= peer.seq && peer.seq <= last;
+    if let Some(row) = rows.iter().find(|row| holds(row.first_seq, row.last_seq)) {
+        return row.last_seq == peer.seq;
+    }
+    let open = journal.open_row().filter(|row| row.generation == no);
+    !open.is_some_and(|row| holds(row.first_seq, row.last_seq))
 }
 
 /// Whether this journal holds records of a part's generation past its end: the line was taken over before them.
