@@ -24,7 +24,7 @@ use crate::{
 };
 use journal::{ContextRow, Journal, JournalError, LinePart, MapShape, Position};
 use model::{
-    BLOCK_SIZE, BlockNo, ByteRange, ContextState, GenId, Point, VolumeIndex,
+    BLOCK_SIZE, BlockNo, ByteRange, ContextState, GenId, Point, Role, VolumeIndex,
     ports::{History, HistoryError},
 };
 use snapshot::Volumes;
@@ -84,6 +84,21 @@ impl Host<'_> {
         };
         while applier.step(&mut || {})? {}
         Ok(())
+    }
+
+    /// Announces that this host takes a line over: `row` says FAILING_OVER, durable when this returns. One that was production
+    /// takes over its own line; it gives that up first, so that its volumes stand at the end, as a replica's do.
+    ///
+    /// # Errors
+    /// When the journal, the engine or a volume fails; run again it goes on.
+    pub fn announce(&self, row: &ContextRow) -> Result<(), ChangeError> {
+        let journal = self.journal;
+        let was_production = journal.context()?.is_some_and(|row| row.role == Role::Production);
+        if was_production {
+            self.finish_line()?;
+            return Ok(journal.give_up(row)?);
+        }
+        Ok(journal.put_context(row)?)
     }
 
     /// Takes the line over; `row` is what this host is from then on.
@@ -172,10 +187,9 @@ impl Host<'_> {
     /// When the journal, the engine or a volume fails.
     pub fn finish_line(&self) -> Result<(), ChangeError> {
         let journal = self.journal;
-        let cursors = journal.cursors();
+        let is_production = journal.context()?.is_some_and(|row| row.role == Role::Production);
         // A replica that was left no earlier point stands at one still: what it applies must lead back there.
-        let applies = cursors.applied == cursors.checkpointed;
-        if applies || acting::builds_undo(journal) {
+        if !is_production || acting::builds_undo(journal) {
             return self.settle();
         }
         acting::replay(journal, self.volumes)?;
@@ -193,7 +207,9 @@ impl Host<'_> {
         let own = meeting::own_part(journal, theirs)?;
         let stale = journal.mapped_volumes().into_iter();
         let is_stale = stale.into_iter().any(|v| journal.next_stale(v, 0, 1).is_some());
-        if !may_lose && (is_stale || own.as_ref().is_none_or(|own| !own.is_empty())) {
+        // A record that changes no byte is none of the other line's either: the stream would find that the two have parted.
+        let parted = meeting::common_place(journal, theirs) != Some(self.line_end());
+        if !may_lose && (is_stale || parted || own.as_ref().is_none_or(|own| !own.is_empty())) {
             return Err(ChangeError::WouldLose);
         }
         match own {

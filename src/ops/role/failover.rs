@@ -27,7 +27,7 @@ use crate::{
 use control::{
     Code, Failure, MissingInfo, PointInfo, Question, Reply, Step, event::FailoverQuestion, reply::RoleVerb,
 };
-use model::Timestamp;
+use model::{Role, Term, Timestamp};
 use std::{sync::Arc, time::Instant};
 
 /// What the peer is, as far as it can be known.
@@ -213,6 +213,18 @@ fn planned(context: &Context, peer: &Peer, ground: &Ground, mounted: bool, point
     super::super::planned(Some(point), steps)
 }
 
+/// From now on only a failover goes on, or a resync leads back.
+fn announce(context: &Arc<Context>, term: Term) -> Result<(), Failure> {
+    if context.role() == Role::Recovery {
+        let announced = context.set_standing(Standing::FailingOver, term, None);
+        return announced.map_err(|e| part_way(&e));
+    }
+    let row = row_of(context, Standing::FailingOver, term);
+    changed(context, |host| host.announce(&row))?;
+    context.took_over(row);
+    Ok(())
+}
+
 /// All steps up to the role.
 fn take_role(op: &mut Op<'_>, context: &Arc<Context>, peer: &Peer, ground: &Ground) -> Result<(), Failure> {
     let answer = match peer {
@@ -252,9 +264,7 @@ fn take_role(op: &mut Op<'_>, context: &Arc<Context>, peer: &Peer, ground: &Grou
         let marked = marked.and_then(|()| context.journal.all_stale());
         marked.map_err(|e| part_way(&e))?;
     }
-    context
-        .set_standing(Standing::FailingOver, term, None)
-        .map_err(|e| part_way(&e))?;
+    announce(context, term)?;
     let at = here(&context.row(), context).place(context.restore().as_ref());
     let at = at.ok_or_else(|| Failure::new(Code::Bug, "a restore is not complete"))?;
     op.line(match at {
