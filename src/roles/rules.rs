@@ -151,6 +151,18 @@ impl Here<'_> {
         }
     }
 
+    /// What leads on where not everything of the peer is here; `None`: it is started again, until it is.
+    #[must_use]
+    pub fn instead_of_waiting(&self, peer: &PeerStanding) -> Option<Next> {
+        match (self.standing(), peer.standing()) {
+            // It is taking over its own line, whatever the peer has.
+            (Standing::FailingOver, _) => Some(Next::Failover),
+            // It cannot be started.
+            (_, Standing::Fenced) => Some(Next::FailoverThere),
+            _ => None,
+        }
+    }
+
     /// Whether everything of the peer's line is here and applied, and nothing is to be copied.
     #[must_use]
     pub fn has_all_of(&self, peer: &PeerStanding) -> bool {

@@ -62,7 +62,7 @@ fn take_back(op: &mut Op<'_>, context: &Arc<Context>, mounted: bool, already: bo
         hooks(op, context, HookEvent::PreFailback)?;
         let gave = peer::ask_to_give_up(context, term, false)
             .map_err(|e| super::give_up_failure(op, context, &e, "failback"))?;
-        check_drained(context, &gave)?;
+        check_drained(op, context, &gave)?;
         context
             .set_standing(Standing::FailingOver, term, None)
             .map_err(|e| part_way(&e))?;
@@ -155,22 +155,31 @@ fn check_peer(op: &Op<'_>, context: &Context, peer: &PeerStanding) -> Result<(),
             let text = format!("{name} is {}", peer.standing());
             Err(hinted(refused(text), op, context, Next::Failover))
         }
-        TakeBack::Behind => check_drained(context, peer),
+        TakeBack::Behind => check_drained(op, context, peer),
     }
 }
 
-fn check_drained(context: &Context, peer: &PeerStanding) -> Result<(), Failure> {
+fn check_drained(op: &Op<'_>, context: &Context, peer: &PeerStanding) -> Result<(), Failure> {
     let name = context.peer_name();
     let cursors = context.journal.cursors();
-    if here(&context.row(), context).has_all_of(peer) {
+    let row = context.row();
+    let side = here(&row, context);
+    if side.has_all_of(peer) {
         return Ok(());
     }
-    Err(refused(format!(
+    let failure = refused(format!(
         "not everything of {name} is here: it ends at record {}, {} is applied here, {} bytes are to be copied",
         peer.end, cursors.applied, peer.stale_bytes
-    ))
-    .with_hint(format!("start it again there (rtstart -C {}), wait for the resync, and stop it with -FS", context.id()))
-    .with_hint_command(format!("rtstart -C {}", context.id()), name))
+    ));
+    if let Some(next) = side.instead_of_waiting(peer) {
+        return Err(hinted(failure, op, context, next));
+    }
+    Err(failure
+        .with_hint(format!(
+            "start it again there (rtstart -C {}), wait for the resync, and stop it with -FS",
+            context.id()
+        ))
+        .with_hint_command(format!("rtstart -C {}", context.id()), name))
 }
 
 /// The configured recovery.
