@@ -89,9 +89,10 @@ impl NodeExports {
             .ok_or_else(|| OpenError::Unknown(format!("context {context} is not on this node")))?;
         let running = context.running().ok_or_else(|| {
             let id = context.id();
-            OpenError::Refused(match context.fenced_why() {
-                Some(why) => format!("context {id} is fenced: {why}"),
-                None => format!("context {id} is stopped: rtstart -C {id}"),
+            OpenError::Refused(match (context.fenced_why(), context.held_back()) {
+                (Some(why), _) => format!("context {id} is fenced: {why}"),
+                (None, Some(why)) => format!("context {id} is not started: {why}"),
+                (None, None) => format!("context {id} is stopped: rtstart -C {id}"),
             })
         })?;
         Ok((context, running))

@@ -242,6 +242,7 @@ fn history_of_every_version_is_read_and_goes_on() {
         check();
         assert_eq!(pair.status(REC)["head"]["context"]["state"], "ROLLED_BACK");
         pair.start(PROD);
+        pair.waits(PROD, "enabled");
         assert_eq!(read(&pair, PROD, "c1/*"), points["head"], "version {version}");
         // It goes on: writes, a mark, the undo of the restore, and all that was there before.
         let mut client = pair.open(PROD, "c1/log");
@@ -286,6 +287,7 @@ fn a_newer_state_directory_is_refused_with_both_numbers() {
             refused.stderr
         } else {
             pair.start(PROD);
+            pair.waits(PROD, "enabled");
             let status = pair.cli(PROD, &["status"]);
             assert_eq!(status.code, 2, "{status:?}");
             pair.stop(PROD);
@@ -298,5 +300,6 @@ fn a_newer_state_directory_is_refused_with_both_numbers() {
         fs::write(&path, before).unwrap();
     }
     pair.start(PROD);
+    pair.waits(PROD, "enabled");
     pair.waits(PROD, "drained");
 }
