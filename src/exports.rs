@@ -434,6 +434,10 @@ impl Export for PastExport {
             Some(vdev) => vdev.extents(self.index, range),
             None => self.view.extents(self.index, range),
         };
+        // What is known to be zero is answered without a read.
+        if !self.lifeline.is_open() {
+            return Err(Errno::Shutdown);
+        }
         let found = found.map_err(|_| Errno::Io)?;
         Ok(found
             .into_iter()

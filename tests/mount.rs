@@ -219,6 +219,43 @@ fn a_killed_daemon_leaves_no_broken_mounts() {
     pair.cli(PROD, &["rtumnt", "-FC", "1"]).ok();
 }
 
+/// Production is fenced while its file system is mounted: whoever uses it gets errors, however many, and never waits for ever.
+#[test]
+fn a_fenced_device_fails_and_does_not_hang() {
+    if !root_for("a_fenced_device_fails_and_does_not_hang") {
+        return;
+    }
+    let pair = Pair::new("fenced", &mounting());
+    let data = pair.scratch.join("data");
+    let at = data.to_str().unwrap();
+    pair.cli(
+        PROD,
+        &["protect", "-C", "1", "data=64M", "--fs", "ext4", "--mount", at],
+    )
+    .ok();
+    fs::write(data.join("kept"), "kept").unwrap();
+    pair.cli(PROD, &["rtmark", "-C", "1", "--name", "kept"]).ok();
+    pair.cli(REC, &["rtdr", "-C", "1", "failover", "-f", "-q", "--no-mount"])
+        .ok();
+    // What a cache has is read all the same.
+    let disk = pair.scratch.join("state/prod/attach/c1.data.fuse/disk");
+    let dd = |flags: &str| {
+        let mut dd = Command::new("dd");
+        dd.arg(format!("if={}", disk.display()));
+        dd.args(["of=/dev/null", "bs=4096", "conv=noerror"])
+            .args(flags.split(' '));
+        run(&mut dd, LONG).stderr
+    };
+    dd("iflag=nocache count=0");
+    let errors = dd("count=5000").matches("error reading").count();
+    assert!(
+        errors > 4000,
+        "{errors} of 5000 blocks of a fenced device could not be read"
+    );
+    pair.cli(PROD, &["rtumnt", "-C", "1", "-f", "-q"]).ok();
+    assert!(!is_mounted(&data));
+}
+
 /// A file that held data before is copied while it is written; until then the replica is not consistent and says so.
 /// Tells a loop to end, also when a test fails.
 struct Ending<'a>(&'a AtomicBool);

@@ -8,10 +8,14 @@ use crate::config::{AttachConfig, AttachMethod};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
+
+/// How many complaints about one device are passed on.
+const TOLD_MAX: u64 = 8;
 
 /// Makes block devices of this node's exports.
 #[derive(Debug)]
@@ -169,8 +173,8 @@ impl Attacher {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        // Somebody has to wait for the child, or it stays a zombie after its unmount.
-        std::thread::spawn(move || child.wait());
+        let device = name.display().to_string();
+        std::thread::spawn(move || attend(child, &device));
         let how = How::Fuse { folder, pid };
         let text = disk.display().to_string();
         let mut losetup = vec!["--find", "--show"];
@@ -317,6 +321,23 @@ impl Attacher {
             }
         }
     }
+}
+
+/// Reads what `nbdfuse` complains, and waits for its end. It writes a line for every request that fails, and serves nothing any
+/// more once nobody reads them: whoever uses the device would hang in the kernel. Unwaited for, it would stay a zombie.
+fn attend(mut child: Child, device: &str) {
+    let lines = child.stderr.take().map(|err| BufReader::new(err).split(b'\n'));
+    let mut told = 0;
+    for line in lines.into_iter().flatten().map_while(Result::ok) {
+        if told < TOLD_MAX {
+            tracing::warn!(device, "{}", String::from_utf8_lossy(&line).trim());
+        }
+        told += 1;
+    }
+    if told > TOLD_MAX {
+        tracing::warn!(device, "nbdfuse: {} lines more", told - TOLD_MAX);
+    }
+    let _ = child.wait();
 }
 
 /// Whether the loop device still stands on our file; its number may have gone to somebody else after a crash.

@@ -554,6 +554,8 @@ impl Tap {
         volume: VolumeIndex,
         range: ByteRange,
     ) -> Result<Vec<(ByteRange, bool)>, JournalError> {
+        // What is known to be zero is answered without a read.
+        self.check_open()?;
         let v = self.volume(volume)?;
         let pieces = v.overlay.read().lookup(range);
         let mut out = Vec::new();
@@ -578,6 +580,7 @@ impl Tap {
             },
             &mut out,
         )?;
+        self.check_open()?;
         Ok(out)
     }
 
