@@ -279,6 +279,25 @@ fn l6_the_lower_term_is_fenced_at_first_contact() {
     world.home();
 }
 
+/// A connection that is open when its production is fenced is served nothing any more, not even zeroes where nothing was ever
+/// written: the host that serves now may have written there.
+#[test]
+fn l6_an_open_connection_to_a_fenced_production_reads_nothing() {
+    let world = World::new("l6-open");
+    let mut client = world.pair.open(PROD, "c1/data");
+    let hole = (UNIT * (UNITS - 1)) as u64;
+    assert_eq!(client.read(hole, UNIT as u64).unwrap(), vec![0; UNIT]);
+    world.ok(REC, "rtdr -qfC 1 failover");
+    for (what, at, len) in [("a hole", hole, UNIT as u64), ("a block", hole, 4096)] {
+        let read = client.read(at, len);
+        assert!(read.is_err(), "{what} of a fenced production was read");
+    }
+    assert!(
+        client.write(0, &[1; 4096], true).is_err(),
+        "a fenced production was written"
+    );
+}
+
 /// Equal terms: both stop, and an operator chooses; the loser's data is still there to be looked at.
 #[test]
 fn l6_at_equal_terms_both_stop_until_an_operator_chooses() {
