@@ -140,6 +140,25 @@ impl Journal {
         self.shared.read().consistent.clone()
     }
 
+    /// The first position of the span in which the volumes are consistent and go on to be, once there is one.
+    #[must_use]
+    pub fn consistent_from(&self) -> Option<Position> {
+        let shared = self.shared.read();
+        shared
+            .consistent
+            .last()
+            .filter(|c| c.until.is_none())
+            .map(|c| c.from)
+    }
+
+    /// Whether the volumes are consistent now.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        let cursors = self.cursors();
+        self.consistent_from()
+            .is_some_and(|from| cursors.has_applied(from))
+    }
+
     /// The volumes are consistent from `from` on (C5): for a first sync the position of its last copy, for a new
     /// production the start of its line.
     ///

@@ -507,16 +507,13 @@ impl Context {
     /// The first position of the span in which the replica is consistent and goes on to be, once production has said so.
     #[must_use]
     pub fn consistent_from(&self) -> Option<journal::Position> {
-        let spans = self.journal.consistent();
-        spans.last().filter(|c| c.until.is_none()).map(|c| c.from)
+        self.journal.consistent_from()
     }
 
     /// Whether the volumes of this replica are consistent now.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
-        let cursors = self.journal.cursors();
-        self.consistent_from()
-            .is_some_and(|from| cursors.has_applied(from))
+        self.journal.is_consistent()
     }
 
     /// Whether the replica has ever been consistent, so that an earlier point may be asked for.

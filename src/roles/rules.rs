@@ -2,7 +2,7 @@
 //! Nothing here asks anybody or changes anything; the commands and the model of the two hosts share it.
 
 use super::{Act, Next, Standing, Verdict, change::At, decide, peer::PeerStanding, row::standing_of};
-use journal::{ContextRow, Journal, Position, RestorePhase, RestoreRow};
+use journal::{ContextRow, Journal, RestorePhase, RestoreRow};
 use model::{ContextState, Role, Term};
 
 /// A context on this host.
@@ -60,21 +60,6 @@ impl Here<'_> {
         standing_of(self.row)
     }
 
-    /// The first position of the span in which the replica is consistent and goes on to be, once production has said so.
-    #[must_use]
-    pub fn consistent_from(&self) -> Option<Position> {
-        let spans = self.journal.consistent();
-        spans.last().filter(|c| c.until.is_none()).map(|c| c.from)
-    }
-
-    /// Whether the volumes of this replica are consistent now.
-    #[must_use]
-    pub fn is_consistent(&self) -> bool {
-        let cursors = self.journal.cursors();
-        self.consistent_from()
-            .is_some_and(|from| cursors.has_applied(from))
-    }
-
     /// Bytes that the peer does not have and no journal covers.
     #[must_use]
     pub fn stale_bytes(&self) -> u64 {
@@ -103,7 +88,7 @@ impl Here<'_> {
         // seen to it.
         } else if self.row.role == Role::Production
             || matches!(self.standing(), Standing::RolledBack | Standing::FailingOver)
-            || self.consistent_from().is_some()
+            || self.journal.consistent_from().is_some()
         {
             Ground::Firm
         } else if self.journal.consistent().is_empty() {
@@ -137,7 +122,7 @@ impl Here<'_> {
         if peer.standing() == Standing::FailedOver {
             TakeBack::NotShipping
         } else if peer.serves() {
-            if peer.stale_bytes > 0 || !self.is_consistent() {
+            if peer.stale_bytes > 0 || !self.journal.is_consistent() {
                 TakeBack::Copying
             } else {
                 TakeBack::Runs
@@ -167,7 +152,7 @@ impl Here<'_> {
     #[must_use]
     pub fn has_all_of(&self, peer: &PeerStanding) -> bool {
         let goes_on = self.standing() == Standing::FailingOver;
-        let whole = goes_on || (self.is_consistent() && peer.stale_bytes == 0);
+        let whole = goes_on || (self.journal.is_consistent() && peer.stale_bytes == 0);
         let ours = self.journal.line_parts();
         let same = match (ours.last(), peer.line().last()) {
             (Some(our), Some(their)) => (our.id, our.upto) == (their.id, their.upto),
