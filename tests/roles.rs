@@ -21,10 +21,14 @@ struct World {
 
 impl World {
     fn new(name: &str) -> Self {
+        // Nodes that were down for long ask each other; most of these steps are about nodes that were not.
+        Self::with(name, "lfc_size = \"2M\"\non_start_alone = \"serve\"\n")
+    }
+
+    fn with(name: &str, context: &'static str) -> Self {
         let setup = Setup {
             volumes: vec![("data", (UNIT * UNITS) as u64)],
-            // Nodes that were down for long ask each other; most of these steps are about nodes that were not.
-            context: "lfc_size = \"2M\"\non_start_alone = \"serve\"\n",
+            context,
             ..Setup::default()
         };
         let pair = Pair::new(name, &setup);
@@ -243,17 +247,28 @@ fn l3_the_open_container_is_cut() {
 /// What was shipped and never written back is on the old production's volume before the set is computed.
 #[test]
 fn l4_the_old_production_plays_its_journal_first() {
-    let mut world = World::new("l4");
+    let mut world = World::with("l4", "lfc_size = \"2M\"\non_start_alone = \"refuse\"\n");
     world.write(PROD, 0, 1);
     world.drained();
     for unit in 10..40 {
         world.write(PROD, unit, 7);
     }
     world.drained();
+    world.write(PROD, 40, 8);
+    let head = world.pair.cursor(PROD, "appended");
+    until("it to be received", LONG, || {
+        (world.pair.cursor(REC, "received") >= head).then_some(())
+    });
     world.loses_power(PROD);
     world.ok(REC, "rtdr -qC 1 failover");
     world.write(REC, 1, 2);
-    world.pair.start(PROD);
+    // Booted, it hears of the other before it starts: nothing has played its journal yet.
+    world
+        .pair
+        .start_with(PROD, &[("BACKSTAY_BOOT_ID", "another-boot")]);
+    until("the old production to be fenced", LONG, || {
+        (world.pair.status(PROD)["head"]["context"]["state"] == "FENCED").then_some(())
+    });
     world.resync();
     world.holds(PROD, "c1/data@latest", &world.expected);
     world.home();
