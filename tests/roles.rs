@@ -176,8 +176,8 @@ fn l1_over_and_back_without_a_write_leaves_no_trace() {
     world.ok(PROD, "rtdr -qC 1 resync");
     world.ok(REC, "rtdr -qC 1 resync");
     until("the old production to follow", LONG, || {
-        let a = world.pair.status(PROD);
-        (a["head"]["context"]["peer"]["state"] == "connected").then_some(())
+        let b = world.pair.status(REC);
+        (b["head"]["context"]["peer"]["state"] == "connected").then_some(())
     });
     world.ok(REC, "rtstop -SC2");
     world.ok(PROD, "rtdr -C 1 failback");

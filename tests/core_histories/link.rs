@@ -16,7 +16,7 @@ use backstay::{
         row::{put_standing, standing_of},
     },
 };
-use journal::{ContextRow, Journal, SealFlags, tap::CopyTaken};
+use journal::{ContextRow, Journal, JournalError, SealFlags, tap::CopyTaken};
 use model::{
     ByteRange, ContextId, GenId, GenNo, LfcId, RecordBody, Role, Term, Timestamp, VolumeIndex, WriteSeq,
 };
@@ -47,16 +47,6 @@ pub trait Ships {
         bail!("nobody gives way here")
     }
 
-    /// Whether an operator wants what is stale copied.
-    fn is_forced(&self) -> bool {
-        false
-    }
-
-    /// The peer has everything again.
-    fn all_copied(&self) -> Fallible {
-        Ok(())
-    }
-
     /// Another host has a better right to the role.
     fn fence(&self, term: Term) -> Fallible {
         bail!("fenced at term {term}")
@@ -75,6 +65,9 @@ pub trait Follows {
     fn fence(&self, term: Term) -> Fallible {
         bail!("fenced at term {term}")
     }
+
+    /// Its line and production's have parted, or go together again.
+    fn set_diverged(&self, _diverged: bool) {}
 
     /// A production has greeted one that is fenced.
     fn greeted_fenced(&self) -> Fallible {
@@ -108,7 +101,7 @@ impl<A: Ships> Acquaintance for Known<'_, A> {
     type Error = anyhow::Error;
 
     fn is_forced(&self) -> bool {
-        self.0.is_forced()
+        self.0.production().journal.is_suspect()
     }
 
     fn instance(&self) -> Option<String> {
@@ -143,8 +136,10 @@ pub struct Link {
     pub jumps: u32,
     /// Regions that were taken to be copied.
     pub copied: Vec<(VolumeIndex, ByteRange)>,
-    /// Why it is over, once it is.
-    pub over: Option<String>,
+    /// Why production's end is over, once it is.
+    over_a: Option<String>,
+    /// The same of the other end; what it has sent is heard still.
+    over_b: Option<String>,
     /// The peer waits for copies.
     peer_copies: bool,
     may_apply: WriteSeq,
@@ -201,7 +196,8 @@ impl Link {
             sent: BTreeMap::new(),
             jumps: 0,
             copied: Vec::new(),
-            over: None,
+            over_a: None,
+            over_b: None,
             peer_copies: false,
             may_apply: WriteSeq(0),
             stubs: BTreeSet::new(),
@@ -237,9 +233,9 @@ impl Link {
                     }
                 }
                 SenderAction::Fenced { term } | SenderAction::Conflict { term } => a.fence(term)?,
-                SenderAction::Refused { text, .. } => self.over = Some(text),
-                SenderAction::Diverged { .. } => self.over = Some("the histories have parted".into()),
-                SenderAction::Close => drop(self.over.get_or_insert_with(|| "closed".into())),
+                SenderAction::Refused { text, .. } => self.over_a = Some(text),
+                SenderAction::Diverged { .. } => self.over_a = Some("the histories have parted".into()),
+                SenderAction::Close => drop(self.over_a.get_or_insert_with(|| "closed".into())),
                 other => bail!("{other:?}"),
             }
         }
@@ -277,8 +273,9 @@ impl Link {
 
     /// As the LCA does.
     fn forget_covered(&self, a: &impl Ships) -> Fallible {
-        if !self.peer_copies && !a.is_forced() && a.production().journal.forget_covered()? {
-            a.all_copied()?;
+        let journal = &a.production().journal;
+        if !self.peer_copies && !journal.is_suspect() {
+            journal.forget_covered()?;
         }
         Ok(())
     }
@@ -347,7 +344,14 @@ impl Link {
             self.jumped(a, &jump)?;
             return Ok(true);
         }
-        let frames = journal.frames_after(want.after, want.bytes_max as u64)?;
+        let frames = match journal.frames_after(want.after, want.bytes_max as u64) {
+            // Records of before this host took the line over gave way: the next connection finds out what is to be copied.
+            Err(e @ JournalError::NotHeld { .. }) => {
+                self.over_a = Some(e.to_string());
+                return Ok(false);
+            }
+            frames => frames?,
+        };
         let Some(frame) = frames.first() else {
             return Ok(false);
         };
@@ -434,7 +438,6 @@ impl Link {
         self.completing = false;
         let sent = self.sender.copies_complete();
         self.act_a(a, vec![sent])?;
-        a.all_copied()?;
         self.peer_copies = false;
         Ok(())
     }
@@ -447,7 +450,7 @@ impl Link {
         let begins = self.receiver.is_receiving();
         let actions = self.receiver.receive(message)?;
         self.act_b(b, actions)?;
-        if begins {
+        if begins && self.receiver.is_receiving() {
             let mut row = row_of(b.journal())?;
             if standing_of(&row) == Standing::ResyncReady {
                 let term = row.term;
@@ -514,13 +517,19 @@ impl Link {
                 ReceiverAction::CopiesComplete { seq } => {
                     let generation = journal.current_generation().map_or(GenNo(0), |g| g.no);
                     journal.set_consistent_from(journal::Position { generation, seq })?;
+                    journal.nothing_differs()?;
                 }
                 ReceiverAction::MayApply { seq } => {
                     self.may_apply = seq;
                     journal.set_peer_durable(seq);
                 }
-                ReceiverAction::Refused { text, .. } => self.over = Some(text),
-                ReceiverAction::Close => drop(self.over.get_or_insert_with(|| "closed".into())),
+                ReceiverAction::Refused { code, text } => {
+                    if code == RefuseCode::Diverged {
+                        b.set_diverged(true);
+                    }
+                    self.over_b = Some(text);
+                }
+                ReceiverAction::Close => drop(self.over_b.get_or_insert_with(|| "closed".into())),
                 other => bail!("{other:?}"),
             }
         }
@@ -547,6 +556,7 @@ impl Link {
         };
         self.may_apply = welcome.applied;
         let actions = self.receiver.welcome(welcome);
+        b.set_diverged(false);
         self.act_b(b, actions)
     }
 
@@ -582,9 +592,14 @@ impl Link {
         self.to_b.push_back(Message::Bye { text });
     }
 
+    /// Whether nothing more comes of it.
+    pub fn is_over(&self) -> bool {
+        self.over_a.is_some() || (self.over_b.is_some() && self.to_a.is_empty())
+    }
+
     /// Whether the greeting was answered and the answer heard.
     pub fn is_greeted(&self) -> bool {
-        self.over.is_some() || self.sender.is_streaming()
+        self.is_over() || self.sender.is_streaming()
     }
 
     /// Whether nothing is on its way and nothing is left to do for copies.

@@ -1,0 +1,28 @@
+//! The role histories: two hosts that may be anything, with their real parts (journal, tap, snapshot engine, stream machines,
+//! changes of role) on the fault seam, under every command in any order, crashed at any durable step, and judged by the
+//! oracle.
+//!
+//! | what | where |
+//! | --- | --- |
+//! | a host: what it is, what runs, what it answers | [`host`] |
+//! | the operator's commands, as `src/ops` does them | [`operator`] |
+//! | what every line of history holds | [`lines`] |
+//! | steps, promises, comparisons | [`world`] |
+//! | the way forward from anywhere | [`recover`] |
+//! | which histories | [`histories`] |
+//!
+//! `BACKSTAY_SEED=0x…` plays one seed again, `BACKSTAY_SEEDS=20` tries twenty times as many.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod histories;
+mod host;
+#[path = "../core_histories/hosts.rs"]
+#[allow(dead_code, reason = "hosts of fixed roles are not needed here")]
+mod hosts;
+mod lines;
+#[path = "../core_histories/link.rs"]
+#[allow(dead_code, reason = "a link is dialled here, never met at once")]
+mod link;
+mod operator;
+mod recover;
+mod world;

@@ -1,0 +1,521 @@
+//! Two hosts of any role, the links between them, and what must hold of them at every step.
+
+mod looks;
+mod work;
+
+pub use work::reader;
+
+use super::{
+    host::{Host, ShipEnd, Up},
+    hosts::Fallible,
+    lines::Lines,
+    link::Link,
+    operator::{Command, Outcome},
+};
+use model::{GenId, Timestamp, VolumeIndex, WriteSeq};
+use rand::{Rng, RngCore};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+use testkit::{
+    Oracle,
+    sim::Tear,
+    workload::{Shape, Workload, noise},
+};
+
+/// Blocks of a restore's container: few, so that a restore has many.
+pub const CONTAINER_BLOCKS: usize = 3;
+
+/// Small volumes, none of them whole blocks.
+pub const SIZES: [u64; 2] = [44 * 1024 + 777, 9_001];
+
+/// One of the hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The configured production.
+    A,
+    /// The configured recovery.
+    B,
+}
+
+impl Side {
+    pub const ALL: [Self; 2] = [Self::A, Self::B];
+
+    pub const fn index(self) -> usize {
+        match self {
+            Self::A => 0,
+            Self::B => 1,
+        }
+    }
+
+    pub const fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+}
+
+/// A step of a link, named by its production's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    Copy,
+    Ship,
+    /// Production hears.
+    HearShip,
+    /// The other one hears.
+    HearFollow,
+    /// The other one makes durable what it received, and says so.
+    Keep,
+}
+
+/// What happens next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// An application works on a host, if it serves.
+    Work(Side),
+    Sync(Side),
+    WriteBack(Side),
+    Checkpoint(Side),
+    /// Sealed containers go into the store.
+    Ingest(Side),
+    /// Whatever may go, goes: what the peer has, and what is too old.
+    Forget(Side),
+    /// The journal is at its limit.
+    Overflow(Side),
+    Link(Side, Stream),
+    /// Everything that happens by itself between a production and its follower, once.
+    Round(Side),
+    /// The open container of a production is sealed.
+    Seal(Side),
+    Apply(Side),
+    View(Side),
+    /// What daemons do by themselves: ask after a boot, follow again.
+    Settle,
+    /// The network goes, or comes back.
+    Cut,
+    Mend,
+    /// The power of a host is cut, or its process killed.
+    Crash(Side),
+    Command(Side, Command),
+}
+
+/// What a host has promised to applications.
+#[derive(Default)]
+pub struct Promised {
+    answered: Arc<AtomicU64>,
+    flushed: Arc<AtomicU64>,
+    /// Its power was cut since it was up last: only what was flushed is promised.
+    was_cut: bool,
+}
+
+impl Promised {
+    fn restart(&mut self, at: WriteSeq) {
+        self.answered.store(at.0, Ordering::Relaxed);
+        self.flushed.store(at.0, Ordering::Relaxed);
+        self.was_cut = false;
+    }
+}
+
+/// What a history has shown.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    pub histories: u64,
+    pub steps: u64,
+    pub crashes: u32,
+    pub views: u32,
+    pub old_views: u32,
+    pub failovers: u32,
+    pub failbacks: u32,
+    pub resyncs: u32,
+    pub follows: u32,
+    pub restores: u32,
+    pub refusals: u32,
+    pub fences: u32,
+    pub conflicts: u32,
+    pub overflows: u32,
+    pub copies: u32,
+    pub jumps: u32,
+    pub way_forward: u32,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, o: Self) {
+        self.histories += o.histories;
+        self.steps += o.steps;
+        self.crashes += o.crashes;
+        self.views += o.views;
+        self.old_views += o.old_views;
+        self.failovers += o.failovers;
+        self.failbacks += o.failbacks;
+        self.resyncs += o.resyncs;
+        self.follows += o.follows;
+        self.restores += o.restores;
+        self.refusals += o.refusals;
+        self.fences += o.fences;
+        self.conflicts += o.conflicts;
+        self.overflows += o.overflows;
+        self.copies += o.copies;
+        self.jumps += o.jumps;
+        self.way_forward = self.way_forward.max(o.way_forward);
+    }
+}
+
+pub struct World {
+    pub sizes: Vec<u64>,
+    pub hosts: [Host; 2],
+    /// The network between them.
+    pub net: bool,
+    pub links: [Option<Link>; 2],
+    pub lines: Lines,
+    workload: Workload,
+    promised: [Promised; 2],
+    /// What a host has acknowledged as received: its journal never goes back behind this.
+    kept: [(GenId, WriteSeq); 2],
+    /// The volumes of a host are about to be taken as they are.
+    as_they_are: [bool; 2],
+    pub counts: Counts,
+    /// What was done, for whoever looks for the cause of a failure.
+    pub trace: Vec<String>,
+    told: String,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let last = self.trace.len().saturating_sub(400);
+            self.trace[last..].iter().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// What applications do.
+pub fn shape() -> Shape {
+    Shape {
+        len_max: 6 << 10,
+        zero_len_max: 12 << 10,
+        ..Shape::default()
+    }
+}
+
+impl World {
+    /// Two machines; the configured production's volumes hold something already.
+    pub fn new(rng: &mut dyn RngCore) -> Self {
+        let sizes = SIZES.to_vec();
+        let hosts = [Host::new("a", true, &sizes), Host::new("b", false, &sizes)];
+        for host in &hosts {
+            host.power
+                .set_tear([Tear::Sector, Tear::Byte, Tear::Bit][rng.random_range(0..3)]);
+        }
+        let mut before = Oracle::new(&sizes);
+        for (volume, size) in super::hosts::indexes(&sizes) {
+            let at = rng.random_range(0..size / 2);
+            let data = noise(rng.random_range(1..size / 2), rng);
+            before.write(WriteSeq(0), Timestamp(0), volume, at, &data);
+            super::hosts::fill(&hosts[0].power, &sizes, |v| {
+                (v == volume).then(|| (at, data.clone()))
+            });
+        }
+        Self {
+            workload: Workload::new(&sizes, shape()),
+            sizes,
+            hosts,
+            net: true,
+            links: [None, None],
+            lines: Lines::new(before),
+            promised: Default::default(),
+            kept: Default::default(),
+            as_they_are: [false; 2],
+            counts: Counts {
+                histories: 1,
+                ..Counts::default()
+            },
+            trace: Vec::new(),
+            told: String::new(),
+        }
+    }
+
+    /// Does a step; a host whose power went away in it is booted again at the next one, and looked at.
+    pub fn step(&mut self, step: &Step, rng: &mut dyn RngCore) -> Option<Outcome> {
+        self.counts.steps += 1;
+        let done = self.boot_both().and_then(|()| self.act(step, rng));
+        self.note(step, &done);
+        let outcome = match done {
+            Ok(outcome) => outcome,
+            Err(e) => {
+                let off = Side::ALL.into_iter().any(|side| self.is_off(side));
+                assert!(off, "{step:?} failed with the power on: {e:#}");
+                None
+            }
+        };
+        self.mourn(rng);
+        Side::ALL.into_iter().for_each(|side| self.observe(side));
+        outcome
+    }
+
+    fn note(&mut self, step: &Step, done: &Fallible<Option<Outcome>>) {
+        let mut text = format!("{step:?}");
+        match done {
+            Ok(Some(outcome)) => text += &format!(" {outcome:?}"),
+            Ok(None) => {}
+            Err(e) => text += &format!(" failed: {e:#}"),
+        }
+        let mut hosts = String::new();
+        for host in &self.hosts {
+            hosts += &match &host.up {
+                Some(up) => format!("\n    {} {}", host.name, looks::describe(up)),
+                None => format!("\n    {} is down", host.name),
+            };
+        }
+        // What changed nothing is not worth a line.
+        if hosts != self.told || matches!(step, Step::Command(..)) {
+            self.trace.push(text + &hosts);
+            self.told = hosts;
+        }
+    }
+
+    /// All that a rest does not change.
+    pub fn picture(&self) -> String {
+        self.hosts
+            .iter()
+            .map(|h| h.up.as_ref().map_or(String::new(), looks::describe))
+            .collect()
+    }
+
+    /// Restarts whoever lost power.
+    fn mourn(&mut self, rng: &mut dyn RngCore) {
+        for side in Side::ALL {
+            if self.hosts[side.index()].power.is_off() {
+                self.crash(side, rng);
+            }
+        }
+    }
+
+    /// Cuts the power of a host, or kills its process.
+    pub fn crash(&mut self, side: Side, rng: &mut dyn RngCore) {
+        self.counts.crashes += 1;
+        self.links = [None, None];
+        let killed = rng.random_bool(0.25);
+        let host = &mut self.hosts[side.index()];
+        self.trace.push(format!(
+            "{} of {}",
+            if killed { "kill" } else { "power cut" },
+            host.name
+        ));
+        match killed {
+            true => host.power.kill(rng),
+            false => host.power.cut(rng),
+        }
+        host.down(killed);
+        self.promised[side.index()].was_cut |= !killed;
+    }
+
+    fn boot_both(&mut self) -> Fallible {
+        for side in Side::ALL {
+            if self.hosts[side.index()].up.is_none() {
+                self.hosts[side.index()].boot()?;
+                if let Err(e) = self.look_after_boot(side) {
+                    // Not up, as long as it was not looked at.
+                    self.hosts[side.index()].down(true);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, step: &Step, rng: &mut dyn RngCore) -> Fallible<Option<Outcome>> {
+        match step {
+            Step::Work(side) => self.work(*side, rng)?,
+            Step::Sync(side) => self.sync(*side)?,
+            Step::WriteBack(side) => {
+                self.up(*side).write_back(rng.random_range(1..60_000))?;
+            }
+            Step::Checkpoint(side) => self.up(*side).checkpoint()?,
+            Step::Ingest(side) => drop(self.up(*side).journal.ingest_sealed()?),
+            Step::Forget(side) => self.forget(*side, rng)?,
+            Step::Overflow(side) => self.overflow(*side, rng.random_range(1..4))?,
+            Step::Link(side, stream) => {
+                for _ in 0..rng.random_range(1..6) {
+                    self.stream(*side, *stream)?;
+                }
+            }
+            Step::Round(side) => self.round(*side)?,
+            Step::Seal(side) => self.seal(*side)?,
+            Step::Apply(side) => drop(self.apply(*side)?),
+            Step::View(side) => self.look_back(*side, rng)?,
+            Step::Settle => self.settle_daemons()?,
+            Step::Cut => {
+                self.net = false;
+                self.links = [None, None];
+            }
+            Step::Mend => self.net = true,
+            Step::Crash(side) => self.crash(*side, rng),
+            Step::Command(side, command) => {
+                let outcome = self.command(*side, command)?;
+                self.count(command, outcome);
+                return Ok(Some(outcome));
+            }
+        }
+        Ok(None)
+    }
+
+    fn count(&mut self, command: &Command, outcome: Outcome) {
+        match (command, outcome) {
+            (_, Outcome::Refused(_)) => self.counts.refusals += 1,
+            (Command::Failover(_), Outcome::Done) => self.counts.failovers += 1,
+            (Command::Failback, Outcome::Done) => self.counts.failbacks += 1,
+            (Command::Resync(_), Outcome::Done) => self.counts.resyncs += 1,
+            (Command::Restore(_), Outcome::Done) => self.counts.restores += 1,
+            _ => {}
+        }
+    }
+
+    pub fn is_off(&self, side: Side) -> bool {
+        self.hosts[side.index()].power.is_off()
+    }
+
+    pub fn up(&self, side: Side) -> &Up {
+        self.hosts[side.index()].up.as_ref().expect("it is up")
+    }
+
+    pub fn up_mut(&mut self, side: Side) -> &mut Up {
+        self.hosts[side.index()].up.as_mut().expect("it is up")
+    }
+
+    /// The host, if the other one can reach it.
+    pub fn reachable(&self, side: Side) -> Option<&Up> {
+        self.hosts[side.index()].up.as_ref().filter(|_| self.net)
+    }
+
+    /// What daemons do by themselves.
+    pub fn settle_daemons(&mut self) -> Fallible {
+        for side in Side::ALL {
+            if self.up(side).held_back && self.net {
+                self.hear_peer(side)?;
+            }
+            self.watch_peer(side)?;
+            self.follow_again(side)?;
+        }
+        Ok(())
+    }
+
+    /// Ends what runs on a host, and its links.
+    pub fn halt(&mut self, side: Side) -> Fallible {
+        self.unlink(side);
+        self.links[side.other().index()] = None;
+        self.up_mut(side).halt()
+    }
+
+    /// Production's end of a link ends in order: it says goodbye, and the other end hears it.
+    pub fn unlink(&mut self, side: Side) {
+        let Some(mut link) = self.links[side.index()].take() else {
+            return;
+        };
+        link.goodbye();
+        let Some(there) = self.reachable(side.other()) else {
+            return;
+        };
+        // What becomes of that is no matter of whoever ends it.
+        while let Ok(true) = link.hear_b(there) {}
+    }
+
+    /// A host that was fenced acknowledges nothing any more, and ends what it runs.
+    pub fn end_fenced(&mut self, side: Side) -> Fallible {
+        self.counts.fences += 1;
+        if let Some(production) = self.up(side).production() {
+            let refused = work::answer(production, VolumeIndex(0));
+            assert!(
+                refused.is_none_or(|answer| !answer),
+                "acknowledged by a fenced host"
+            );
+        }
+        self.halt(side)
+    }
+
+    /// One step of the link whose production's end is `side`.
+    pub fn stream(&mut self, side: Side, stream: Stream) -> Fallible {
+        let i = side.index();
+        let dials = self.up(side).ships()?;
+        if !self.net || !dials || self.links[i].as_ref().is_some_and(|l| l.is_over()) {
+            self.links[i] = None;
+            return Ok(());
+        }
+        let ends = ShipEnd {
+            here: self.hosts[i].up.as_ref().expect("up"),
+            there: self.hosts[side.other().index()].up.as_ref().expect("up"),
+        };
+        let link = match &mut self.links[i] {
+            Some(link) => link,
+            none => none.insert(Link::dial(&ends, ends.there)?),
+        };
+        let (jumps, copies) = (link.jumps, link.copied.len());
+        let done = match stream {
+            Stream::Copy => link.copy(&ends),
+            Stream::Ship => link.pump(&ends).map(drop),
+            Stream::HearShip => link.hear_a(&ends).map(drop),
+            Stream::HearFollow => link.hear_b(ends.there).map(drop),
+            Stream::Keep => ends
+                .there
+                .journal
+                .sync()
+                .map_err(Into::into)
+                .and_then(|_| link.moved(ends.there)),
+        };
+        self.counts.jumps += link.jumps - jumps;
+        self.counts.copies += u32::try_from(link.copied.len() - copies)?;
+        let greeted = link.is_greeted();
+        for side in Side::ALL {
+            self.observe(side);
+        }
+        done?;
+        if stream == Stream::Keep {
+            self.keep(side.other());
+        }
+        for side in Side::ALL {
+            let up = self.up(side);
+            if up.production().is_some() && !up.standing()?.serves() {
+                self.counts.conflicts += u32::from(self.up(side.other()).production().is_some());
+                self.end_fenced(side)?;
+            }
+        }
+        if greeted {
+            // Invariant 8: they have been in contact.
+            self.at_most_one_serves()?;
+        }
+        Ok(())
+    }
+
+    /// The link of a production goes on as far as it does by itself; one that is closed copies nothing any more.
+    pub fn drain(&mut self, side: Side, rounds: u32, copies: bool) -> Fallible {
+        for _ in 0..rounds {
+            if !self.net || !self.up(side).ships()? {
+                return Ok(());
+            }
+            match self.round_of(side, copies) {
+                // The other end is gone: that is not this host's fault.
+                Err(_) if !self.is_off(side) && self.is_off(side.other()) => return Ok(()),
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that happens by itself between a production and its follower, once.
+    pub fn round(&mut self, side: Side) -> Fallible {
+        self.round_of(side, true)
+    }
+
+    fn round_of(&mut self, side: Side, copies: bool) -> Fallible {
+        self.sync(side)?;
+        if copies {
+            self.stream(side, Stream::Copy)?;
+        }
+        for step in [Stream::Ship, Stream::HearFollow, Stream::Keep, Stream::HearShip] {
+            self.stream(side, step)?;
+        }
+        self.apply(side.other())?;
+        Ok(())
+    }
+}
