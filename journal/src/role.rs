@@ -200,6 +200,18 @@ impl Journal {
         &self,
         position: Position,
     ) -> Result<Option<Vec<(VolumeIndex, ByteRange)>>, JournalError> {
+        self.touched_between(position, None)
+    }
+
+    /// The same, but for the containers that begin behind `upto` in its generation.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn touched_between(
+        &self,
+        position: Position,
+        upto: Option<Position>,
+    ) -> Result<Option<Vec<(VolumeIndex, ByteRange)>>, JournalError> {
         let containers = {
             let shared = self.shared.read();
             let is_past = |generation: GenNo, last: WriteSeq| {
@@ -220,7 +232,9 @@ impl Journal {
             });
             for (generation, lfc, first_seq, last_seq) in rows.chain(open) {
                 first.get_or_insert((generation, first_seq));
-                if is_past(generation, last_seq) {
+                let is_behind =
+                    upto.is_some_and(|upto| generation == upto.generation && first_seq > upto.seq);
+                if is_past(generation, last_seq) && !is_behind {
                     containers.push((generation, lfc));
                 }
             }
@@ -349,10 +363,12 @@ impl Journal {
             let was_production = self.context()?.is_some_and(|row| row.role == Role::Production);
             let mut meta = self.meta.lock();
             let mut cursors = self.cursors();
-            if cursors.checkpointed < cursors.appended {
+            // Behind a gap there may be no record yet.
+            let end = self.sealed_end();
+            if cursors.checkpointed < end {
                 return Err(JournalError::Refused(format!(
-                    "the volumes hold {} of {} records",
-                    cursors.checkpointed, cursors.appended
+                    "the volumes hold {} of {end} records",
+                    cursors.checkpointed
                 )));
             }
             let mut batch = Batch::default();
@@ -366,7 +382,9 @@ impl Journal {
             let mut added = None;
             let mut spans = self.consistent();
             // A replica in the middle of a resync is at no point, and is none now.
-            let stands = was_production || spans.last().is_some_and(|s| s.until.is_none());
+            // So is one that was taken over like that and not added to.
+            let is_open = spans.last().is_some_and(|s| s.until.is_none());
+            let stands = is_open || (was_production && self.promotion().is_none());
             if let Some((generation, lfc, last_seq)) = newest {
                 let is_boundary = applies && cursors.applied_lfc == (generation, lfc);
                 if applies && !is_boundary {
@@ -415,6 +433,8 @@ impl Journal {
                 }
             }
             cursors.applied = cursors.appended;
+            cursors.written_back = cursors.appended;
+            cursors.checkpointed = cursors.appended;
             cursors.received_by_peer = WriteSeq(0);
             cursors.applied_by_peer = WriteSeq(0);
             cursors.peer_durable = WriteSeq(0);

@@ -14,7 +14,8 @@
 //!
 //! [`bring_together`] is for hosts that are apart. It makes the one symmetric set of rule L1 stale in our own map, durably: every
 //! block of every record past the newest common position that either host holds, and the peer's stale cells. Then the stream
-//! jumps to the beginning of our newest generation, whose blocks are sent as redo, and the copier sends what is stale.
+//! jumps to the beginning of our newest generation, whose records are sent as redo (what only they change is in no need of a
+//! copy), and the copier sends what is stale.
 //!
 //! [`meet`] is all of it, with what the two hosts remember of each other.
 //!
@@ -329,8 +330,10 @@ pub fn bring_together(
         None => Some((peer.generation, peer.seq)).filter(|(_, seq)| seq.0 > 0),
     };
     let known = common.and_then(|(id, seq)| journal.position_of(id, seq));
+    // What begins behind the jump crosses as redo.
+    let upto = journal.position_of(jump.to.generation, jump.to.seq);
     let own = match known {
-        Some(place) => journal.touched_past(place)?,
+        Some(place) => journal.touched_between(place, upto)?,
         None => None,
     };
     let their_stale = match theirs {
