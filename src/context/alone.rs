@@ -98,6 +98,12 @@ impl Context {
                         true => both_production(&context, context.term()),
                         false => format!("{} is production at term {}", context.peer_name(), peer.term),
                     };
+                    // Rule L6: both stop. The other one would go on, because this one serves no more when it asks.
+                    if peer.term == context.term().0
+                        && let Err(e) = peer::ask_to_give_up(&context, context.term(), true)
+                    {
+                        tracing::warn!(context = context.id().0, "{why}; and {e}");
+                    }
                     context.fence(model::Term(peer.term), &why);
                     return;
                 }
