@@ -19,6 +19,8 @@ mod host;
 #[path = "../core_histories/hosts.rs"]
 #[allow(dead_code, reason = "hosts of fixed roles are not needed here")]
 mod hosts;
+mod l_rules;
+mod lab;
 mod lines;
 #[path = "../core_histories/link.rs"]
 #[allow(dead_code, reason = "a link is dialled here, never met at once")]

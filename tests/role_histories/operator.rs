@@ -48,6 +48,13 @@ pub enum Hint {
     Inconsistent,
 }
 
+impl Outcome {
+    /// Whether the command has led to what it was typed for.
+    pub const fn is_done(self) -> bool {
+        matches!(self, Self::Done | Self::Already)
+    }
+}
+
 /// Letters of a command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct How {
@@ -227,6 +234,9 @@ impl World {
         if found != Ground::Firm && !how.inconsistent {
             self.up_mut(side).start()?;
             give!(refused(Next::Failover));
+        }
+        if self.is_mixed(side) {
+            self.take_as_they_are(side);
         }
         if found != Ground::Firm {
             let up = self.up(side);
@@ -504,6 +514,12 @@ impl World {
         if let Some(peer) = self.ask(side)?
             && is_contested(up.row()?.term, &peer)
         {
+            let term = up.row()?.term;
+            if peer.term == term.0 {
+                // What it answers changes nothing here.
+                let _ = self.ask_to_give_up(side, term, true)?;
+            }
+            let up = self.up(side);
             up.fence_now(Term(peer.term))?;
             self.end_fenced(side)?;
         }

@@ -12,7 +12,7 @@ use super::{
     link::Link,
     operator::{Command, Outcome},
 };
-use model::{GenId, Timestamp, VolumeIndex, WriteSeq};
+use model::{ByteRange, GenId, Timestamp, VolumeIndex, WriteSeq};
 use rand::{Rng, RngCore};
 use std::sync::{
     Arc,
@@ -175,7 +175,11 @@ pub struct World {
     kept: [(GenId, WriteSeq); 2],
     /// The volumes of a host are about to be taken as they are.
     as_they_are: [bool; 2],
+    /// They were, and it has added nothing since.
+    mixed: [bool; 2],
     pub counts: Counts,
+    /// Regions that were taken to be copied.
+    pub copied: Vec<(VolumeIndex, ByteRange)>,
     /// What was done, for whoever looks for the cause of a failure.
     pub trace: Vec<String>,
     told: String,
@@ -227,10 +231,12 @@ impl World {
             promised: Default::default(),
             kept: Default::default(),
             as_they_are: [false; 2],
+            mixed: [false; 2],
             counts: Counts {
                 histories: 1,
                 ..Counts::default()
             },
+            copied: Vec::new(),
             trace: Vec::new(),
             told: String::new(),
         }
@@ -311,7 +317,7 @@ impl World {
         self.promised[side.index()].was_cut |= !killed;
     }
 
-    fn boot_both(&mut self) -> Fallible {
+    pub fn boot_both(&mut self) -> Fallible {
         for side in Side::ALL {
             if self.hosts[side.index()].up.is_none() {
                 self.hosts[side.index()].boot()?;
@@ -465,6 +471,7 @@ impl World {
         };
         self.counts.jumps += link.jumps - jumps;
         self.counts.copies += u32::try_from(link.copied.len() - copies)?;
+        self.copied.extend_from_slice(&link.copied[copies..]);
         let greeted = link.is_greeted();
         for side in Side::ALL {
             self.observe(side);

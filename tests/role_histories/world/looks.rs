@@ -262,6 +262,11 @@ impl World {
         self.as_they_are[side.index()] = true;
     }
 
+    /// Whether the volumes of this host were taken as they were, and nothing says yet which line that is.
+    pub const fn is_mixed(&self, side: Side) -> bool {
+        self.mixed[side.index()]
+    }
+
     /// A promotion that is durable begins a line.
     pub(super) fn take_promotion(&mut self, side: Side) -> Fallible {
         let up = self.up(side);
@@ -276,6 +281,7 @@ impl World {
             if as_they_are {
                 self.lines.take(promotion.id, at, &volumes)?;
             }
+            self.mixed[side.index()] = as_they_are;
             self.promised[side.index()].restart(at);
         }
         Ok(())
@@ -300,7 +306,7 @@ impl World {
     /// A host has given its line up: if it was production its volumes hold all of it; and it has promised nothing any more.
     pub fn gave_way(&mut self, side: Side, was: Role) -> Fallible {
         let up = self.up(side);
-        if was == Role::Production {
+        if was == Role::Production && !self.is_mixed(side) {
             let (id, at) = self.line_of(up);
             let mut read = |v, at, out: &mut [u8]| up.volumes.read(v, at, out).map_err(io::Error::other);
             same("the volumes that gave way", self.lines.of(id), at, &mut read);

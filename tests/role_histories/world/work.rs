@@ -8,7 +8,7 @@ use journal::{
     Space, Wanted,
     tap::{Request, VolumeChange},
 };
-use model::{ByteRange, Timestamp, VolumeIndex, WriteSeq};
+use model::{ByteRange, Role, Timestamp, VolumeIndex, WriteSeq};
 use rand::{Rng, RngCore};
 use std::{
     io,
@@ -50,6 +50,9 @@ impl World {
         };
         let journal = Arc::clone(&up.journal);
         let is_production = up.production().is_some();
+        let row = up.row();
+        let stands = row.is_ok_and(|row| row.role == Role::Recovery && up.here(&row).journal.is_consistent());
+        self.mixed[side.index()] &= !stands && (journal.awaits_birth() || !is_production);
         self.lines.meet(&journal);
         if is_production && journal.promotion().is_none() {
             let generation = journal.current_generation().expect("a production has one");
@@ -112,6 +115,20 @@ impl World {
             anyhow::bail!("a request was answered with an error");
         }
         Ok(())
+    }
+
+    /// A write that no line is fed with: only the journal is looked at.
+    pub fn put_unfed(&mut self, side: Side, data: &'static [u8]) {
+        let production = self.up(side).production().expect("it serves");
+        production.tap.submit(vec![Request {
+            change: Some(VolumeChange::Write {
+                volume: VolumeIndex(0),
+                offset: 0,
+                data: Bytes::from_static(data),
+            }),
+            durable: false,
+            done: Box::new(|answer| answer.expect("a production acknowledges")),
+        }]);
     }
 
     /// An application works, if the host serves.
