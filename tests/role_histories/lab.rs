@@ -2,20 +2,14 @@
 
 use super::{
     host::REGION,
-    hosts::{LFC, indexes},
     lines::same,
     operator::{Command, Outcome},
     world::{Side, Step, World, reader},
 };
-use journal::{SUPERBLOCK_BYTES, tail_bytes};
-use model::{
-    ByteRange, Target, VolumeIndex, WriteSeq,
-    ports::{Batch, Family, Medium, Store},
-    target::TargetKind,
-};
+use model::{ByteRange, Target, VolumeIndex, WriteSeq, target::TargetKind};
 use rand::RngCore;
 use std::{collections::BTreeSet, io};
-use testkit::{SimPower, workload::Operation};
+use testkit::workload::Operation;
 
 pub const V: VolumeIndex = VolumeIndex(0);
 
