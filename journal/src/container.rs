@@ -184,16 +184,30 @@ impl Container {
 
     /// The ranges that its records changed, in whole blocks, sorted and joined.
     pub(crate) fn touched(&self) -> Vec<(VolumeIndex, ByteRange)> {
-        let mut out: Vec<(VolumeIndex, ByteRange)> = Vec::new();
-        for (volume, block) in self.index.keys() {
-            let range = ByteRange::at(block.start(), BLOCK_SIZE);
-            match out.last_mut() {
-                Some((v, last)) if v == volume && last.end == range.start => last.end = range.end,
-                _ => out.push((*volume, range)),
-            }
-        }
-        coarsen(out, TOUCHED_RANGES_MAX)
+        coarsen(joined(self.index.keys().copied()), TOUCHED_RANGES_MAX)
     }
+
+    /// The same, of its records past `seq` alone.
+    pub(crate) fn touched_past(&self, seq: WriteSeq) -> Vec<(VolumeIndex, ByteRange)> {
+        let past = self.index.iter();
+        let past = past.filter(|(_, hits)| hits.iter().any(|hit| hit.seq > seq));
+        joined(past.map(|(block, _)| *block))
+    }
+}
+
+/// Ranges of blocks that come sorted, neighbours joined.
+pub(crate) fn joined(
+    blocks: impl IntoIterator<Item = (VolumeIndex, BlockNo)>,
+) -> Vec<(VolumeIndex, ByteRange)> {
+    let mut out: Vec<(VolumeIndex, ByteRange)> = Vec::new();
+    for (volume, block) in blocks {
+        let range = ByteRange::at(block.start(), BLOCK_SIZE);
+        match out.last_mut() {
+            Some((v, last)) if *v == volume && last.end == range.start => last.end = range.end,
+            _ => out.push((volume, range)),
+        }
+    }
+    out
 }
 
 /// Joins neighbours over the smallest gaps until at most about `max` ranges are left; never loses a byte.

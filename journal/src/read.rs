@@ -2,6 +2,7 @@
 
 use crate::{
     codec::len32,
+    container::joined,
     error::{Damage, JournalError},
     frame::{Frame, FrameHeader},
     ingest::damaged,
@@ -16,7 +17,7 @@ use model::{
     ByteRange, EventMark, GenNo, LfcId, VolumeIndex, WriteSeq,
     ports::{Family, StoreError},
 };
-use std::{ops::RangeBounds, sync::Arc};
+use std::{collections::BTreeSet, ops::RangeBounds, sync::Arc};
 
 /// Where a container's frames stand.
 pub(crate) enum Place {
@@ -114,6 +115,45 @@ impl Journal {
             .get(Family::Catalog, &key)?
             .ok_or(JournalError::NotHeld { generation, lfc })?;
         checked("catalog", &key, decode_touched(&value))
+    }
+
+    /// The ranges that the records of a container past `seq` changed, in whole blocks; where its records are not held any more
+    /// those of all of them, which the catalog knows for longer.
+    ///
+    /// # Errors
+    /// As [`Journal::touched`].
+    pub(crate) fn touched_in(
+        &self,
+        generation: GenNo,
+        lfc: LfcId,
+        seq: WriteSeq,
+    ) -> Result<Vec<(VolumeIndex, ByteRange)>, JournalError> {
+        {
+            let shared = self.shared.read();
+            let sealed = shared.sealed.as_ref().map(|s| &s.container);
+            let mut in_memory = shared.open.iter().chain(sealed);
+            let found = in_memory.find(|c| (c.generation, c.header.start.lfc) == (generation, lfc));
+            if let Some(container) = found {
+                return Ok(container.touched_past(seq));
+            }
+        }
+        let row = self
+            .lfc_row(generation, lfc)
+            .ok_or(JournalError::NotHeld { generation, lfc })?;
+        let frames = match self.stored_frames(&row, seq.next(), u64::MAX) {
+            Ok(frames) => frames,
+            Err(JournalError::NotHeld { .. } | JournalError::Damaged { .. }) => {
+                return self.touched(generation, lfc);
+            }
+            Err(e) => return Err(e),
+        };
+        let records = frames.iter().flat_map(|frame| frame.records());
+        let past = records.filter(|record| record.seq > seq);
+        let blocks: BTreeSet<_> = past
+            .filter_map(|record| Some((record.volume, record.changed()?)))
+            .flat_map(|(volume, range)| range.blocks().map(move |block| (volume, block)))
+            .collect();
+        Ok(joined(blocks))
     }
 
     /// One frame of a container, checked.

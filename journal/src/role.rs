@@ -220,7 +220,7 @@ impl Journal {
                     seq: last,
                 } > position
             };
-            let mut containers: Vec<(GenNo, LfcId)> = Vec::new();
+            let mut containers: Vec<(GenNo, LfcId, bool)> = Vec::new();
             let mut first: Option<(GenNo, WriteSeq)> = None;
             let rows = shared
                 .sealed_rows()
@@ -235,7 +235,9 @@ impl Journal {
                 let is_behind =
                     upto.is_some_and(|upto| generation == upto.generation && first_seq > upto.seq);
                 if is_past(generation, last_seq) && !is_behind {
-                    containers.push((generation, lfc));
+                    // Of the container that holds the position, only what is past it.
+                    let holds = generation == position.generation && first_seq <= position.seq;
+                    containers.push((generation, lfc, holds));
                 }
             }
             // Rows are forgotten from the oldest on: what is known must begin at the position, or where its line left it.
@@ -263,8 +265,13 @@ impl Journal {
             containers
         };
         let mut ranges = Vec::new();
-        for (generation, lfc) in containers {
-            match self.touched(generation, lfc) {
+        for (generation, lfc, holds_position) in containers {
+            let touched = if holds_position {
+                self.touched_in(generation, lfc, position.seq)
+            } else {
+                self.touched(generation, lfc)
+            };
+            match touched {
                 Ok(more) => ranges.extend(more),
                 // Forgotten meanwhile.
                 Err(JournalError::NotHeld { .. }) => return Ok(None),
