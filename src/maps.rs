@@ -6,7 +6,7 @@
 
 use crate::config::ContextConfig;
 use journal::{Cell, Journal, JournalError};
-use model::Timestamp;
+use model::{Timestamp, VolumeIndex};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -51,13 +51,13 @@ pub fn require(journal: &Journal, config: &ContextConfig) -> Result<(), JournalE
     Ok(())
 }
 
-/// Bytes that may differ from the peer whatever it has received.
+/// Bytes of a volume that may differ from the peer whatever it has received. All of them: it needs a full sync.
 #[must_use]
-pub fn suspect_bytes(journal: &Journal, config: &ContextConfig) -> u64 {
+pub fn suspect_bytes(journal: &Journal, volume: VolumeIndex) -> u64 {
     if !journal.is_suspect() {
         return 0;
     }
-    let runs = config.indexed().flat_map(|(index, _)| journal.map_runs(index));
+    let runs = journal.map_runs(volume).into_iter();
     runs.filter(|(_, cell)| matches!(cell, Cell::Suspect(_)))
         .map(|(range, _)| range.len())
         .sum()

@@ -394,3 +394,54 @@ fn what_gave_way_can_still_be_looked_at() {
     world.holds(PROD, "c1/data@g1:latest", &lost);
     world.home();
 }
+
+/// Both hosts were written. What the loser alone has is listed before anybody says yes, region by region, and is there
+/// afterwards; nothing is overwritten while nobody has chosen.
+#[test]
+fn unify_says_what_is_lost_and_keeps_it() {
+    let mut world = World::new("unify");
+    world.write(PROD, 0, 1);
+    world.drained();
+    world.pair.kill9(REC);
+    let mut lost = world.expected.clone();
+    for unit in [1, 2, 9] {
+        world.stray(PROD, unit, 9);
+        lost[unit] = 9;
+    }
+    world.loses_power(PROD);
+    world.pair.start(REC);
+    world.ok(REC, "rtdr -qC 1 failover");
+    world.write(REC, 2, 3);
+    world.pair.start(PROD);
+    until("the old production to be fenced", LONG, || {
+        (world.pair.status(PROD)["head"]["context"]["state"] == "FENCED").then_some(())
+    });
+    const UNIFY: &str = "map unify -C 1 --master rec";
+    // On the host that is to win nothing can be lost, and nothing is known of what would be.
+    let there = world.refused(REC, UNIFY);
+    assert!(there.contains(&format!("backstay {UNIFY}")), "{there}");
+    let plan = world
+        .pair
+        .json(PROD, &["map", "unify", "-nC", "1", "--master", "rec"]);
+    let plan = &plan["reply"]["plan"]["lost"];
+    assert_eq!(plan[0]["bytes"], 3 * UNIT, "{plan}");
+    assert_eq!(plan[0]["runs"], serde_json::json!([[2, 5], [18, 19]]), "{plan}");
+    assert_eq!(
+        *plan,
+        world.pair.json(PROD, &["rtdr", "-nC", "1", "resync"])["reply"]["plan"]["lost"],
+        "a resync gives up the same"
+    );
+    let no = world
+        .pair
+        .cli_with(PROD, &["map", "unify", "-C", "1", "--master", "rec"], "n\n");
+    assert!(no.code == 1 && no.stderr.contains("Nothing changed."), "{no:?}");
+    assert!(no.stderr.contains("196608 bytes in 2 runs of regions"), "{no:?}");
+    assert_eq!(world.pair.status(PROD)["head"]["context"]["state"], "FENCED");
+    let done = world.ok(PROD, "map unify -qC 1 --master rec");
+    assert!(done.contains("The maps as they were: "), "{done}");
+    world.pair.waits(REC, "drained");
+    world.holds(PROD, "c1/data@latest", &world.expected);
+    world.holds(PROD, "c1/data@g1:latest", &lost);
+    world.ok(PROD, "map unify -qC 1 --master rec");
+    world.home();
+}

@@ -552,4 +552,22 @@ pub struct PlanReply {
     pub steps: Vec<String>,
     /// Questions that would be asked.
     pub questions: Vec<String>,
+    /// Regions whose bytes only this host has, and would give up.
+    #[serde(default)]
+    pub lost: Vec<LostInfo>,
+}
+
+/// What a host that gives way has of a volume and the other one has not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostInfo {
+    /// The volume.
+    pub volume: String,
+    /// Bytes of the blocks written only here.
+    pub bytes: u64,
+    /// Bytes of a region.
+    pub region_size: u64,
+    /// Runs of regions that hold them: first and last, rising.
+    pub runs: Vec<(u64, u64)>,
+    /// Runs behind those, which are not listed.
+    pub more: u64,
 }

@@ -178,6 +178,18 @@ pub struct VolumeStatus {
     pub mounted: bool,
     /// Whether anybody has it open.
     pub open: bool,
+    /// Bytes that may differ from the peer whatever it has received: its map was lost, or an operator said so. All of them:
+    /// the volume needs a full sync.
+    #[serde(default)]
+    pub suspect_bytes: u64,
+}
+
+impl VolumeStatus {
+    /// Whether nothing of it can be taken for equal to the peer.
+    #[must_use]
+    pub const fn needs_full_sync(&self) -> bool {
+        self.bytes > 0 && self.suspect_bytes >= self.bytes
+    }
 }
 
 /// One snapshot.

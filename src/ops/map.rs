@@ -225,28 +225,24 @@ fn old_of(op: &Op<'_>, context: &Context, saved: &SavedMaps, text: &MapText) -> 
     )))
 }
 
-/// Both hosts were written, and one is to win: that is a resync.
-fn unify(op: &Op<'_>, id: u32, master: &str) -> Answer {
+/// Both hosts were written, and one is to win: the other one gives way, as in a resync.
+fn unify(op: &mut Op<'_>, id: u32, master: &str) -> Answer {
     let context = op.context(id)?;
-    let hosts = [context.node_name(), context.peer_name()];
-    let Some(loser) = hosts
-        .into_iter()
-        .find(|host| *host != master)
-        .filter(|_| hosts.contains(&master))
-    else {
+    let (here, peer) = (context.node_name(), context.peer_name());
+    if master == peer {
+        return super::role::unify(op, &context);
+    }
+    if master != here {
         return Err(Failure::new(
             Code::Usage,
-            format!(
-                "context {id} is on {} and {}, not on {master}",
-                hosts[0], hosts[1]
-            ),
+            format!("context {id} is on {here} and {peer}, not on {master}"),
         ));
-    };
-    Err(Failure::new(Code::Usage, "map unify: not part of this version")
-        .with_hint(format!(
-            "where {loser} gives way, rtdr resync there and then on {master} takes over what differs on either host"
-        ))
-        .with_hint_command(format!("rtdr -C {id} resync"), loser))
+    }
+    // What it would lose is known there, and its questions are asked there.
+    Err(refused(format!(
+        "map unify is typed on the host whose data gives way, {peer}"
+    ))
+    .with_hint_command(format!("backstay map unify -C {id} --master {master}"), peer))
 }
 
 /// Asks, saves, changes, answers.
@@ -304,7 +300,7 @@ fn changed(context: &Context, new: &[MapText], saved: Option<PathBuf>) -> Answer
 }
 
 /// Writes the maps of all volumes as they are to a file.
-fn keep(context: &Context, saved: &SavedMaps, what: &str) -> Result<PathBuf, Failure> {
+pub(super) fn keep(context: &Context, saved: &SavedMaps, what: &str) -> Result<PathBuf, Failure> {
     let volumes = context.config.indexed();
     let text = saved.text(context.id(), volumes.map(|(index, v)| (index, v.name.as_str())));
     maps::save(context.folder(), &text, what).map_err(|e| {

@@ -348,7 +348,7 @@ pub(crate) fn planned(point: Option<PointInfo>, steps: Vec<String>) -> Answer {
     let plan = PlanReply {
         point,
         steps,
-        questions: Vec::new(),
+        ..PlanReply::default()
     };
     Ok((Reply::Plan(plan), None))
 }

@@ -181,9 +181,8 @@ fn planned(config: &ContextConfig, path: &Path) -> Reply {
     }));
     steps.push("copy everything to the recovery host".into());
     Reply::Plan(PlanReply {
-        point: None,
         steps,
-        questions: vec![],
+        ..PlanReply::default()
     })
 }
 

@@ -301,6 +301,7 @@ fn planned(context: &Context, point: PointInfo, row: &RestoreRow) -> Answer {
             "make the end durable".into(),
         ],
         questions: vec!["the restore itself, unless -q".into()],
+        ..PlanReply::default()
     };
     Ok((Reply::Plan(plan), None))
 }

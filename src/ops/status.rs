@@ -198,11 +198,8 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
             context.peer_name()
         ));
     }
-    let suspect = if production {
-        crate::maps::suspect_bytes(journal, &context.config)
-    } else {
-        0
-    };
+    let volumes = volumes(node, context);
+    let suspect: u64 = volumes.iter().map(|v| v.suspect_bytes).sum();
     if suspect > 0 {
         warnings.push(format!(
             "{} MiB may differ on {} whatever it has received (a full sync was asked for, or a state map was lost): they are copied",
@@ -274,7 +271,7 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
                 }
             }),
         },
-        volumes: volumes(node, context),
+        volumes,
         snapshots: match running.as_deref() {
             Some(Running::Recovery(r)) => r
                 .views
@@ -475,7 +472,7 @@ fn bytes_between(context: &Context, after: WriteSeq, upto: WriteSeq) -> u64 {
 
 fn volumes(node: &Node, context: &Context) -> Vec<VolumeStatus> {
     let production = context.role() == Role::Production;
-    let rows = context.config.volumes.iter().map(|v| {
+    let rows = context.config.indexed().map(|(index, v)| {
         let export = format!("c{}/{}", context.id(), v.name);
         let attached = node.attacher().find(&export).filter(|_| production);
         VolumeStatus {
@@ -486,6 +483,10 @@ fn volumes(node: &Node, context: &Context) -> Vec<VolumeStatus> {
             mount: v.mount.as_ref().map(|m| m.display().to_string()),
             mounted: attached.is_some_and(|a| a.mounted.is_some()),
             open: node.readers(|name| name == export) > 0,
+            suspect_bytes: match production {
+                true => crate::maps::suspect_bytes(&context.journal, index),
+                false => 0,
+            },
         }
     });
     rows.collect()

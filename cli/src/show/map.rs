@@ -1,9 +1,12 @@
 //! State maps.
 
-use super::table::Table;
+use super::{View, table::Table};
 use crate::size::{bytes, count, duration};
-use control::reply::{CellRun, DirtyReply, MapReply, VolumeMapInfo};
+use control::reply::{CellRun, DirtyReply, LostInfo, MapReply, VolumeMapInfo};
 use std::fmt::Write as _;
+
+/// Runs of a plan that are shown without `-v`.
+const LOST_RUNS: usize = 20;
 
 /// `Context 1: 1.0 GiB to be copied, everything, in about 2m03s`
 pub(crate) fn dirty(r: &DirtyReply) -> String {
@@ -32,6 +35,35 @@ pub(crate) fn maps(r: &MapReply) -> String {
     let mut text = paragraphs.join(between);
     if let Some(saved) = &r.text {
         let _ = writeln!(text, "The maps as they were: {saved}");
+    }
+    text
+}
+
+/// What only the host that gives way has: a line a volume, and where in it.
+pub(crate) fn lost(lost: &[LostInfo], view: &View) -> String {
+    let mut text = String::new();
+    for l in lost {
+        let _ = writeln!(
+            text,
+            "Written only here, {}: {} in regions of {}",
+            l.volume,
+            bytes(l.bytes),
+            bytes(l.region_size)
+        );
+        let mut table = Table::new([">FIRST", ">LAST", ">FIRST-BYTE"]);
+        let shown = if view.verbose { l.runs.len() } else { LOST_RUNS };
+        for (first, last) in l.runs.iter().take(shown) {
+            let at = first.saturating_mul(l.region_size);
+            table.row([first.to_string(), last.to_string(), at.to_string()]);
+        }
+        text.push_str(&table.text());
+        let hidden = l.runs.len().saturating_sub(shown) as u64;
+        if hidden > 0 {
+            let _ = writeln!(text, "and {} (-v shows them)", count(hidden, "more run"));
+        }
+        if l.more > 0 {
+            let _ = writeln!(text, "and {} that are not listed", count(l.more, "more run"));
+        }
     }
     text
 }

@@ -1,6 +1,6 @@
 //! Answers of the commands that run things.
 
-use super::{View, about, point, table::Table};
+use super::{View, about, map, point, table::Table};
 use crate::size::bytes;
 use control::reply::{
     MarkInfo, MountInfo, MountReply, NodeInfoReply, PairJoinReply, PairOpenReply, PinInfo, PinsReply,
@@ -209,6 +209,7 @@ pub(crate) fn plan(r: &PlanReply, view: &View) -> String {
     for (n, step) in (1..).zip(&r.steps) {
         let _ = writeln!(text, "{n:>2}. {step}");
     }
+    text.push_str(&map::lost(&r.lost, view));
     text.push_str("Nothing changed (-n).\n");
     text
 }

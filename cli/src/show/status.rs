@@ -170,18 +170,22 @@ fn rest(text: &mut String, c: &ContextStatus, view: &View) {
     let volumes = c.volumes.len().min(left.saturating_sub(2 + snapshots).max(1));
     let mut table = Table::new(["VOLUME", ">SIZE", "FS", "MOUNT", "STATE"]);
     for v in &c.volumes[..volumes] {
-        let state = match (v.mounted, v.open) {
-            (true, _) => "mounted",
-            (false, true) => "open",
-            (false, false) if v.device.is_some() => "attached",
-            (false, false) => "-",
-        };
+        let mut state = Vec::new();
+        state.extend(match (v.mounted, v.open) {
+            (true, _) => Some("mounted"),
+            (false, true) => Some("open"),
+            (false, false) => v.device.as_ref().map(|_| "attached"),
+        });
+        state.extend(v.needs_full_sync().then_some("needs-full-sync"));
+        if state.is_empty() {
+            state.push("-");
+        }
         table.row([
             v.name.clone(),
             bytes(v.bytes),
             v.filesystem.clone().unwrap_or_else(|| "raw".into()),
             v.mount.clone().unwrap_or_else(|| "-".into()),
-            state.to_owned(),
+            state.join(", "),
         ]);
     }
     text.push_str(&table.text());

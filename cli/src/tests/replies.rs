@@ -5,7 +5,7 @@ use control::{
     Gap, HeadLine, Moment, PeerLine, PeerState, PointInfo, Progress, RestoreQuestion, WindowInfo,
     event::HeadContext,
     reply::{
-        LfcInfo, MarkInfo, MountInfo, MountReply, PinInfo, PinsReply, PlanReply, ProtectReply,
+        LfcInfo, LostInfo, MarkInfo, MountInfo, MountReply, PinInfo, PinsReply, PlanReply, ProtectReply,
         ProtectedVolume, ReleaseReply, ReleasedSnapshot, RestoreReply, SnapshotReply, SnapshotVolume,
         WindowsReply,
     },
@@ -260,6 +260,13 @@ pub(super) fn plan() -> PlanReply {
         point: Some(point(900, 70250, 600)),
         steps: vec!["stop applying".into(), "restore 80 blocks".into()],
         questions: vec!["Do you wish to continue?".into()],
+        lost: vec![LostInfo {
+            volume: "testlv".into(),
+            bytes: 69_632,
+            region_size: 32_768,
+            runs: vec![(0, 1), (700, 700)],
+            more: 0,
+        }],
     }
 }
 
@@ -382,6 +389,7 @@ pub(super) fn acting_status() -> StatusReply {
     (c.acting, c.restored, c.stopped) = (true, None, None);
     c.snapshots.clear();
     c.resync.as_mut().unwrap().direction = "rec1 -> prod1".into();
+    c.volumes[0].suspect_bytes = c.volumes[0].bytes;
     status
 }
 

@@ -5,14 +5,15 @@
 
 mod failback;
 mod failover;
+mod losing;
 mod resync;
 mod setup;
 
 pub use failback::failback;
 pub(crate) use failback::follow_again;
 pub use failover::failover;
-pub use resync::resync;
 pub(crate) use resync::ship;
+pub use resync::{resync, unify};
 pub use setup::set_up;
 
 use super::{Answer, Op, next, part_way, refused};

@@ -4,8 +4,10 @@
 //! On the second: shipping begins; the link takes the other part of the set before anything flows.
 
 use super::{
-    Answer, Gate, Op, ask_peer, changed, gate, held, hinted, hooks, next, part_way, refused, reply, row_of,
-    start,
+    super::map,
+    Answer, Gate, Op, ask_peer, changed, gate, held, hinted, hooks,
+    losing::{Losing, bytes, is_whole},
+    next, part_way, refused, reply, row_of, start,
 };
 use crate::{
     agent::meeting,
@@ -17,10 +19,10 @@ use crate::{
 use control::{
     Failure, Question, Reply, Step,
     event::FixedQuestion,
-    reply::{LfcInfo, ResyncSet, RoleVerb},
+    reply::{ResyncSet, RoleVerb},
 };
-use model::{ByteRange, Term, VolumeIndex};
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use model::{ByteRange, Term};
+use std::{sync::Arc, time::Instant};
 
 /// `rtdr resync`.
 pub fn resync(op: &mut Op<'_>, id: u32, both: bool) -> Answer {
@@ -43,9 +45,50 @@ pub fn resync(op: &mut Op<'_>, id: u32, both: bool) -> Answer {
         )
         .with_hint_command(format!("rtdr -C {id} resync --both"), context.peer_name())),
         Standing::Producing | Standing::FailedOver => activate(op, &context, matches!(gate, Gate::Already)),
-        _ => make_ready(op, &context, matches!(gate, Gate::Already), both),
+        _ => make_ready(op, &context, matches!(gate, Gate::Already), Words::Rtdr { both }),
     }
 }
+
+/// `map unify` on the host whose data gives way: both halves of a resync, behind one question that says what is lost.
+pub fn unify(op: &mut Op<'_>, context: &Arc<Context>) -> Answer {
+    let gate = match context.standing() {
+        Standing::Replica if context.peer().diverged && !context.is_stopped() => Gate::Open,
+        _ => gate(op, context, Act::Resync, "map unify")?,
+    };
+    match context.standing() {
+        Standing::Producing | Standing::FailedOver => {
+            let peer = ask_peer(op, context)?;
+            let host = context.peer_name();
+            let (text, step) = if peer.standing().serves() {
+                (format!("{host} and this host both are production"), Next::Stop)
+            } else {
+                let text = format!("{host} is {}: what is there cannot win", peer.standing());
+                (text, Next::FailoverThere)
+            };
+            Err(hinted(refused(text), op, context, step))
+        }
+        Standing::Replica if matches!(gate, Gate::Already) => {
+            let reply = reply(context, RoleVerb::Resync, true, Instant::now());
+            Ok((
+                Reply::Role(reply),
+                next(format!("backstay status -C {}", context.id()), op.node.name()),
+            ))
+        }
+        _ => make_ready(op, context, matches!(gate, Gate::Already), Words::Unify),
+    }
+}
+
+/// How a host is told to give way, and asks back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Words {
+    /// The procedures' own questions; `both`: the second half follows by itself.
+    Rtdr { both: bool },
+    /// What would be lost; the maps are saved first, and the second half follows by itself.
+    Unify,
+}
+
+/// What `map unify` asks.
+const UNIFY: &str = "Do you wish to continue?";
 
 /// Whether the other host is ready for resync, and this one ships.
 fn is_waited_for(context: &Context) -> bool {
@@ -54,8 +97,9 @@ fn is_waited_for(context: &Context) -> bool {
 }
 
 /// The host that gives way.
-fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, both: bool) -> Answer {
+fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, words: Words) -> Answer {
     let started = Instant::now();
+    let both = matches!(words, Words::Unify | Words::Rtdr { both: true });
     let id = context.id();
     let mut reply = reply(context, RoleVerb::Resync, already, started);
     // Whether the other host ships already, as half way through a failback: then nothing is to be typed there.
@@ -81,14 +125,32 @@ fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, both: bool
                 .with_holders(holders)
                 .with_hint_command(format!("rtumnt -C {id}"), op.node.name()));
         }
-        let set = own_set(context, &peer)?;
-        reply.dropped_lfcs = dropped(context, &peer);
-        reply.set = Some(set);
+        let losing = Losing::of(context, &peer)?;
         if op.options.dry_run {
-            return planned(context, &reply.dropped_lfcs, set);
+            let (first, questions) = match words {
+                Words::Rtdr { .. } => (
+                    None,
+                    ["scsetup: Do you wish to continue?", "Do you wish to do this?"].as_slice(),
+                ),
+                Words::Unify => (Some("save the state maps".into()), [UNIFY].as_slice()),
+            };
+            return Ok((losing.planned(context, first, questions), None));
         }
-        op.ask(Question::Fixed(FixedQuestion::FailoverProcessing))?;
-        op.ask(Question::Fixed(FixedQuestion::LcaReset))?;
+        match words {
+            Words::Rtdr { .. } => {
+                op.ask(Question::Fixed(FixedQuestion::FailoverProcessing))?;
+                op.ask(Question::Fixed(FixedQuestion::LcaReset))?;
+            }
+            Words::Unify => {
+                let lines = vec![losing.sentence(context)];
+                let question = UNIFY.to_owned();
+                op.ask(Question::Text { lines, question })?;
+                let saved = map::keep(context, &context.journal.save_maps(), "unify")?;
+                op.line(format!("The maps as they were: {}", saved.display()));
+            }
+        }
+        reply.dropped_lfcs = losing.dropped;
+        reply.set = Some(losing.set);
         hooks(op, context, HookEvent::PreResync)?;
         let term = Term(peer.term).max(context.term());
         let row = row_of(context, Standing::ResyncReady, term);
@@ -108,7 +170,9 @@ fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, both: bool
         failover_id: context.failover_id(),
     });
     if both && context.standing() == Standing::ResyncReady {
-        crate::roles::peer::ask_to_activate(context).map_err(|e| super::peer_failure(op, context, &e))?;
+        crate::roles::peer::ask_to_activate(context).map_err(|e| {
+            part_way(&e).with_hint("this host has given way: run the same command again to go on")
+        })?;
         op.step(Step::ResyncActivated);
     }
     reply.term = context.term().0;
@@ -119,58 +183,6 @@ fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, both: bool
         next(format!("rtdr -C {id} resync"), context.peer_name())
     };
     Ok((Reply::Role(reply), next))
-}
-
-fn planned(context: &Context, dropped: &[LfcInfo], set: ResyncSet) -> Answer {
-    let mut steps = vec!["write everything of this host's journal to its volumes".to_owned()];
-    if !dropped.is_empty() {
-        steps.push(format!(
-            "give way with {} containers that {} does not have ({} bytes of their blocks), kept as undo",
-            dropped.len(),
-            context.peer_name(),
-            set.own_bytes
-        ));
-    }
-    steps.push("become the replica and wait for the resync".into());
-    super::super::planned(None, steps)
-}
-
-fn bytes(ranges: &[(VolumeIndex, ByteRange)]) -> u64 {
-    let blocks: BTreeSet<_> = ranges
-        .iter()
-        .flat_map(|(volume, range)| range.blocks().map(move |block| (*volume, block)))
-        .collect();
-    blocks.len() as u64 * model::BLOCK_SIZE
-}
-
-/// What this host's part of the set is.
-fn own_set(context: &Context, peer: &PeerStanding) -> Result<ResyncSet, Failure> {
-    let own = meeting::own_part(&context.journal, &peer.line()).map_err(|e| part_way(&e))?;
-    Ok(ResyncSet {
-        own_bytes: own.as_deref().map_or(0, bytes),
-        peer_bytes: 0,
-        stale_bytes: context.stale_bytes() + peer.stale_bytes,
-        whole: own.is_none() || !context.changed_backings().is_empty() || is_whole(context, peer),
-    })
-}
-
-/// Whether one of the two maps says that everything differs.
-fn is_whole(context: &Context, peer: &PeerStanding) -> bool {
-    let all: u64 = context.config.volumes.iter().map(|v| v.size.0).sum();
-    context.stale_bytes() >= all || peer.stale_bytes >= all
-}
-
-/// Containers past the common position: they stay readable as a line of their own.
-fn dropped(context: &Context, peer: &PeerStanding) -> Vec<LfcInfo> {
-    let place = meeting::common_place(&context.journal, &peer.line());
-    let open = context.journal.open_row();
-    let rows = context.journal.lfc_rows(..);
-    rows.iter()
-        .map(|r| &**r)
-        .chain(open.as_ref())
-        .filter(|r| place.is_none_or(|p| (r.generation, r.last_seq) > (p.generation, p.seq)))
-        .map(super::super::windows::lfc_info)
-        .collect()
 }
 
 /// Volumes that are not what they were: everything of them is copied, whatever the maps say (R15).
