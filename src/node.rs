@@ -7,7 +7,7 @@ use crate::{
     damage::{self, Damaged},
     exports::NodeExports,
     format,
-    hooks::Hooks,
+    hooks::{Facts, HookEvent, Hooks},
     peer::Peers,
 };
 use anyhow::Context as _;
@@ -19,8 +19,24 @@ use std::{
     collections::BTreeMap,
     fs::File,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak, mpsc},
 };
+
+/// Runs the hooks of changes as they come, until the node ends.
+fn run_state_hooks(node: Weak<Node>, changes: mpsc::Receiver<Facts>) -> anyhow::Result<()> {
+    let run = move || {
+        for facts in changes {
+            let Some(hooks) = node.upgrade().map(|node| node.hooks()) else {
+                return;
+            };
+            // What comes of them is in the log; this event cannot be required.
+            let _ = hooks.run(HookEvent::StateChanged, &facts, &mut |_| {});
+        }
+    };
+    let builder = std::thread::Builder::new().name("state-hooks".into());
+    builder.spawn(run).context("start the thread of hooks")?;
+    Ok(())
+}
 
 /// Everything a node holds.
 pub struct Node {
@@ -36,6 +52,8 @@ pub struct Node {
     since: Timestamp,
     last_alive: Option<Timestamp>,
     nbd: Mutex<Option<nbd::Server>>,
+    /// Changes of contexts, for their hooks.
+    state_changes: mpsc::Sender<Facts>,
     _lock: File,
 }
 
@@ -65,6 +83,7 @@ impl Node {
         let attacher = Attacher::new(&config.attach, state, config.nbd_socket());
         attacher.clean_leftovers();
         let peers = Peers::open(&config)?;
+        let (state_changes, changes) = mpsc::channel();
         let node = Arc::new(Self {
             config_path: config_path.to_owned(),
             config: RwLock::new(config),
@@ -76,8 +95,10 @@ impl Node {
             since: Timestamp::now(),
             last_alive,
             nbd: Mutex::default(),
+            state_changes,
             _lock: lock,
         });
+        run_state_hooks(Arc::downgrade(&node), changes)?;
         node.open_contexts()?;
         Ok(node)
     }
@@ -195,6 +216,13 @@ impl Node {
     #[must_use]
     pub fn hooks(&self) -> Hooks {
         Hooks::of(&self.config(), &self.config_path)
+    }
+
+    /// A context's role or state is another one now. Its hooks run by themselves, in the order of the changes: a host that is
+    /// fenced must not wait for them.
+    pub fn tell_state_changed(&self, facts: Facts) {
+        // The other end lives as long as the node.
+        let _ = self.state_changes.send(facts);
     }
 
     /// Changes the configuration, file first.

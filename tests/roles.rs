@@ -282,9 +282,23 @@ fn l6_the_lower_term_is_fenced_at_first_contact() {
     world.drained();
     world.loses_power(PROD);
     world.ok(REC, "rtdr -qC 1 failover");
+    // Nobody types the command that fences it; a cluster manager still hears of it.
+    let told = world.pair.scratch.join("told");
+    let hooks = world.pair.scratch.join("etc/hooks/prod");
+    std::fs::create_dir_all(&hooks).unwrap();
+    let hook = hooks.join("state-changed");
+    let script = format!(
+        "#!/bin/sh\necho $BACKSTAY_ROLE $BACKSTAY_STATE $BACKSTAY_TERM >> {}\n",
+        told.display()
+    );
+    std::fs::write(&hook, script).unwrap();
+    std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     world.pair.start(PROD);
     until("the old production to be fenced", LONG, || {
         (world.pair.status(PROD)["head"]["context"]["state"] == "FENCED").then_some(())
+    });
+    until("the hook to be done", LONG, || {
+        (std::fs::read_to_string(&told).unwrap_or_default() == "PRODUCTION FENCED 2\n").then_some(())
     });
     assert!(testkit::nbd::Client::connect(&world.pair.socket(PROD), "c1/data").is_err());
     let why = world.refused(PROD, "rtstart -C 1");

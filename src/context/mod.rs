@@ -453,11 +453,11 @@ impl Context {
     /// # Errors
     /// When it could not be made durable; nothing has changed then.
     pub fn change_row(&self, change: impl FnOnce(&mut ContextRow)) -> Result<(), JournalError> {
-        let mut row = self.row.lock();
+        let row = self.row.lock();
         let mut changed = row.clone();
         change(&mut changed);
         self.journal.put_context(&changed)?;
-        *row = changed;
+        self.replace_row(row, changed);
         Ok(())
     }
 
@@ -472,15 +472,15 @@ impl Context {
     /// # Errors
     /// When they could not be made durable; nothing has changed then.
     pub fn set_restore(&self, restore: Option<RestoreRow>, state: ContextState) -> Result<(), JournalError> {
-        let mut row = self.row.lock();
+        let row = self.row.lock();
         let changed = ContextRow {
             state,
             since: Timestamp::now(),
             ..row.clone()
         };
         self.journal.put_restore(restore.as_ref(), Some(&changed))?;
-        *row = changed;
         *self.restore.lock() = restore;
+        self.replace_row(row, changed);
         Ok(())
     }
 

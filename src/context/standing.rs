@@ -1,12 +1,16 @@
 //! What a context is on this host, durably: role, state and term, and what becomes of them when it is fenced (invariant 8).
 
 use super::{Context, PeerView, Running};
-use crate::roles::{
-    Standing,
-    row::{self, standing_of},
+use crate::{
+    hooks::Facts,
+    roles::{
+        Standing,
+        row::{self, standing_of},
+    },
 };
 use journal::{ContextRow, JournalError};
 use model::{ContextState, Role, Term};
+use parking_lot::MutexGuard;
 use std::sync::Arc;
 
 impl Context {
@@ -102,9 +106,9 @@ impl Context {
     /// A change of role has made this row durable: it is what this host is now, and an earlier restore is over.
     pub(crate) fn took_over(&self, row: ContextRow) {
         let seen = {
-            let mut current = self.row.lock();
+            let current = self.row.lock();
             let seen = current.term.max(row.term);
-            *current = row;
+            self.replace_row(current, row);
             seen
         };
         // A higher term that was met while the change ran is never forgotten.
@@ -116,6 +120,21 @@ impl Context {
         *self.restore.lock() = None;
         *self.peer.lock() = PeerView::default();
         self.bells.applied.ring();
+    }
+
+    /// Takes a row that is durable for what this host is now, and tells the hooks if its role or state is another one.
+    pub(super) fn replace_row(&self, mut current: MutexGuard<'_, ContextRow>, row: ContextRow) {
+        let now = (row.role, row.state, row.term);
+        let changes = (current.role, current.state) != (row.role, row.state);
+        *current = row;
+        drop(current);
+        // A node that ends runs no hooks any more.
+        let Some(node) = self.node.upgrade().filter(|_| changes) else {
+            return;
+        };
+        let mut facts = Facts::of(self);
+        (facts.role, facts.state, facts.term) = now;
+        node.tell_state_changed(facts);
     }
 
     /// Why it is fenced.

@@ -2,9 +2,9 @@
 //!
 //! # Overview
 //!
-//! [`take_over`] makes a replica production: everything received is applied (or, at a restored point, nothing), every block of
+//! [`Host::take_over`] makes a replica production: everything received is applied (or, at a restored point, nothing), every block of
 //! every record past the chosen point is stale in this host's own map, and then role, term and line are one commit.
-//! [`give_way`] makes a host that was production a replica of another's line: its volumes hold all of its own line, its part
+//! [`Host::give_way`] makes a host that was production a replica of another's line: its volumes hold all of its own line, its part
 //! of the set is stale, and then role and line are one commit. The daemon and the tests run this one code; they differ in
 //! who asks, who is asked, and what runs meanwhile.
 //!

@@ -3,7 +3,7 @@
 //! | kind | question | answer |
 //! | --- | --- | --- |
 //! | 20 | context | what the asked host is for it: [`PeerStanding`] |
-//! | 21 | context, volume, first byte | its stale regions from there on, a page of them: [`StalePage`] |
+//! | 21 | context, volume, first byte | its stale regions from there on, a page of them: `StalePage` |
 //! | 22 | context, term, whether a running production is to be stopped | gives its role up, durably: [`PeerStanding`] after that |
 //! | 24 | context, configured production, failover id | keeps that as its configuration: nothing |
 //! | 23 | context | the acting production begins to ship: [`PeerStanding`] |

@@ -97,7 +97,6 @@ fn take_back(op: &mut Op<'_>, context: &Arc<Context>, mounted: bool, already: bo
     reply.point = Some(end_info(context));
     reply.volumes = volumes;
     if !already {
-        hooks(op, context, HookEvent::StateChanged)?;
         hooks(op, context, HookEvent::PostFailback)?;
     }
     let step = next(format!("rtdr -C {id} failback"), context.peer_name());
@@ -216,7 +215,6 @@ fn give_back(op: &mut Op<'_>, context: &Arc<Context>, already: bool) -> Answer {
                 failure
             }
         })?;
-        hooks(op, context, HookEvent::StateChanged)?;
         hooks(op, context, HookEvent::PostFailback)?;
         return following(op, context, false, started);
     }

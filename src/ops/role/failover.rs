@@ -86,7 +86,6 @@ pub fn failover(op: &mut Op<'_>, id: u32, mounted: bool, inconsistent: bool) -> 
     }
     hooks(op, &context, HookEvent::PreFailover)?;
     take_role(op, &context, &peer, &ground)?;
-    hooks(op, &context, HookEvent::StateChanged)?;
     let missing = missing.map(Some).or(matches!(peer, Peer::Away).then_some(None));
     let answer = done(op, &context, mounted, missing, false, started)?;
     hooks(op, &context, HookEvent::PostFailover)?;

@@ -160,7 +160,6 @@ fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, words: Wor
         declare(op, context, &lost)?;
         changed(context, |host| host.give_way(&theirs, true, &row))?;
         context.took_over(row);
-        hooks(op, context, HookEvent::StateChanged)?;
         reply.host = context.peer_name().to_owned();
     } else if op.options.dry_run {
         return super::super::planned(None, vec![]);
