@@ -14,7 +14,13 @@ use journal::tap::{Request, Tap, VolumeChange};
 use model::{ByteRange, Level, Role, Target, VolumeIndex};
 use nbd::{Errno, Export, ExportEntry, ExportInfo, Exports, Extent, Mutation, Op, OpenError};
 use snapshot::{Vdev, View};
-use std::sync::{Arc, Weak};
+use std::{
+    fmt,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 /// Resolves export names on a node.
 pub struct NodeExports {
@@ -178,6 +184,7 @@ impl Exports for NodeExports {
                         index,
                         size: p.size(index),
                         description: format!("protected volume {volume} of context {}", context.id()),
+                        faults: Faults::default(),
                         _running: running.clone(),
                     })),
                     Running::Recovery(_) => Err(OpenError::Refused(format!(
@@ -234,6 +241,7 @@ impl Exports for NodeExports {
                     lifeline: views.lifeline(),
                     index,
                     description,
+                    faults: Faults::default(),
                 }))
             }
         }
@@ -272,6 +280,7 @@ fn open_snapshot(
         lifeline,
         index,
         description: describe(if writable { "vdev" } else { "snapshot" }, snapshot.point()),
+        faults: Faults::default(),
     }))
 }
 
@@ -281,7 +290,22 @@ struct HeadExport {
     index: VolumeIndex,
     size: u64,
     description: String,
+    faults: Faults,
     _running: Arc<Running>,
+}
+
+/// Failures of one client's requests: a client may repeat them without end, and the log must not grow with it.
+#[derive(Default)]
+struct Faults(AtomicU64);
+
+impl Faults {
+    /// Logs the 1st, 2nd, 4th, 8th, … of them.
+    fn log(&self, what: fmt::Arguments<'_>) {
+        let n = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+        if n.is_power_of_two() {
+            tracing::error!("{what} (failure {n} of this client)");
+        }
+    }
 }
 
 impl Export for HeadExport {
@@ -294,7 +318,8 @@ impl Export for HeadExport {
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
         self.tap.read(self.index, offset, buf).map_err(|e| {
-            tracing::error!("read of {} bytes at {offset}: {e}", buf.len());
+            self.faults
+                .log(format_args!("read of {} bytes at {offset}: {e}", buf.len()));
             Errno::Io
         })
     }
@@ -356,6 +381,7 @@ struct PastExport {
     lifeline: Lifeline,
     index: VolumeIndex,
     description: String,
+    faults: Faults,
 }
 
 impl PastExport {
@@ -378,7 +404,7 @@ impl PastExport {
             if e.is_full() {
                 return Errno::NoSpc;
             }
-            tracing::error!("vdev: {e}");
+            self.faults.log(format_args!("vdev: {e}"));
             Errno::Io
         })
     }
@@ -410,7 +436,8 @@ impl Export for PastExport {
             return Err(Errno::Shutdown);
         }
         done.map_err(|e| {
-            tracing::error!("view: read of {} bytes at {offset}: {e}", buf.len());
+            self.faults
+                .log(format_args!("view: read of {} bytes at {offset}: {e}", buf.len()));
             Errno::Io
         })
     }
