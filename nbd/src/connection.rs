@@ -7,12 +7,12 @@
 
 use crate::{
     Errno, Limits, Mutation, Op, Reply,
-    chunk::{self, Style},
+    chunk::{Form, Style},
     handshake::{Handshake, Progress, World, greeting},
     inbox::Inbox,
     outbox::{MUTATION_BYTES, Outbox},
     reads::{self, Gathered, Inline},
-    request::{DRAINED_BYTES_MAX, HEADER_BYTES, Header, Refusal, Request, judge},
+    request::{Header, Refusal, Request, StatusAsked, judge, judge_status},
     server::Shared,
     session::Session,
     transport::{Transport, Wait, send_all},
@@ -40,7 +40,7 @@ pub(crate) fn run(
     };
     chosen(&session.name);
     let limits = &shared.limits;
-    let outbox = Outbox::new(transport.clone(), session.terms.style, limits.in_flight_bytes_max);
+    let outbox = Outbox::new(transport.clone(), limits.in_flight_bytes_max);
     let round = Round {
         session,
         outbox,
@@ -142,10 +142,13 @@ impl Connection<'_> {
     }
 
     fn requests(&mut self) -> io::Result<End> {
+        let style = self.round.session.terms.style;
         loop {
-            match Header::parse(&mut self.inbox.unread()) {
+            let mut input = self.inbox.unread();
+            match Header::parse(style, &mut input) {
                 Ok(Some(header)) => {
-                    self.inbox.take(HEADER_BYTES);
+                    let used = self.inbox.len() - input.0.len();
+                    self.inbox.take(used);
                     if let Some(end) = self.request(&header)? {
                         return Ok(end);
                     }
@@ -178,58 +181,40 @@ impl Connection<'_> {
             }),
             judged => judged,
         };
-        let cookie = h.cookie;
+        let form = h.form();
         match judged {
-            Ok(Request::Write { offset, len, fua }) => return self.write(cookie, offset, len as usize, fua),
+            Ok(Request::Write { offset, len, fua }) => return self.write(form, offset, len as usize, fua),
             Ok(Request::Zero {
                 offset,
                 len,
                 fua,
                 may_trim,
-            }) => {
-                self.mutate(
-                    cookie,
-                    Op::Zero {
-                        offset,
-                        len: len.into(),
-                        may_trim,
-                    },
-                    fua,
-                )?;
-            }
-            Ok(Request::Trim { offset, len, fua }) => {
-                self.mutate(
-                    cookie,
-                    Op::Trim {
-                        offset,
-                        len: len.into(),
-                    },
-                    fua,
-                )?;
-            }
-            Ok(Request::Flush) => self.mutate(cookie, Op::Flush, false)?,
+            }) => self.mutate(
+                form,
+                Op::Zero {
+                    offset,
+                    len,
+                    may_trim,
+                },
+                fua,
+            )?,
+            Ok(Request::Trim { offset, len, fua }) => self.mutate(form, Op::Trim { offset, len }, fua)?,
+            Ok(Request::Flush) => self.mutate(form, Op::Flush, false)?,
             Ok(Request::Read {
                 offset,
                 len,
                 unfragmented,
             }) => {
-                self.round.inline.push((
-                    cookie,
-                    Inline::Read {
-                        offset,
-                        len,
-                        unfragmented,
-                    },
-                ));
-            }
-            Ok(Request::BlockStatus { offset, len, one }) => {
+                let range = offset..offset + len;
                 self.round
                     .inline
-                    .push((cookie, Inline::BlockStatus { offset, len, one }));
+                    .push((form, Inline::Read { range, unfragmented }));
             }
-            Ok(Request::Nothing { is_read }) => match self.round.session.terms.style {
-                Style::Structured if is_read => chunk::none(self.round.out.bytes(), cookie),
-                _ => chunk::success(self.round.out.bytes(), cookie),
+            Ok(Request::BlockStatus(asked)) => self.block_status(form, asked),
+            Ok(Request::BlockStatusIn { payload }) => return self.block_status_in(h, payload),
+            Ok(Request::Nothing { is_read }) => match form.style {
+                Style::Structured if is_read => form.none(self.round.out.bytes()),
+                _ => form.success(self.round.out.bytes()),
             },
             Ok(Request::Disconnect) => return Ok(Some(End::Left)),
             Err(refusal) => return self.refuse(h, &refusal),
@@ -239,7 +224,7 @@ impl Connection<'_> {
 
     /// Answers with an error, after throwing the payload away.
     fn refuse(&mut self, h: &Header, refusal: &Refusal) -> io::Result<Option<End>> {
-        if h.payload_len() > DRAINED_BYTES_MAX {
+        if h.is_absurd(&self.round.session.terms) {
             return Ok(Some(End::Broken(
                 "the client announces a payload of absurd length",
             )));
@@ -256,24 +241,22 @@ impl Connection<'_> {
                 return Ok(Some(End::Left));
             }
         }
-        let style = self.round.session.terms.style;
-        chunk::failure(
-            self.round.out.bytes(),
-            style,
-            h.cookie,
-            refusal.errno,
-            &refusal.text,
-        );
+        self.say_no(h, refusal);
         Ok(None)
     }
 
-    fn write(&mut self, cookie: u64, offset: u64, len: usize, fua: bool) -> io::Result<Option<End>> {
+    fn say_no(&mut self, h: &Header, refusal: &Refusal) {
+        h.form()
+            .failure(self.round.out.bytes(), refusal.errno, &refusal.text);
+    }
+
+    fn write(&mut self, form: Form, offset: u64, len: usize, fua: bool) -> io::Result<Option<End>> {
         let cost = MUTATION_BYTES + len;
         self.round.admit(cost)?;
         match self.payload(len) {
             Ok(Some(data)) => {
                 self.round.payload += len;
-                self.round.push(cookie, cost, Op::Write { offset, data }, fua);
+                self.round.push(form, cost, Op::Write { offset, data }, fua);
                 Ok(None)
             }
             // Half a write is no write.
@@ -288,10 +271,26 @@ impl Connection<'_> {
         }
     }
 
-    fn mutate(&mut self, cookie: u64, op: Op, fua: bool) -> io::Result<()> {
+    fn mutate(&mut self, form: Form, op: Op, fua: bool) -> io::Result<()> {
         self.round.admit(MUTATION_BYTES)?;
-        self.round.push(cookie, MUTATION_BYTES, op, fua);
+        self.round.push(form, MUTATION_BYTES, op, fua);
         Ok(())
+    }
+
+    fn block_status(&mut self, form: Form, asked: StatusAsked) {
+        self.round.inline.push((form, Inline::BlockStatus(asked)));
+    }
+
+    /// A block status request whose payload names the contexts.
+    fn block_status_in(&mut self, h: &Header, payload: usize) -> io::Result<Option<End>> {
+        let Some(payload) = self.payload(payload)? else {
+            return Ok(Some(End::Left));
+        };
+        match judge_status(h, &payload, &self.round.session.terms) {
+            Ok(asked) => self.block_status(h.form(), asked),
+            Err(refusal) => self.say_no(h, &refusal),
+        }
+        Ok(None)
     }
 
     /// A payload, in an allocation of its own: whoever keeps it pins nothing else. What has not yet arrived of it is
@@ -327,7 +326,7 @@ struct Round {
     outbox: Arc<Outbox>,
     batch: Vec<Mutation>,
     payload: usize,
-    inline: Vec<(u64, Inline)>,
+    inline: Vec<(Form, Inline)>,
     out: Gathered,
 }
 
@@ -345,8 +344,8 @@ impl Round {
         Ok(())
     }
 
-    fn push(&mut self, cookie: u64, cost: usize, op: Op, fua: bool) {
-        let reply = Reply::to_client(self.outbox.clone(), cookie, cost);
+    fn push(&mut self, form: Form, cost: usize, op: Op, fua: bool) {
+        let reply = Reply::to_client(self.outbox.clone(), form, cost);
         self.batch.push(Mutation { op, fua, reply });
     }
 
@@ -356,8 +355,8 @@ impl Round {
             self.payload = 0;
             self.session.export.submit(mem::take(&mut self.batch));
         }
-        for (cookie, request) in mem::take(&mut self.inline) {
-            reads::run(request, cookie, &self.session, &mut self.out, &self.outbox)?;
+        for (form, request) in mem::take(&mut self.inline) {
+            reads::run(request, form, &self.session, &mut self.out, &self.outbox)?;
         }
         self.out.flush(&self.outbox)
     }

@@ -66,6 +66,48 @@ pub trait Export: Send + Sync {
     /// # Errors
     /// The client is told the error.
     fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>, Errno>;
+
+    /// Metadata contexts that a client may see in a list, beside `base:allocation`, which every export has. Others may be
+    /// selectable all the same. Names are a namespace, a colon, and something; at most 4,096 bytes, or they are not listed.
+    fn contexts(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Opens the metadata context of this name; `None` when there is none.
+    ///
+    /// Also called for clients that only ask whether there is one.
+    ///
+    /// # Errors
+    /// The text goes to the client.
+    fn context(&self, name: &str) -> Result<Option<Arc<dyn MetaContext>>, String> {
+        let _ = name;
+        Ok(None)
+    }
+}
+
+/// A metadata context of an export: tells something of every byte of it. Held for as long as the connection lasts that
+/// selected it.
+pub trait MetaContext: Send + Sync {
+    /// The status of the range: runs in order from `range.start`, at least one, at most `max`. They may end before the
+    /// range does, and the last may reach past it.
+    ///
+    /// # Errors
+    /// The client is told the error.
+    fn status(&self, range: Range<u64>, max: usize) -> Result<Vec<Status>, Errno>;
+
+    /// The status needs more than 32 bits: only clients with extended headers can select the context.
+    fn is_wide(&self) -> bool {
+        false
+    }
+}
+
+/// A run of bytes of one status in a metadata context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Length in bytes.
+    pub len: u64,
+    /// What the context says of them; below 2^32 unless the context [is wide](MetaContext::is_wide).
+    pub bits: u64,
 }
 
 /// What a client is told of an export.

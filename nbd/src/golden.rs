@@ -2,9 +2,8 @@
 //! `BACKSTAY_BLESS=1` writes them anew.
 
 use crate::{
-    Errno, Export, ExportEntry, ExportInfo, Exports, Extent, Mutation, OpenError,
-    chunk::{self, Style},
-    context,
+    Errno, Export, ExportEntry, ExportInfo, Exports, Extent, MetaContext, Mutation, OpenError, Status,
+    chunk::{Form, Style},
     handshake::{Handshake, Progress, World, greeting},
     proto::{Put, Take, hello, info, magic, opt},
     session::Session,
@@ -41,8 +40,25 @@ impl Exports for Fake {
     }
 }
 
-struct FakeExport {
-    past: bool,
+/// The past has contexts of its own.
+pub(crate) struct FakeExport {
+    pub(crate) past: bool,
+}
+
+/// All of one status.
+struct FakeContext(u64);
+
+impl MetaContext for FakeContext {
+    fn status(&self, range: Range<u64>, _: usize) -> Result<Vec<Status>, Errno> {
+        Ok(vec![Status {
+            len: range.end - range.start,
+            bits: self.0,
+        }])
+    }
+
+    fn is_wide(&self) -> bool {
+        self.0 > u32::MAX.into()
+    }
 }
 
 impl Export for FakeExport {
@@ -76,6 +92,21 @@ impl Export for FakeExport {
             hole: false,
             zero: false,
         }])
+    }
+
+    fn contexts(&self) -> Vec<String> {
+        let bitmap = "qemu:dirty-bitmap:since-mark:noon".to_owned();
+        if self.past { vec![bitmap] } else { Vec::new() }
+    }
+
+    fn context(&self, name: &str) -> Result<Option<Arc<dyn MetaContext>>, String> {
+        let context = |bits| Ok(Some(Arc::new(FakeContext(bits)) as Arc<dyn MetaContext>));
+        match name.strip_prefix("qemu:dirty-bitmap:since-") {
+            Some("typo") if self.past => Err("no point 'typo'".into()),
+            Some(_) if self.past => context(1),
+            None if self.past && name == "x-backstay:seq" => context(1 << 40),
+            _ => Ok(None),
+        }
     }
 }
 
@@ -204,7 +235,7 @@ fn the_handshake_of_a_modern_client_is_pinned() {
     t.note("fixed newstyle, no zeroes");
     t.hello(hello::FIXED_NEWSTYLE | hello::NO_ZEROES);
     t.note("an option from the future: unsupported, and the talk goes on");
-    t.option(11, b"");
+    t.option(12, b"");
     t.note("starttls: not yet");
     t.option(5, b"");
     t.note("contexts before structured replies: invalid");
@@ -232,8 +263,38 @@ fn the_handshake_of_a_modern_client_is_pinned() {
         &[info::NAME, info::DESCRIPTION, info::BLOCK_SIZE],
     );
     let terms = t.session.as_ref().unwrap().terms.clone();
-    assert!(terms.allocation && terms.style == Style::Structured);
+    assert!(terms.contexts.count() == 1 && terms.style == Style::Structured);
     check("handshake-go.txt", &t.text);
+}
+
+#[test]
+fn the_handshake_of_a_client_with_extended_headers_is_pinned() {
+    let mut t = Talk::new();
+    t.hello(hello::FIXED_NEWSTYLE | hello::NO_ZEROES);
+    t.note("structured replies, then extended headers, which take precedence: structured replies can no longer be had");
+    t.option(opt::STRUCTURED_REPLY, b"");
+    t.option(opt::EXTENDED_HEADERS, b"x");
+    t.option(opt::EXTENDED_HEADERS, b"");
+    t.option(opt::STRUCTURED_REPLY, b"");
+    t.note("all contexts there are");
+    t.contexts(opt::LIST_META_CONTEXT, "c1/vol@mark:eod", &[]);
+    t.note("info without contexts: no block status payload");
+    t.go(opt::INFO, "c1/vol@mark:eod", &[]);
+    t.note("three contexts, one of them of 64 bits, get ids in the order of the queries");
+    t.contexts(
+        opt::SET_META_CONTEXT,
+        "c1/vol@mark:eod",
+        &[
+            "qemu:dirty-bitmap:since-mark:noon",
+            "base:allocation",
+            "x-backstay:seq",
+        ],
+    );
+    t.note("go: block status may carry a payload");
+    t.go(opt::GO, "c1/vol@mark:eod", &[]);
+    let terms = t.session.as_ref().unwrap().terms.clone();
+    assert!(terms.contexts.count() == 3 && terms.style == Style::Extended);
+    check("handshake-extended.txt", &t.text);
 }
 
 #[test]
@@ -248,35 +309,43 @@ fn the_handshake_of_an_old_client_is_pinned() {
 
 #[test]
 fn replies_are_pinned() {
-    const COOKIE: u64 = 0x0102_0304_0506_0708;
     let mut t = Talk::new();
     t.text.clear();
-    let mut one = |note: &str, f: &dyn Fn(&mut Vec<u8>)| {
-        let mut out = Vec::new();
-        f(&mut out);
-        t.note(note);
-        t.line('S', &out);
-    };
-    one("simple success", &|o| chunk::success(o, COOKIE));
-    one("simple error", &|o| {
-        chunk::failure(o, Style::Simple, COOKIE, Errno::NoSpc, "not sent")
-    });
-    one("none", &|o| chunk::none(o, COOKIE));
-    one("offset data, 4 bytes at 4096, more follows", &|o| {
-        chunk::data_head(o, COOKIE, false, 4096, 4);
-        o.put(b"data");
-    });
-    one("offset hole, 8192 bytes at 4100, the last", &|o| {
-        chunk::hole(o, COOKIE, true, 4100, 8192)
-    });
-    one("error", &|o| {
-        chunk::failure(o, Style::Structured, COOKIE, Errno::Perm, "read-only")
-    });
-    one("error at offset 512", &|o| {
-        chunk::failure_at(o, COOKIE, Errno::Io, "bad", 512)
-    });
-    one("block status: 4096 data, 8192 hole and zero", &|o| {
-        context::reply(o, COOKIE, &[(4096, 0), (8192, 3)])
-    });
+    for style in [Style::Simple, Style::Structured, Style::Extended] {
+        let form = Form {
+            style,
+            cookie: 0x0102_0304_0506_0708,
+            offset: 0x1112_1314_1516_1718,
+        };
+        let mut one = |note: &str, f: &dyn Fn(&mut Vec<u8>)| {
+            let mut out = Vec::new();
+            f(&mut out);
+            t.note(&format!("{note}, {style:?}"));
+            t.line('S', &out);
+        };
+        one("success", &|o| form.success(o));
+        one("error", &|o| form.failure(o, Errno::Perm, "read-only"));
+        if style == Style::Simple {
+            continue;
+        }
+        one("none", &|o| form.none(o));
+        one("offset data, 4 bytes at 4096, more follows", &|o| {
+            form.data_head(o, false, 4096, 4);
+            o.put(b"data");
+        });
+        one("offset hole, 8192 bytes at 4100, the last", &|o| {
+            form.hole(o, true, 4100, 8192)
+        });
+        one("error at offset 512", &|o| {
+            form.failure_at(o, Errno::Io, "bad", 512)
+        });
+        one(
+            "block status of two contexts: 4096 data, 8192 hole and zero; 12288 dirty",
+            &|o| {
+                form.block_status(o, false, 1, &[(4096, 0), (8192, 3)]);
+                form.block_status(o, true, 2, &[(12288, 1)]);
+            },
+        );
+    }
     check("replies.txt", &t.text);
 }

@@ -16,10 +16,11 @@
 //! | --- | --- | --- |
 //! | `proto` | numbers of the protocol, big-endian reading and writing | no |
 //! | `option` | the payloads of negotiation options | no |
+//! | `answer` | the answers to them, as bytes | no |
 //! | `handshake` | the negotiation machine: bytes in, bytes out | no |
 //! | `context` | metadata contexts and block status | no |
 //! | `request` | transmission requests: parsed, then judged | no |
-//! | `chunk` | every reply, simple and structured, as bytes | no |
+//! | `chunk` | every reply, simple, structured and extended, as bytes | no |
 //! | `reply` | the promise of an answer, which travels with a mutation | – |
 //! | `inbox` | what was received and not yet taken | yes |
 //! | `outbox` | who may write to the socket, back-pressure, bytes in flight | yes |
@@ -45,6 +46,7 @@
 //! It retries nothing. What is advertised and refused is in `docs/formats/nbd.md`.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
 
+mod answer;
 mod chunk;
 mod connection;
 mod context;
@@ -67,7 +69,10 @@ mod session;
 mod transport;
 
 pub use errno::Errno;
-pub use export::{BlockSizes, Export, ExportEntry, ExportInfo, Exports, Extent, Mutation, Op, OpenError};
+pub use export::{
+    BlockSizes, Export, ExportEntry, ExportInfo, Exports, Extent, MetaContext, Mutation, Op, OpenError,
+    Status,
+};
 pub use limits::Limits;
 pub use listen::ListenError;
 pub use reply::Reply;

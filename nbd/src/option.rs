@@ -1,18 +1,52 @@
 //! The payloads of negotiation options: parsed, bounded, nothing else.
 
-use crate::proto::{STRING_BYTES_MAX, Take, rep};
+use crate::{
+    OpenError,
+    proto::{STRING_BYTES_MAX, Take, rep},
+};
+use std::borrow::Cow;
 
 /// Longest payload of an option; it holds a name, and queries enough for any client known.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 64 << 10;
 /// Longest payload that is skipped and refused. A client that announces more is cut off.
 pub(crate) const SKIPPED_BYTES_MAX: usize = 1 << 20;
 
-/// Why a payload is refused: the kind of the error reply, and its text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BadOption(pub(crate) u32, pub(crate) &'static str);
+/// Why an option is refused, as it is told to the client: the kind of the error reply, and its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) kind: u32,
+    pub(crate) text: Cow<'static, str>,
+}
 
-const SHORT: BadOption = BadOption(rep::ERR_INVALID, "the option is shorter than what it announces");
-const LONG: BadOption = BadOption(rep::ERR_INVALID, "the option is longer than what it announces");
+impl Refused {
+    pub(crate) fn new(kind: u32, text: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            kind,
+            text: text.into(),
+        }
+    }
+
+    const fn invalid(text: &'static str) -> Self {
+        Self {
+            kind: rep::ERR_INVALID,
+            text: Cow::Borrowed(text),
+        }
+    }
+}
+
+impl From<OpenError> for Refused {
+    fn from(error: OpenError) -> Self {
+        let kind = match error {
+            OpenError::Refused(_) => rep::ERR_POLICY,
+            // The protocol has no word for an export that exists and fails; the text tells.
+            OpenError::Unknown(_) | OpenError::Failed(_) => rep::ERR_UNKNOWN,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+const SHORT: Refused = Refused::invalid("the option is shorter than what it announces");
+const LONG: Refused = Refused::invalid("the option is longer than what it announces");
 
 /// What INFO and GO ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,16 +63,16 @@ pub(crate) struct ContextQuery<'a> {
 }
 
 /// The name of an export, which is all the payload of EXPORT_NAME.
-pub(crate) fn export_name(payload: &[u8]) -> Result<&str, BadOption> {
+pub(crate) fn export_name(payload: &[u8]) -> Result<&str, Refused> {
     text(payload)
 }
 
 /// An option without payload.
-pub(crate) fn empty(payload: &[u8]) -> Result<(), BadOption> {
+pub(crate) fn empty(payload: &[u8]) -> Result<(), Refused> {
     if payload.is_empty() { Ok(()) } else { Err(LONG) }
 }
 
-pub(crate) fn info_query(payload: &[u8]) -> Result<InfoQuery<'_>, BadOption> {
+pub(crate) fn info_query(payload: &[u8]) -> Result<InfoQuery<'_>, Refused> {
     let mut rest = Take(payload);
     let name = text(rest.counted().ok_or(SHORT)?)?;
     let count = rest.u16().ok_or(SHORT)?;
@@ -48,7 +82,7 @@ pub(crate) fn info_query(payload: &[u8]) -> Result<InfoQuery<'_>, BadOption> {
     finished(rest, InfoQuery { name, kinds })
 }
 
-pub(crate) fn context_query(payload: &[u8]) -> Result<ContextQuery<'_>, BadOption> {
+pub(crate) fn context_query(payload: &[u8]) -> Result<ContextQuery<'_>, Refused> {
     let mut rest = Take(payload);
     let name = text(rest.counted().ok_or(SHORT)?)?;
     let count = rest.u32().ok_or(SHORT)?;
@@ -60,20 +94,20 @@ pub(crate) fn context_query(payload: &[u8]) -> Result<ContextQuery<'_>, BadOptio
     finished(rest, ContextQuery { name, queries })
 }
 
-fn finished<T>(rest: Take<'_>, value: T) -> Result<T, BadOption> {
+fn finished<T>(rest: Take<'_>, value: T) -> Result<T, Refused> {
     if rest.is_empty() { Ok(value) } else { Err(LONG) }
 }
 
-fn text(bytes: &[u8]) -> Result<&str, BadOption> {
+fn text(bytes: &[u8]) -> Result<&str, Refused> {
     if bytes.len() > STRING_BYTES_MAX {
-        return Err(BadOption(rep::ERR_TOO_BIG, "a string is longer than 4096 bytes"));
+        return Err(Refused::new(
+            rep::ERR_TOO_BIG,
+            "a string is longer than 4096 bytes",
+        ));
     }
     match std::str::from_utf8(bytes) {
         Ok(s) if !s.contains('\0') => Ok(s),
-        _ => Err(BadOption(
-            rep::ERR_INVALID,
-            "a string is not utf-8 or contains a zero byte",
-        )),
+        _ => Err(Refused::invalid("a string is not utf-8 or contains a zero byte")),
     }
 }
 
@@ -112,10 +146,10 @@ mod tests {
     #[test]
     fn strings_are_bounded_and_utf8() {
         let long = "n".repeat(4097);
-        assert_eq!(info_query(&go(&long, &[])).unwrap_err().0, rep::ERR_TOO_BIG);
+        assert_eq!(info_query(&go(&long, &[])).unwrap_err().kind, rep::ERR_TOO_BIG);
         assert!(info_query(&go(&long[1..], &[])).is_ok());
-        assert_eq!(export_name(&[0xff]).unwrap_err().0, rep::ERR_INVALID);
-        assert_eq!(export_name(b"a\0b").unwrap_err().0, rep::ERR_INVALID);
+        assert_eq!(export_name(&[0xff]).unwrap_err().kind, rep::ERR_INVALID);
+        assert_eq!(export_name(b"a\0b").unwrap_err().kind, rep::ERR_INVALID);
     }
 
     #[test]

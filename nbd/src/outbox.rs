@@ -21,7 +21,7 @@
 
 use crate::{
     Errno,
-    chunk::{self, Style},
+    chunk::Form,
     transport::{Transport, Wait, send_all},
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -39,7 +39,6 @@ pub(crate) const MUTATION_BYTES: usize = 1024;
 /// The outgoing side of a connection.
 pub(crate) struct Outbox {
     transport: Arc<dyn Transport>,
-    style: Style,
     owner: ThreadId,
     in_flight_max: usize,
     state: Mutex<State>,
@@ -60,10 +59,9 @@ struct State {
 
 impl Outbox {
     /// An outbox owned by the calling thread.
-    pub(crate) fn new(transport: Arc<dyn Transport>, style: Style, in_flight_max: usize) -> Arc<Self> {
+    pub(crate) fn new(transport: Arc<dyn Transport>, in_flight_max: usize) -> Arc<Self> {
         Arc::new(Self {
             transport,
-            style,
             owner: thread::current().id(),
             in_flight_max,
             state: Mutex::default(),
@@ -98,15 +96,15 @@ impl Outbox {
     }
 
     /// Puts the answer to a mutation down; it leaves with the next flush or kick.
-    pub(crate) fn post(&self, cookie: u64, cost: usize, result: Result<(), Errno>) {
+    pub(crate) fn post(&self, form: Form, cost: usize, result: Result<(), Errno>) {
         let mut state = self.state.lock();
         if state.broken {
             self.give_back(&mut state, cost);
             return;
         }
         match result {
-            Ok(()) => chunk::success(&mut state.pending, cookie),
-            Err(e) => chunk::failure(&mut state.pending, self.style, cookie, e, &e.to_string()),
+            Ok(()) => form.success(&mut state.pending),
+            Err(e) => form.failure(&mut state.pending, e, &e.to_string()),
         }
         state.pending_cost += cost;
     }
@@ -247,7 +245,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Reply;
+    use crate::{Reply, chunk::Style};
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     /// A client that can stop to read.
@@ -303,13 +301,21 @@ mod tests {
 
     fn outbox(in_flight_max: usize) -> (Arc<Client>, Arc<Outbox>) {
         let client = Arc::new(Client::default());
-        let outbox = Outbox::new(client.clone(), Style::Simple, in_flight_max);
+        let outbox = Outbox::new(client.clone(), in_flight_max);
         (client, outbox)
+    }
+
+    fn form(cookie: u64) -> Form {
+        Form {
+            style: Style::Simple,
+            cookie,
+            offset: 0,
+        }
     }
 
     fn reply(outbox: &Arc<Outbox>, cookie: u64) -> Reply {
         outbox.admit(COST);
-        Reply::to_client(outbox.clone(), cookie, COST)
+        Reply::to_client(outbox.clone(), form(cookie), COST)
     }
 
     /// Cookies in the order in which they arrived.
@@ -396,7 +402,9 @@ mod tests {
                 s.spawn(move || (0..500).for_each(|i| reply(outbox, t * 500 + i).done(Ok(()))));
             }
             for _ in 0..200 {
-                outbox.send(&chunk::simple(u64::MAX, 0)).unwrap();
+                let mut of_owner = Vec::new();
+                form(u64::MAX).success(&mut of_owner);
+                outbox.send(&of_owner).unwrap();
             }
         });
         assert!(outbox.drain(LONG));

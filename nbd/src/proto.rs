@@ -9,8 +9,10 @@ pub(crate) mod magic {
     pub(crate) const OPTION: u64 = 0x4948_4156_454f_5054; // "IHAVEOPT"
     pub(crate) const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
     pub(crate) const REQUEST: u32 = 0x2560_9513;
+    pub(crate) const EXTENDED_REQUEST: u32 = 0x21e4_1c71;
     pub(crate) const SIMPLE_REPLY: u32 = 0x6744_6698;
     pub(crate) const STRUCTURED_REPLY: u32 = 0x668e_33ef;
+    pub(crate) const EXTENDED_REPLY: u32 = 0x6e8a_278c;
 }
 
 /// Flags of the greeting (16 bits) and of its answer (32 bits): the same two bits.
@@ -29,6 +31,7 @@ pub(crate) mod opt {
     pub(crate) const STRUCTURED_REPLY: u32 = 8;
     pub(crate) const LIST_META_CONTEXT: u32 = 9;
     pub(crate) const SET_META_CONTEXT: u32 = 10;
+    pub(crate) const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Kinds of answers to options.
@@ -44,6 +47,7 @@ pub(crate) mod rep {
     pub(crate) const ERR_UNKNOWN: u32 = ERROR + 6;
     pub(crate) const ERR_SHUTDOWN: u32 = ERROR + 7;
     pub(crate) const ERR_TOO_BIG: u32 = ERROR + 9;
+    pub(crate) const ERR_EXT_HEADER_REQD: u32 = ERROR + 10;
 }
 
 /// Kinds of information about an export.
@@ -67,6 +71,7 @@ pub(crate) mod export {
     pub(crate) const CAN_MULTI_CONN: u16 = 1 << 8;
     pub(crate) const SEND_CACHE: u16 = 1 << 10;
     pub(crate) const SEND_FAST_ZERO: u16 = 1 << 11;
+    pub(crate) const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Commands of the transmission phase.
@@ -88,23 +93,25 @@ pub(crate) mod flag {
     pub(crate) const DF: u16 = 1 << 2;
     pub(crate) const REQ_ONE: u16 = 1 << 3;
     pub(crate) const FAST_ZERO: u16 = 1 << 4;
+    pub(crate) const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
-/// Chunks of structured replies.
+/// Chunks of structured and extended replies.
 pub(crate) mod chunk {
     pub(crate) const DONE: u16 = 1 << 0;
     pub(crate) const NONE: u16 = 0;
     pub(crate) const OFFSET_DATA: u16 = 1;
     pub(crate) const OFFSET_HOLE: u16 = 2;
     pub(crate) const BLOCK_STATUS: u16 = 5;
+    pub(crate) const BLOCK_STATUS_EXT: u16 = 6;
     pub(crate) const ERROR: u16 = (1 << 15) + 1;
     pub(crate) const ERROR_OFFSET: u16 = (1 << 15) + 2;
 }
 
 /// Status bits of `base:allocation`.
 pub(crate) mod status {
-    pub(crate) const HOLE: u32 = 1 << 0;
-    pub(crate) const ZERO: u32 = 1 << 1;
+    pub(crate) const HOLE: u64 = 1 << 0;
+    pub(crate) const ZERO: u64 = 1 << 1;
 }
 
 /// Appends integers in the order of the wire.

@@ -2,9 +2,10 @@
 
 use crate::{
     Errno, Export, Extent,
-    chunk::{self, Style},
-    context,
+    chunk::{Form, Style},
+    context::Ask,
     outbox::Outbox,
+    request::StatusAsked,
     session::Session,
 };
 use std::{io, ops::Range};
@@ -14,25 +15,17 @@ const GATHERED_BYTES: usize = 256 << 10;
 /// Data of one chunk of a structured reply. Smaller than the longest read, so that sending overlaps with reading.
 const CHUNK_BYTES: u64 = 1 << 20;
 /// Reads shorter than this are not worth a look at the extents.
-const SPARSE_READ_BYTES: u32 = 32 << 10;
+const SPARSE_READ_BYTES: usize = 32 << 10;
 /// Extents asked for at a time, for one read.
 const EXTENTS_MAX: usize = 256;
 /// A buffer that a large read made longer than this is given back.
 const KEPT_BYTES: usize = 2 << 20;
 
 /// A request that the connection answers by itself.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Inline {
-    Read {
-        offset: u64,
-        len: u32,
-        unfragmented: bool,
-    },
-    BlockStatus {
-        offset: u64,
-        len: u32,
-        one: bool,
-    },
+    Read { range: Range<u64>, unfragmented: bool },
+    BlockStatus(StatusAsked),
 }
 
 /// Replies on their way out.
@@ -72,53 +65,52 @@ impl Gathered {
 /// Runs a request and gathers its reply; sends when enough is gathered.
 pub(crate) fn run(
     request: Inline,
-    cookie: u64,
+    form: Form,
     session: &Session,
     out: &mut Gathered,
     outbox: &Outbox,
 ) -> io::Result<()> {
     match request {
-        Inline::Read {
-            offset,
-            len,
-            unfragmented,
-        } => {
-            let range = offset..offset + u64::from(len);
-            match session.terms.style {
-                Style::Simple => read_simple(range, cookie, session, out),
-                Style::Structured if unfragmented => read_whole(range, cookie, session, out),
-                Style::Structured => read_chunks(range, cookie, session, out, outbox)?,
-            }
-        }
-        Inline::BlockStatus { offset, len, one } => {
-            block_status(offset..offset + u64::from(len), one, cookie, session, out);
+        Inline::Read { range, unfragmented } => match form.style {
+            Style::Simple => read_simple(range, form, session, out),
+            Style::Structured | Style::Extended if unfragmented => read_whole(range, form, session, out),
+            Style::Structured | Style::Extended => read_chunks(range, form, session, out, outbox)?,
+        },
+        Inline::BlockStatus(asked) => {
+            let ask = Ask {
+                export: &*session.export,
+                size: session.terms.info.size,
+                range: asked.offset..asked.offset + asked.len,
+                one: asked.one,
+            };
+            session.terms.contexts.reply(&ask, &asked.only, form, &mut out.0);
         }
     }
     out.flush_if_long(outbox)
 }
 
-fn read_simple(range: Range<u64>, cookie: u64, session: &Session, out: &mut Gathered) {
+fn read_simple(range: Range<u64>, form: Form, session: &Session, out: &mut Gathered) {
     let start = out.0.len();
-    chunk::success(&mut out.0, cookie);
+    form.success(&mut out.0);
     if let Err(e) = out.read(&*session.export, range.start, length(&range)) {
         out.0.truncate(start);
-        chunk::failure(&mut out.0, Style::Simple, cookie, e, "");
+        form.failure(&mut out.0, e, "");
     }
 }
 
-fn read_whole(range: Range<u64>, cookie: u64, session: &Session, out: &mut Gathered) {
+fn read_whole(range: Range<u64>, form: Form, session: &Session, out: &mut Gathered) {
     let start = out.0.len();
-    chunk::data_head(&mut out.0, cookie, true, range.start, length(&range));
+    form.data_head(&mut out.0, true, range.start, length(&range));
     if let Err(e) = out.read(&*session.export, range.start, length(&range)) {
         out.0.truncate(start);
-        chunk::failure(&mut out.0, Style::Structured, cookie, e, &e.to_string());
+        form.failure(&mut out.0, e, &e.to_string());
     }
 }
 
 /// A read in as many chunks as it has pieces, zeroes not sent. The first piece that fails ends it.
 fn read_chunks(
     range: Range<u64>,
-    cookie: u64,
+    form: Form,
     session: &Session,
     out: &mut Gathered,
     outbox: &Outbox,
@@ -126,17 +118,17 @@ fn read_chunks(
     for (piece, zero) in pieces(&range, session) {
         let (offset, last, start) = (piece.start, piece.end == range.end, out.0.len());
         if zero {
-            // A piece is part of a read, whose length has 32 bits.
-            chunk::hole(&mut out.0, cookie, last, offset, length(&piece) as u32);
+            let len = u32::try_from(length(&piece)).expect("a read is at most the largest payload");
+            form.hole(&mut out.0, last, offset, len);
         } else {
-            chunk::data_head(&mut out.0, cookie, last, offset, length(&piece));
+            form.data_head(&mut out.0, last, offset, length(&piece));
             if let Err(e) = out.read(&*session.export, offset, length(&piece)) {
                 out.0.truncate(start);
                 let text = format!("read at {offset}: {e}");
                 if offset == range.start {
-                    chunk::failure(&mut out.0, Style::Structured, cookie, e, &text);
+                    form.failure(&mut out.0, e, &text);
                 } else {
-                    chunk::failure_at(&mut out.0, cookie, e, &text, offset);
+                    form.failure_at(&mut out.0, e, &text, offset);
                 }
                 return Ok(());
             }
@@ -148,7 +140,7 @@ fn read_chunks(
 
 /// The chunks of a read, in order and without gap: (range, reads as zeroes).
 fn pieces(range: &Range<u64>, session: &Session) -> Vec<(Range<u64>, bool)> {
-    let sparse = session.terms.info.cheap_extents && length(range) >= SPARSE_READ_BYTES as usize;
+    let sparse = session.terms.info.cheap_extents && length(range) >= SPARSE_READ_BYTES;
     // Where the extents are unknown, all is data: always a true answer.
     let extents = if sparse {
         session
@@ -192,19 +184,7 @@ fn split(range: &Range<u64>, extents: &[Extent]) -> Vec<(Range<u64>, bool)> {
     out
 }
 
-fn block_status(range: Range<u64>, one: bool, cookie: u64, session: &Session, out: &mut Gathered) {
-    let max = if one { 2 } else { context::DESCRIPTORS_MAX };
-    match session.export.extents(range.clone(), max) {
-        Ok(mut extents) => {
-            extents.truncate(max);
-            let found = context::descriptors(&extents, range, session.terms.info.size, one);
-            context::reply(&mut out.0, cookie, &found);
-        }
-        Err(e) => chunk::failure(&mut out.0, Style::Structured, cookie, e, &e.to_string()),
-    }
-}
-
-/// The length of a part of a request, which has 32 bits.
+/// The length of a part of a read, which is at most the largest payload.
 fn length(range: &Range<u64>) -> usize {
     (range.end - range.start) as usize
 }

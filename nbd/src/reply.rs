@@ -1,6 +1,6 @@
 //! The promise of an answer, which travels with a mutation to whoever carries it out.
 
-use crate::{Errno, outbox::Outbox};
+use crate::{Errno, chunk::Form, outbox::Outbox};
 use std::{fmt, sync::Arc};
 
 /// Where the outcome of a [`Mutation`](crate::Mutation) goes. Answer it once, from any thread; dropped unanswered it
@@ -13,15 +13,15 @@ pub struct Reply(Option<Destination>);
 enum Destination {
     Client {
         outbox: Arc<Outbox>,
-        cookie: u64,
+        form: Form,
         cost: usize,
     },
     Function(Box<dyn FnOnce(Result<(), Errno>) + Send>),
 }
 
 impl Reply {
-    pub(crate) fn to_client(outbox: Arc<Outbox>, cookie: u64, cost: usize) -> Self {
-        Self(Some(Destination::Client { outbox, cookie, cost }))
+    pub(crate) fn to_client(outbox: Arc<Outbox>, form: Form, cost: usize) -> Self {
+        Self(Some(Destination::Client { outbox, form, cost }))
     }
 
     /// A reply that goes to a function instead of a client, for mutations that do not come from a socket.
@@ -54,8 +54,8 @@ impl Reply {
     /// Hands the answer over; the outbox, if any, must be kicked for it to leave.
     fn post(&mut self, result: Result<(), Errno>) -> Option<Arc<Outbox>> {
         match self.0.take()? {
-            Destination::Client { outbox, cookie, cost } => {
-                outbox.post(cookie, cost, result);
+            Destination::Client { outbox, form, cost } => {
+                outbox.post(form, cost, result);
                 Some(outbox)
             }
             Destination::Function(f) => {
@@ -77,7 +77,7 @@ impl Drop for Reply {
 impl fmt::Debug for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Some(Destination::Client { cookie, .. }) => write!(f, "Reply({cookie:#x})"),
+            Some(Destination::Client { form, .. }) => write!(f, "Reply({:#x})", form.cookie),
             Some(Destination::Function(_)) => write!(f, "Reply(fn)"),
             None => write!(f, "Reply(answered)"),
         }

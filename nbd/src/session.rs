@@ -3,6 +3,7 @@
 use crate::{
     Export, ExportInfo,
     chunk::Style,
+    context::Contexts,
     proto::{export, flag},
 };
 use std::{fmt, sync::Arc};
@@ -20,8 +21,8 @@ pub(crate) struct Session {
 pub(crate) struct Terms {
     pub(crate) info: ExportInfo,
     pub(crate) style: Style,
-    /// The context `base:allocation` was selected for this export.
-    pub(crate) allocation: bool,
+    /// The metadata contexts that were selected for this export.
+    pub(crate) contexts: Contexts,
 }
 
 impl Terms {
@@ -39,12 +40,18 @@ impl Terms {
             (i.zeroes && i.fast_zero && may_change, export::SEND_FAST_ZERO),
             (self.style != Style::Simple, export::SEND_DF),
             (i.multi_conn, export::CAN_MULTI_CONN),
+            (self.status_payload(), export::BLOCK_STATUS_PAYLOAD),
         ]
         .iter()
         .filter(|(on, _)| *on)
         .fold(export::HAS_FLAGS | export::SEND_CACHE, |flags, (_, bit)| {
             flags | bit
         })
+    }
+
+    /// Block status may name the contexts that it wants.
+    pub(crate) fn status_payload(&self) -> bool {
+        self.style == Style::Extended && self.contexts.count() > 0
     }
 
     /// The command flags that any command may carry.

@@ -214,6 +214,29 @@ fn qemu_io_writes_zeroes_discards_and_flushes() {
     assert!(f.vol.saw("flush") && f.vol.saw_fua());
 }
 
+/// Only extended headers have room for these lengths.
+#[test]
+fn qemu_io_sends_lengths_of_64_bits() {
+    let f = Fixture::new();
+    let map = ok("qemu-img", &["map", "-f", "raw", "--output=json", &f.uri("huge")]);
+    assert!(map.contains("\"length\": 3298534883328"), "{map}");
+    ok(
+        "qemu-io",
+        &[
+            "-f",
+            "raw",
+            "-d",
+            "unmap",
+            "-c",
+            "write -z -n -u 4k 1T",
+            &f.uri("huge"),
+        ],
+    );
+    let log = f.huge.log.lock().unwrap();
+    let zero = "Zero { offset: 4096, len: 1099511627776, may_trim: true }";
+    assert!(log.iter().any(|l| l == zero), "{log:?}");
+}
+
 #[test]
 fn qemu_io_cannot_write_to_a_read_only_export() {
     let f = Fixture::new();

@@ -1,8 +1,11 @@
 //! What the tests serve, and how they run the clients of others.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod raw;
+
 use nbd::{
-    Errno, Export, ExportEntry, ExportInfo, Exports, Extent, Limits, Mutation, Op, OpenError, Reply, Server,
+    Errno, Export, ExportEntry, ExportInfo, Exports, Extent, Limits, MetaContext, Mutation, Op, OpenError,
+    Reply, Server, Status,
 };
 use std::{
     ops::Range,
@@ -21,9 +24,11 @@ use tempfile::TempDir;
 const BLOCK: u64 = 4096;
 
 /// An export in memory. Writes are answered at once, flushes and FUA writes by a thread that plays the sync thread.
+///
+/// Its context `x-test:data` has status 1 where there are data, and `x-test:wide` a status of 64 bits everywhere.
 pub struct Memory {
     info: ExportInfo,
-    bytes: Mutex<Vec<u8>>,
+    bytes: Arc<Mutex<Vec<u8>>>,
     syncer: Mutex<mpsc::Sender<Reply>>,
     /// What was submitted, in order; of a write, its place and length.
     pub log: Mutex<Vec<(String, bool)>>,
@@ -52,7 +57,7 @@ impl Memory {
             }
         });
         Arc::new(Self {
-            bytes: Mutex::new(vec![0; usize::try_from(info.size).unwrap()]),
+            bytes: Arc::new(Mutex::new(vec![0; usize::try_from(info.size).unwrap()])),
             info,
             syncer: Mutex::new(syncer),
             log: Mutex::default(),
@@ -159,35 +164,114 @@ impl Export for Memory {
     }
 
     fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>, Errno> {
-        let bytes = self.bytes.lock().unwrap();
-        let mut out: Vec<Extent> = Vec::new();
-        let mut at = range.start;
-        while at < range.end {
-            let end = (at / BLOCK + 1) * BLOCK;
-            let end = end.min(self.info.size);
-            let zero = bytes[usize::try_from(at).unwrap()..usize::try_from(end).unwrap()]
-                .iter()
-                .all(|b| *b == 0);
-            let full = out.len() == max;
-            match out.last_mut() {
-                Some(last) if last.zero == zero => last.len += end - at,
-                _ if full => break,
-                _ => out.push(Extent {
-                    len: end - at,
-                    hole: zero,
-                    zero,
-                }),
-            }
-            at = end;
+        Ok(extents(&self.bytes.lock().unwrap(), range, max))
+    }
+
+    fn contexts(&self) -> Vec<String> {
+        vec!["x-test:data".into(), "x-test:wide".into()]
+    }
+
+    fn context(&self, name: &str) -> Result<Option<Arc<dyn MetaContext>>, String> {
+        let bytes = self.bytes.clone();
+        match name {
+            "x-test:data" => Ok(Some(Arc::new(Written(bytes)))),
+            "x-test:wide" => Ok(Some(Arc::new(Wide))),
+            "x-test:bad" => Err("x-test:bad is bad".into()),
+            _ => Ok(None),
         }
-        Ok(out)
     }
 }
 
-/// A server of two exports, on a unix socket and on TCP: `vol` (also the default), and `ro`.
+fn extents(bytes: &[u8], range: Range<u64>, max: usize) -> Vec<Extent> {
+    let mut out: Vec<Extent> = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        let end = ((at / BLOCK + 1) * BLOCK).min(bytes.len() as u64);
+        let zero = bytes[usize::try_from(at).unwrap()..usize::try_from(end).unwrap()]
+            .iter()
+            .all(|b| *b == 0);
+        let full = out.len() == max;
+        match out.last_mut() {
+            Some(last) if last.zero == zero => last.len += end - at,
+            _ if full => break,
+            _ => out.push(Extent {
+                len: end - at,
+                hole: zero,
+                zero,
+            }),
+        }
+        at = end;
+    }
+    out
+}
+
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl MetaContext for Written {
+    fn status(&self, range: Range<u64>, max: usize) -> Result<Vec<Status>, Errno> {
+        let found = extents(&self.0.lock().unwrap(), range, max);
+        Ok(found
+            .into_iter()
+            .map(|e| Status {
+                len: e.len,
+                bits: u64::from(!e.zero),
+            })
+            .collect())
+    }
+}
+
+struct Wide;
+
+impl MetaContext for Wide {
+    fn status(&self, range: Range<u64>, _: usize) -> Result<Vec<Status>, Errno> {
+        Ok(vec![Status {
+            len: range.end - range.start,
+            bits: 0x1234_5678_9abc_def0,
+        }])
+    }
+
+    fn is_wide(&self) -> bool {
+        true
+    }
+}
+
+/// An export of any size that holds nothing and remembers what it was told.
+pub struct Void {
+    pub size: u64,
+    pub log: Mutex<Vec<String>>,
+}
+
+impl Export for Void {
+    fn info(&self) -> ExportInfo {
+        ExportInfo::writable(self.size)
+    }
+
+    fn read(&self, _: u64, buf: &mut [u8]) -> Result<(), Errno> {
+        buf.fill(0);
+        Ok(())
+    }
+
+    fn submit(&self, batch: Vec<Mutation>) {
+        for m in batch {
+            self.log.lock().unwrap().push(format!("{:?}", m.op));
+            m.reply.done(Ok(()));
+        }
+    }
+
+    fn extents(&self, range: Range<u64>, _: usize) -> Result<Vec<Extent>, Errno> {
+        Ok(vec![Extent {
+            len: self.size - range.start,
+            hole: true,
+            zero: true,
+        }])
+    }
+}
+
+/// A server of exports, on a unix socket and on TCP: `vol` (also the default), `ro`, and in no list `huge`, of 3 TiB.
 pub struct Fixture {
     pub vol: Arc<Memory>,
     pub ro: Arc<Memory>,
+    pub huge: Arc<Void>,
     pub server: Server,
     pub folder: TempDir,
     pub port: u16,
@@ -196,6 +280,7 @@ pub struct Fixture {
 struct Names {
     vol: Arc<Memory>,
     ro: Arc<Memory>,
+    huge: Arc<Void>,
 }
 
 impl Exports for Names {
@@ -211,6 +296,7 @@ impl Exports for Names {
         match name {
             "" | "vol" => Ok(self.vol.clone()),
             "ro" => Ok(self.ro.clone()),
+            "huge" => Ok(self.huge.clone()),
             "held" => Err(OpenError::Refused("held is not for you today".into())),
             _ => Err(OpenError::Unknown(format!("no export {name:?}"))),
         }
@@ -232,19 +318,23 @@ impl Fixture {
         };
         let vol = Memory::new(named(ExportInfo::writable(size), "vol", "a volume, live"));
         let ro = Memory::new(named(ExportInfo::read_only(size), "ro", "a volume, as it was"));
-        let server = Server::new(
-            Arc::new(Names {
-                vol: vol.clone(),
-                ro: ro.clone(),
-            }),
-            limits,
-        );
+        let huge = Arc::new(Void {
+            size: 3 << 40,
+            log: Mutex::default(),
+        });
+        let names = Names {
+            vol: vol.clone(),
+            ro: ro.clone(),
+            huge: huge.clone(),
+        };
+        let server = Server::new(Arc::new(names), limits);
         let folder = tempfile::tempdir().unwrap();
         server.listen_unix(&folder.path().join("s"), 0o600).unwrap();
         let port = server.listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap().port();
         Self {
             vol,
             ro,
+            huge,
             server,
             folder,
             port,
