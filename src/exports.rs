@@ -308,6 +308,37 @@ impl Faults {
     }
 }
 
+/// The longest zeroing that is handed to the tap at once. One request may be as long as the volume: in pieces, others get
+/// in between, and none is held in memory whole.
+const ZERO_PIECE_BYTES: u64 = 1 << 30;
+
+impl HeadExport {
+    /// The last piece of a zeroing. Those before it are submitted at once, behind what was gathered before them; should one
+    /// fail, its journal fails all that come after it.
+    fn zero(&self, offset: u64, len: u64, discard: bool, gathered: &mut Vec<Request>) -> VolumeChange {
+        let piece = |range: ByteRange| VolumeChange::Zero {
+            volume: self.index,
+            range,
+            discard,
+        };
+        let mut rest = ByteRange::at(offset, len);
+        while rest.len() > ZERO_PIECE_BYTES {
+            let end = rest.start + ZERO_PIECE_BYTES;
+            gathered.push(Request {
+                change: Some(piece(ByteRange {
+                    start: rest.start,
+                    end,
+                })),
+                durable: false,
+                done: Box::new(drop),
+            });
+            self.tap.submit(std::mem::take(gathered));
+            rest.start = end;
+        }
+        piece(rest)
+    }
+}
+
 impl Export for HeadExport {
     fn info(&self) -> ExportInfo {
         ExportInfo {
@@ -325,34 +356,33 @@ impl Export for HeadExport {
     }
 
     fn submit(&self, batch: Vec<Mutation>) {
-        let volume = self.index;
-        let requests = batch.into_iter().map(|m| {
-            let change = match m.op {
-                Op::Write { offset, data } => Some(VolumeChange::Write { volume, offset, data }),
+        let mut requests = Vec::with_capacity(batch.len());
+        for m in batch {
+            let (change, durable) = match m.op {
+                Op::Write { offset, data } => (
+                    Some(VolumeChange::Write {
+                        volume: self.index,
+                        offset,
+                        data,
+                    }),
+                    m.fua,
+                ),
                 Op::Zero {
                     offset,
                     len,
                     may_trim,
-                } => Some(VolumeChange::Zero {
-                    volume,
-                    range: ByteRange::at(offset, len),
-                    discard: may_trim,
-                }),
-                Op::Trim { offset, len } => Some(VolumeChange::Zero {
-                    volume,
-                    range: ByteRange::at(offset, len),
-                    discard: true,
-                }),
-                Op::Flush => None,
+                } => (Some(self.zero(offset, len, may_trim, &mut requests)), m.fua),
+                Op::Trim { offset, len } => (Some(self.zero(offset, len, true, &mut requests)), m.fua),
+                Op::Flush => (None, true),
             };
             let reply = m.reply;
-            Request {
-                durable: m.fua || change.is_none(),
+            requests.push(Request {
+                durable,
                 change,
                 done: Box::new(move |result| reply.done(result.map_err(|_| Errno::Io))),
-            }
-        });
-        self.tap.submit(requests.collect());
+            });
+        }
+        self.tap.submit(requests);
     }
 
     fn extents(&self, range: std::ops::Range<u64>, max: usize) -> Result<Vec<Extent>, Errno> {

@@ -311,3 +311,26 @@ fn fio_verifies_with_and_without_flush() {
     pair.drain();
     pair.same_files(&["data", "log"]);
 }
+
+/// In more than one piece: others get in between.
+#[test]
+fn a_whole_volume_is_zeroed_in_one_request() {
+    const LEN: u64 = (1 << 30) + (16 << 20) + 512;
+    let pair = Pair::new("zero", &Setup::volumes(&[("huge", LEN)]));
+    let places = [0, 1 << 29, (1 << 30) - 256, LEN - 512];
+    let mut client = pair.open(PROD, "c1/huge");
+    for at in places {
+        client.write(at, &[7; 512], false).unwrap();
+    }
+    client.write_zeroes(model::ByteRange::at(0, LEN)).unwrap();
+    client.write(1 << 20, &[9; 512], true).unwrap();
+    let check = |mut client: Client| {
+        for at in places {
+            assert_eq!(client.read(at, 512).unwrap(), [0; 512], "at {at}");
+        }
+        assert_eq!(client.read(1 << 20, 512).unwrap(), [9; 512]);
+    };
+    check(client);
+    pair.received();
+    check(pair.open(REC, "c1/huge@latest"));
+}
