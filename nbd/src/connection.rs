@@ -6,7 +6,7 @@
 //! at a time has rounds of one and waits for nobody, and one that sends many has large group commits.
 
 use crate::{
-    Errno, Limits, Mutation, Op, Reply,
+    DefaultExport, Errno, Limits, Mutation, Op, Reply,
     chunk::{Form, Style},
     handshake::{Handshake, Progress, World, greeting},
     inbox::Inbox,
@@ -33,9 +33,10 @@ const ROUND_REQUESTS: usize = 4096;
 pub(crate) fn run(
     transport: &Arc<dyn Transport>,
     shared: &Shared,
+    default: Option<DefaultExport>,
     chosen: impl FnOnce(&str),
 ) -> io::Result<()> {
-    let Some((session, inbox)) = negotiate(&**transport, shared)? else {
+    let Some((session, inbox)) = negotiate(&**transport, shared, default)? else {
         return Ok(());
     };
     chosen(&session.name);
@@ -59,13 +60,17 @@ pub(crate) fn run(
 }
 
 /// The negotiation, within its time; `None` when the client only asked.
-fn negotiate(transport: &dyn Transport, shared: &Shared) -> io::Result<Option<(Session, Inbox)>> {
+fn negotiate(
+    transport: &dyn Transport,
+    shared: &Shared,
+    default: Option<DefaultExport>,
+) -> io::Result<Option<(Session, Inbox)>> {
     let deadline = Instant::now() + shared.limits.negotiation_timeout;
     let in_time = || match deadline.checked_duration_since(Instant::now()) {
         Some(left) if !left.is_zero() => transport.set_timeout(Some(left)),
         _ => Err(io::ErrorKind::TimedOut.into()),
     };
-    let mut machine = Handshake::new();
+    let mut machine = Handshake::new(default);
     let mut inbox = Inbox::new();
     let mut out = greeting();
     loop {

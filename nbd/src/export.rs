@@ -27,6 +27,14 @@ pub struct ExportEntry {
     pub description: String,
 }
 
+/// What the empty name means on one connection.
+pub struct DefaultExport {
+    /// The name by which it is known, and counted, if it has none of its own.
+    pub name: String,
+    /// It.
+    pub export: Arc<dyn Export>,
+}
+
 /// Why a name was not opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -122,7 +122,7 @@ pub(crate) struct Talk {
 impl Talk {
     pub(crate) fn new() -> Self {
         let mut talk = Self {
-            machine: Handshake::new(),
+            machine: Handshake::new(None),
             text: String::new(),
             last: Vec::new(),
             session: None,

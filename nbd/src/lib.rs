@@ -70,8 +70,8 @@ mod transport;
 
 pub use errno::Errno;
 pub use export::{
-    BlockSizes, Export, ExportEntry, ExportInfo, Exports, Extent, MetaContext, Mutation, Op, OpenError,
-    Status,
+    BlockSizes, DefaultExport, Export, ExportEntry, ExportInfo, Exports, Extent, MetaContext, Mutation, Op,
+    OpenError, Status,
 };
 pub use limits::Limits;
 pub use listen::ListenError;

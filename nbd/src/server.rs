@@ -1,15 +1,16 @@
 //! Listening sockets, the register of connections, and how all of it stops.
 
 use crate::{
-    Exports, Limits, connection,
+    DefaultExport, Exports, Limits, connection,
     listen::{self, ListenError, Listener},
-    transport::Transport,
+    transport::{Socket, Transport},
 };
 use parking_lot::{Condvar, Mutex};
 use std::{
     collections::{BTreeMap, HashMap},
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
+    os::unix::net::{UnixListener, UnixStream},
     path::Path,
     sync::{
         Arc,
@@ -85,6 +86,30 @@ impl Server {
         let (listener, bound) = listen::tcp(addr)?;
         self.listen(listener)?;
         Ok(bound)
+    }
+
+    /// Listens on a unix socket that somebody else made (socket activation). Its file and the socket itself stay when the
+    /// server stops: who connects later waits for the next server.
+    ///
+    /// # Errors
+    /// When the socket cannot be used.
+    pub fn adopt_unix(&self, listener: UnixListener) -> Result<(), ListenError> {
+        self.listen(listen::adopted_unix(listener)?)
+    }
+
+    /// Listens on a TCP socket that somebody else made, as [`Server::adopt_unix`].
+    ///
+    /// # Errors
+    /// When the socket cannot be used.
+    pub fn adopt_tcp(&self, listener: TcpListener) -> Result<(), ListenError> {
+        self.listen(listen::adopted_tcp(listener)?)
+    }
+
+    /// Serves one client that is connected already. The empty name, by which it may ask for whatever is the default, means
+    /// this export.
+    pub fn serve(&self, client: UnixStream, default: DefaultExport) {
+        let transport = Arc::new(Socket::unix(client.into()));
+        self.shared.admit(transport, Some(default));
     }
 
     fn listen(&self, listener: Listener) -> Result<(), ListenError> {
@@ -170,7 +195,7 @@ impl Shared {
     }
 
     /// Starts a connection, unless there are too many.
-    fn admit(self: &Arc<Self>, transport: Arc<dyn Transport>) {
+    fn admit(self: &Arc<Self>, transport: Arc<dyn Transport>, default: Option<DefaultExport>) {
         let id = {
             let mut register = self.register.lock();
             // Read under the lock of the register: a stop either finds the connection in it or is seen here.
@@ -201,7 +226,7 @@ impl Shared {
         };
         let spawned = thread::Builder::new()
             .name(format!("nbd-{id}"))
-            .spawn(move || registered.serve(&transport));
+            .spawn(move || registered.serve(&transport, default));
         if let Err(e) = spawned {
             tracing::error!(error = %e, "no thread for a connection: it is turned away");
         }
@@ -215,8 +240,8 @@ struct Registered {
 }
 
 impl Registered {
-    fn serve(self, transport: &Arc<dyn Transport>) {
-        let served = connection::run(transport, &self.shared, |name| {
+    fn serve(self, transport: &Arc<dyn Transport>, default: Option<DefaultExport>) {
+        let served = connection::run(transport, &self.shared, default, |name| {
             tracing::debug!(connection = self.id, export = name, "connected");
             if let Some(open) = self.shared.register.lock().open.get_mut(&self.id) {
                 open.export = Some(name.to_owned());
@@ -241,12 +266,9 @@ impl Drop for Registered {
 
 fn accept(shared: &Arc<Shared>, listener: &Listener) {
     loop {
-        let accepted = listener.accept();
-        if shared.stopping.load(Ordering::SeqCst) {
-            return;
-        }
-        match accepted {
-            Ok(transport) => shared.admit(transport),
+        match listener.accept() {
+            Ok(None) => return,
+            Ok(Some(transport)) => shared.admit(transport, None),
             Err(e)
                 if matches!(
                     e.kind(),

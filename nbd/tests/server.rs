@@ -3,11 +3,12 @@
 
 mod common;
 
-use common::{Fixture, Memory, ok};
+use common::{Fixture, Memory, ok, raw::Raw};
 use nbd::{ExportInfo, Limits, ListenError};
 use std::{
     fs,
     io::{Read, Write},
+    net::TcpListener,
     os::unix::{
         fs::PermissionsExt,
         net::{UnixListener, UnixStream},
@@ -81,6 +82,55 @@ fn the_socket_is_private_replaced_when_stale_and_removed_at_stop() {
         f.server.listen_unix(&f.socket(), 0o600),
         Err(ListenError::Stopped)
     ));
+}
+
+#[test]
+fn a_socket_that_was_handed_over_outlives_the_server() {
+    let f = Fixture::new();
+    let path = f.folder.path().join("theirs");
+    let unix = UnixListener::bind(&path).unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = tcp.local_addr().unwrap().port();
+    let uris = [
+        format!("nbd+unix:///vol?socket={}", path.display()),
+        format!("nbd://127.0.0.1:{port}/vol"),
+    ];
+    f.server.adopt_unix(unix.try_clone().unwrap()).unwrap();
+    f.server.adopt_tcp(tcp.try_clone().unwrap()).unwrap();
+    for uri in &uris {
+        ok("nbdinfo", &["--size", uri]);
+    }
+    assert_eq!(f.server.stop(), 0);
+    // Who connects now waits for the next server, and no connection is refused.
+    let early = UnixStream::connect(&path).unwrap();
+    let next = Fixture::new();
+    next.server.adopt_unix(unix).unwrap();
+    next.server.adopt_tcp(tcp).unwrap();
+    Raw::greet(early).go("vol");
+    for uri in &uris {
+        ok("nbdinfo", &["--size", uri]);
+    }
+    next.server.stop();
+    assert!(path.exists());
+}
+
+#[test]
+fn a_client_that_is_connected_already_has_a_default_export_of_its_own() {
+    let f = Fixture::new();
+    let held = Arc::strong_count(&f.ro);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let default = nbd::DefaultExport {
+        name: "the past".into(),
+        export: f.ro.clone(),
+    };
+    f.server.serve(ours, default);
+    let mut raw = Raw::greet(theirs);
+    let flags = raw.go("");
+    assert_eq!(flags & 2, 2, "it is read-only");
+    // It has a name of its own, by which it is counted.
+    until(|| f.server.open_connections().get("ro") == Some(&1));
+    drop(raw);
+    until(|| Arc::strong_count(&f.ro) == held);
 }
 
 #[test]

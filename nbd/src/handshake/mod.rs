@@ -6,7 +6,7 @@
 //! allocated: payloads are parsed where they lie in the receive buffer, and one too long for it is skipped as it comes.
 
 use crate::{
-    Export, Exports,
+    DefaultExport, Export, Exports,
     answer::Answer,
     chunk::Style,
     context::{self, Contexts},
@@ -50,6 +50,8 @@ pub(crate) struct Handshake {
     no_zeroes: bool,
     style: Style,
     options: u32,
+    /// What the empty name means here; else the server's exports decide.
+    default: Option<DefaultExport>,
     opened: Option<(String, Arc<dyn Export>)>,
     selected: Option<Selection>,
 }
@@ -71,12 +73,13 @@ pub(crate) fn greeting() -> Vec<u8> {
 }
 
 impl Handshake {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(default: Option<DefaultExport>) -> Self {
         Self {
             state: State::Flags,
             no_zeroes: false,
             style: Style::Simple,
             options: 0,
+            default,
             opened: None,
             selected: None,
         }
@@ -320,6 +323,9 @@ impl Handshake {
         if world.stopping {
             return Err(Refused::new(rep::ERR_SHUTDOWN, "the server is shutting down"));
         }
+        if let Some(default) = self.default.as_ref().filter(|_| name.is_empty()) {
+            return Ok(default.export.clone());
+        }
         let opened = self.opened.as_ref().map(|(of, export)| (of, export));
         let selected = self.selected.as_ref().map(|s| (&s.name, &s.export));
         if let Some((_, export)) = opened.into_iter().chain(selected).find(|(of, _)| *of == name) {
@@ -335,8 +341,10 @@ impl Handshake {
         let mut told = export.info();
         told.block = told.block.legal();
         let selected = self.selected.as_ref().filter(|s| s.name == name);
+        let default = self.default.as_ref().filter(|_| name.is_empty());
+        let asked = default.map_or(name, |d| &d.name);
         Session {
-            name: told.name.clone().unwrap_or_else(|| name.to_owned()),
+            name: told.name.clone().unwrap_or_else(|| asked.to_owned()),
             terms: Terms {
                 info: told,
                 style: self.style,
