@@ -187,11 +187,12 @@ impl Container {
         coarsen(joined(self.index.keys().copied()), TOUCHED_RANGES_MAX)
     }
 
-    /// The same, of its records past `seq` alone.
-    pub(crate) fn touched_past(&self, seq: WriteSeq) -> Vec<(VolumeIndex, ByteRange)> {
-        let past = self.index.iter();
-        let past = past.filter(|(_, hits)| hits.iter().any(|hit| hit.seq > seq));
-        joined(past.map(|(block, _)| *block))
+    /// The same, of its records past `after` and up to `upto` alone.
+    pub(crate) fn touched_in(&self, after: WriteSeq, upto: WriteSeq) -> Vec<(VolumeIndex, ByteRange)> {
+        let is_wanted = |hit: &Hit| after < hit.seq && hit.seq <= upto;
+        let blocks = self.index.iter();
+        let wanted = blocks.filter(|(_, hits)| hits.iter().any(is_wanted));
+        joined(wanted.map(|(block, _)| *block))
     }
 }
 

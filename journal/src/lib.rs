@@ -25,6 +25,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
 
 mod cache;
+mod changed;
 mod codec;
 mod container;
 mod cursors;

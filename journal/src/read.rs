@@ -117,8 +117,8 @@ impl Journal {
         checked("catalog", &key, decode_touched(&value))
     }
 
-    /// The ranges that the records of a container past `seq` changed, in whole blocks; where its records are not held any more
-    /// those of all of them, which the catalog knows for longer.
+    /// The ranges that the records of a container past `after` and up to `upto` changed, in whole blocks; where its records are
+    /// not held any more those of all of them, which the catalog knows for longer.
     ///
     /// # Errors
     /// As [`Journal::touched`].
@@ -126,7 +126,8 @@ impl Journal {
         &self,
         generation: GenNo,
         lfc: LfcId,
-        seq: WriteSeq,
+        after: WriteSeq,
+        upto: WriteSeq,
     ) -> Result<Vec<(VolumeIndex, ByteRange)>, JournalError> {
         {
             let shared = self.shared.read();
@@ -134,13 +135,13 @@ impl Journal {
             let mut in_memory = shared.open.iter().chain(sealed);
             let found = in_memory.find(|c| (c.generation, c.header.start.lfc) == (generation, lfc));
             if let Some(container) = found {
-                return Ok(container.touched_past(seq));
+                return Ok(container.touched_in(after, upto));
             }
         }
         let row = self
             .lfc_row(generation, lfc)
             .ok_or(JournalError::NotHeld { generation, lfc })?;
-        let frames = match self.stored_frames(&row, seq.next(), u64::MAX) {
+        let frames = match self.stored_frames(&row, after.next(), u64::MAX) {
             Ok(frames) => frames,
             Err(JournalError::NotHeld { .. } | JournalError::Damaged { .. }) => {
                 return self.touched(generation, lfc);
@@ -148,8 +149,8 @@ impl Journal {
             Err(e) => return Err(e),
         };
         let records = frames.iter().flat_map(|frame| frame.records());
-        let past = records.filter(|record| record.seq > seq);
-        let blocks: BTreeSet<_> = past
+        let wanted = records.filter(|record| after < record.seq && record.seq <= upto);
+        let blocks: BTreeSet<_> = wanted
             .filter_map(|record| Some((record.volume, record.changed()?)))
             .flat_map(|(volume, range)| range.blocks().map(move |block| (volume, block)))
             .collect();

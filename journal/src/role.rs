@@ -267,7 +267,7 @@ impl Journal {
         let mut ranges = Vec::new();
         for (generation, lfc, holds_position) in containers {
             let touched = if holds_position {
-                self.touched_in(generation, lfc, position.seq)
+                self.touched_in(generation, lfc, position.seq, WriteSeq(u64::MAX))
             } else {
                 self.touched(generation, lfc)
             };

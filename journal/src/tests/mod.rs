@@ -1,6 +1,7 @@
 //! Tests of the journal as a whole, on the simulated media and store.
 
 mod basic;
+mod changed;
 mod crash;
 mod damage;
 mod golden;
