@@ -6,14 +6,18 @@
 //! | `c1/rsn10/data`, `c1/sn10/data` | snapshot and vdev of level 10 |
 //! | `c1/data@TARGET`, `c1/data@TARGET+rw` | the volume at a point, on recovery, for as long as the connection lasts |
 
+mod contexts;
+mod head;
+mod past;
+
 use crate::{
     context::{Context, Lifeline, Running, Snapshot, SnapshotError, Views},
     node::Node,
 };
-use journal::tap::{Request, Tap, VolumeChange};
-use model::{ByteRange, Level, Role, Target, VolumeIndex};
-use nbd::{Errno, Export, ExportEntry, ExportInfo, Exports, Extent, Mutation, Op, OpenError};
-use snapshot::{Vdev, View};
+use head::HeadExport;
+use model::{Level, Role, Target, VolumeIndex};
+use nbd::{Export, ExportEntry, Exports, OpenError};
+use past::{Past, PastExport};
 use std::{
     fmt,
     sync::{
@@ -179,14 +183,12 @@ impl Exports for NodeExports {
                 let (context, running) = self.find(context)?;
                 let index = volume_of(&context, volume)?;
                 match &*running {
-                    Running::Production(p) => Ok(Arc::new(HeadExport {
-                        tap: Arc::clone(&p.tap),
-                        index,
-                        size: p.size(index),
-                        description: format!("protected volume {volume} of context {}", context.id()),
-                        faults: Faults::default(),
-                        _running: running.clone(),
-                    })),
+                    Running::Production(p) => Ok(Arc::new(HeadExport::new(
+                        &running,
+                        Arc::clone(&p.tap),
+                        (index, p.size(index)),
+                        format!("protected volume {volume} of context {}", context.id()),
+                    ))),
                     Running::Recovery(_) => Err(OpenError::Refused(format!(
                         "context {} is a replica on this node; ask for a point: c{}/{volume}@latest",
                         context.id(),
@@ -207,7 +209,7 @@ impl Exports for NodeExports {
                 let (snapshot, lifeline) = snapshot.ok_or_else(|| {
                     OpenError::Unknown(format!("context {} has no snapshot {level}", context.id()))
                 })?;
-                open_snapshot(&context, &snapshot, lifeline, index, writable)
+                open_snapshot(&context, &running, &snapshot, lifeline, index, writable)
             }
             Name::At {
                 context,
@@ -234,15 +236,8 @@ impl Exports for NodeExports {
                     e => OpenError::Failed(e.to_string()),
                 })?;
                 let description = describe(if writable { "vdev" } else { "snapshot" }, reader.view.point());
-                Ok(Arc::new(PastExport {
-                    view: Arc::clone(&reader.view),
-                    vdev: None,
-                    reader: Some(reader),
-                    lifeline: views.lifeline(),
-                    index,
-                    description,
-                    faults: Faults::default(),
-                }))
+                let past = Past::read_by_name(&context, &running, reader, views.lifeline(), index);
+                Ok(Arc::new(PastExport::new(past, description)))
             }
         }
     }
@@ -256,7 +251,8 @@ fn describe(word: &str, point: &model::Point) -> String {
 }
 
 fn open_snapshot(
-    context: &Context,
+    context: &Arc<Context>,
+    running: &Arc<Running>,
     snapshot: &Snapshot,
     lifeline: Lifeline,
     index: VolumeIndex,
@@ -273,25 +269,16 @@ fn open_snapshot(
         }
         Err(_) => None,
     };
-    Ok(Arc::new(PastExport {
-        view: Arc::clone(&snapshot.view),
+    let description = describe(if writable { "vdev" } else { "snapshot" }, snapshot.point());
+    let past = Past::snapshot(
+        context,
+        running,
+        Arc::clone(&snapshot.view),
         vdev,
-        reader: None,
         lifeline,
         index,
-        description: describe(if writable { "vdev" } else { "snapshot" }, snapshot.point()),
-        faults: Faults::default(),
-    }))
-}
-
-/// The protected volume.
-struct HeadExport {
-    tap: Arc<Tap>,
-    index: VolumeIndex,
-    size: u64,
-    description: String,
-    faults: Faults,
-    _running: Arc<Running>,
+    );
+    Ok(Arc::new(PastExport::new(past, description)))
 }
 
 /// Failures of one client's requests: a client may repeat them without end, and the log must not grow with it.
@@ -305,206 +292,6 @@ impl Faults {
         if n.is_power_of_two() {
             tracing::error!("{what} (failure {n} of this client)");
         }
-    }
-}
-
-/// The longest zeroing that is handed to the tap at once. One request may be as long as the volume: in pieces, others get
-/// in between, and none is held in memory whole.
-const ZERO_PIECE_BYTES: u64 = 1 << 30;
-
-impl HeadExport {
-    /// The last piece of a zeroing. Those before it are submitted at once, behind what was gathered before them; should one
-    /// fail, its journal fails all that come after it.
-    fn zero(&self, offset: u64, len: u64, discard: bool, gathered: &mut Vec<Request>) -> VolumeChange {
-        let piece = |range: ByteRange| VolumeChange::Zero {
-            volume: self.index,
-            range,
-            discard,
-        };
-        let mut rest = ByteRange::at(offset, len);
-        while rest.len() > ZERO_PIECE_BYTES {
-            let end = rest.start + ZERO_PIECE_BYTES;
-            gathered.push(Request {
-                change: Some(piece(ByteRange {
-                    start: rest.start,
-                    end,
-                })),
-                durable: false,
-                done: Box::new(drop),
-            });
-            self.tap.submit(std::mem::take(gathered));
-            rest.start = end;
-        }
-        piece(rest)
-    }
-}
-
-impl Export for HeadExport {
-    fn info(&self) -> ExportInfo {
-        ExportInfo {
-            description: self.description.clone(),
-            ..ExportInfo::writable(self.size)
-        }
-    }
-
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
-        self.tap.read(self.index, offset, buf).map_err(|e| {
-            self.faults
-                .log(format_args!("read of {} bytes at {offset}: {e}", buf.len()));
-            Errno::Io
-        })
-    }
-
-    fn submit(&self, batch: Vec<Mutation>) {
-        let mut requests = Vec::with_capacity(batch.len());
-        for m in batch {
-            let (change, durable) = match m.op {
-                Op::Write { offset, data } => (
-                    Some(VolumeChange::Write {
-                        volume: self.index,
-                        offset,
-                        data,
-                    }),
-                    m.fua,
-                ),
-                Op::Zero {
-                    offset,
-                    len,
-                    may_trim,
-                } => (Some(self.zero(offset, len, may_trim, &mut requests)), m.fua),
-                Op::Trim { offset, len } => (Some(self.zero(offset, len, true, &mut requests)), m.fua),
-                Op::Flush => (None, true),
-            };
-            let reply = m.reply;
-            requests.push(Request {
-                durable,
-                change,
-                done: Box::new(move |result| reply.done(result.map_err(|_| Errno::Io))),
-            });
-        }
-        self.tap.submit(requests);
-    }
-
-    fn extents(&self, range: std::ops::Range<u64>, max: usize) -> Result<Vec<Extent>, Errno> {
-        let range = ByteRange {
-            start: range.start,
-            end: range.end,
-        };
-        let extents = self.tap.extents(self.index, range).map_err(|_| Errno::Io)?;
-        Ok(extents
-            .into_iter()
-            .take(max)
-            .map(|(r, zero)| Extent {
-                len: r.len(),
-                hole: zero,
-                zero,
-            })
-            .collect())
-    }
-}
-
-/// A snapshot or vdev.
-struct PastExport {
-    view: Arc<View>,
-    vdev: Option<Arc<Vdev>>,
-    reader: Option<crate::context::Reader>,
-    lifeline: Lifeline,
-    index: VolumeIndex,
-    description: String,
-    faults: Faults,
-}
-
-impl PastExport {
-    fn vdev(&self) -> Option<&Vdev> {
-        self.vdev
-            .as_deref()
-            .or_else(|| self.reader.as_ref().and_then(|r| r.vdev.as_ref()))
-    }
-
-    fn change(&self, op: Op) -> Result<(), Errno> {
-        let Some(vdev) = self.vdev() else {
-            return Err(Errno::Perm);
-        };
-        let done = match op {
-            Op::Write { offset, data } => vdev.write(self.index, offset, &data),
-            Op::Zero { offset, len, .. } | Op::Trim { offset, len } => vdev.zero(self.index, offset, len),
-            Op::Flush => vdev.flush(),
-        };
-        done.map_err(|e| {
-            if e.is_full() {
-                return Errno::NoSpc;
-            }
-            self.faults.log(format_args!("vdev: {e}"));
-            Errno::Io
-        })
-    }
-}
-
-impl Export for PastExport {
-    fn info(&self) -> ExportInfo {
-        let size = self.view.size(self.index).unwrap_or(0);
-        let info = if self.vdev().is_some() {
-            ExportInfo::writable(size)
-        } else {
-            ExportInfo::read_only(size)
-        };
-        ExportInfo {
-            description: self.description.clone(),
-            // Each connection by name resolves for itself, so two of them may see different points.
-            multi_conn: self.reader.is_none(),
-            ..info
-        }
-    }
-
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
-        let done = match self.vdev() {
-            Some(vdev) => vdev.read(self.index, offset, buf),
-            None => self.view.read(self.index, offset, buf),
-        };
-        // Asked behind the read: the volumes may have changed hands meanwhile.
-        if !self.lifeline.is_open() {
-            return Err(Errno::Shutdown);
-        }
-        done.map_err(|e| {
-            self.faults
-                .log(format_args!("view: read of {} bytes at {offset}: {e}", buf.len()));
-            Errno::Io
-        })
-    }
-
-    fn submit(&self, batch: Vec<Mutation>) {
-        for m in batch {
-            let mut done = self.change(m.op);
-            if m.fua && done.is_ok() {
-                done = self.change(Op::Flush);
-            }
-            m.reply.done(done);
-        }
-    }
-
-    fn extents(&self, range: std::ops::Range<u64>, max: usize) -> Result<Vec<Extent>, Errno> {
-        let range = ByteRange {
-            start: range.start,
-            end: range.end,
-        };
-        let found = match self.vdev() {
-            Some(vdev) => vdev.extents(self.index, range),
-            None => self.view.extents(self.index, range),
-        };
-        // What is known to be zero is answered without a read.
-        if !self.lifeline.is_open() {
-            return Err(Errno::Shutdown);
-        }
-        let found = found.map_err(|_| Errno::Io)?;
-        Ok(found
-            .into_iter()
-            .take(max)
-            .map(|e| Extent {
-                len: e.range.len(),
-                hole: e.zero,
-                zero: e.zero,
-            })
-            .collect())
     }
 }
 

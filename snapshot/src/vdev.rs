@@ -106,6 +106,13 @@ impl Vdev {
         self.overlay.flush()
     }
 
+    /// Which parts of a range were written here, and which show the view below, in order.
+    #[must_use]
+    pub fn written(&self, volume: VolumeIndex, range: ByteRange) -> Vec<(ByteRange, bool)> {
+        let held = self.overlay.held(volume, range).into_iter();
+        held.map(|(part, held)| (part, held.is_some())).collect()
+    }
+
     /// What is known to be zero, as [`View::extents`].
     ///
     /// # Errors
