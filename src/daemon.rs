@@ -91,8 +91,10 @@ fn control(node: &Arc<Node>, listener: UnixListener) {
                     let _token = token;
                     match Session::accept(stream) {
                         Ok(Some((mut session, request))) => {
-                            let outcome = ops::run(&node, &request, &mut session);
-                            let _ = session.done(outcome);
+                            // Without one the client went away: what it began goes on.
+                            if let Some(outcome) = ops::answer(&node, &request, &mut session) {
+                                let _ = session.done(outcome);
+                            }
                         }
                         Ok(None) => {}
                         Err((session, e)) => {

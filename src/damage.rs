@@ -137,6 +137,11 @@ impl Damaged {
         &self.place.config
     }
 
+    /// The other host.
+    pub(crate) fn peer(&self) -> &str {
+        &self.peer
+    }
+
     /// One sentence for people: what is damaged, what is missing, what is being done.
     #[must_use]
     pub fn sentence(&self) -> String {

@@ -18,6 +18,7 @@ pub mod exports;
 pub mod format;
 pub mod hooks;
 pub mod init;
+pub mod jobs;
 pub mod maps;
 pub mod node;
 pub mod ops;

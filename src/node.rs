@@ -3,11 +3,12 @@
 use crate::{
     attach::Attacher,
     config::{ConfigError, ContextConfig, HostConfig, NodeConfig, VolumeConfig},
-    context::{Context, ContextError, Place},
+    context::{CommandLock, Context, ContextError, Place},
     damage::{self, Damaged},
     exports::NodeExports,
     format,
     hooks::{Facts, HookEvent, Hooks},
+    jobs::Jobs,
     peer::Peers,
 };
 use anyhow::Context as _;
@@ -49,6 +50,8 @@ pub struct Node {
     damaged: Mutex<BTreeMap<u32, Arc<Damaged>>>,
     attacher: Attacher,
     peers: Peers,
+    jobs: Jobs,
+    protecting: CommandLock,
     since: Timestamp,
     last_alive: Option<Timestamp>,
     nbd: Mutex<Option<nbd::Server>>,
@@ -84,6 +87,7 @@ impl Node {
         attacher.clean_leftovers();
         let peers = Peers::open(&config)?;
         let (state_changes, changes) = mpsc::channel();
+        let jobs = Jobs::open(&config.name, state)?;
         let node = Arc::new(Self {
             config_path: config_path.to_owned(),
             config: RwLock::new(config),
@@ -92,6 +96,8 @@ impl Node {
             damaged: Mutex::default(),
             attacher,
             peers,
+            jobs,
+            protecting: CommandLock::default(),
             since: Timestamp::now(),
             last_alive,
             nbd: Mutex::default(),
@@ -291,6 +297,17 @@ impl Node {
     #[must_use]
     pub fn peers(&self) -> &Peers {
         &self.peers
+    }
+
+    /// Commands under way, and the log of them.
+    #[must_use]
+    pub fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
+
+    /// Held by a command that makes a context.
+    pub(crate) fn protecting(&self) -> &CommandLock {
+        &self.protecting
     }
 
     /// When the daemon started.

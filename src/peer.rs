@@ -3,7 +3,7 @@
 use crate::{
     agent::{LinkHandle, aba},
     config::{HostConfig, NodeConfig},
-    damage,
+    damage, jobs,
     node::Node,
     roles,
 };
@@ -15,7 +15,11 @@ use std::{
     sync::{Arc, Weak},
     time::Duration,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+    task::JoinHandle,
+};
 use wire::{
     Connection, ConnectionOptions, Dialer, Expect, Fingerprint, Hello, Identity, Incoming, Message, NodeCard,
     Outgoing, PairingCode, PairingDesk, PairingError, Pins, Purpose, RefuseCode, Request, Response, Tls,
@@ -218,11 +222,65 @@ impl Peers {
         })
     }
 
-    async fn ask(&self, host: &HostConfig, name: String, kind: u16, body: Bytes) -> Result<Bytes, PeerError> {
-        let broken = |source| PeerError::Connection {
-            host: host.name.clone(),
-            source,
+    /// As [`Peers::request`], within so long, and the connection stays: what the answer gives may be bound to it.
+    pub(crate) fn line(
+        &self,
+        node: &Node,
+        host: &str,
+        kind: u16,
+        body: Bytes,
+        within: Duration,
+    ) -> Result<(Bytes, Line), PeerError> {
+        let config = node.config();
+        let found = config
+            .host(host)
+            .ok_or_else(|| PeerError::UnknownHost(host.to_owned()))?
+            .clone();
+        let (answer, mut incoming, outgoing) = self.runtime.block_on(async {
+            let asked = async {
+                let (mut incoming, outgoing) = self.greet(&found, config.name).await?;
+                let answer = exchange(&found.name, &mut incoming, &outgoing, 1, kind, body).await?;
+                Ok((answer, incoming, outgoing))
+            };
+            tokio::time::timeout(within, asked)
+                .await
+                .unwrap_or_else(|_| Err(PeerError::Silent(host.to_owned())))
+        })?;
+        let (end, ended) = oneshot::channel::<(u16, Duration)>();
+        let task = self.runtime.spawn(async move {
+            // Reading answers the pings of the other side.
+            let heard = async { while let Ok(Some(_)) = incoming.next().await {} };
+            let end = tokio::select! {
+                () = heard => return,
+                end = ended => end,
+            };
+            if let Ok((kind, within)) = end {
+                let last = exchange(&found.name, &mut incoming, &outgoing, 2, kind, Bytes::new());
+                let _ = tokio::time::timeout(within, last).await;
+                let _ = tokio::time::timeout(within, outgoing.shutdown("done")).await;
+            }
+        });
+        let line = Line {
+            end,
+            task,
+            runtime: self.runtime.clone(),
         };
+        Ok((answer, line))
+    }
+
+    async fn ask(&self, host: &HostConfig, name: String, kind: u16, body: Bytes) -> Result<Bytes, PeerError> {
+        let (mut incoming, outgoing) = self.greet(host, name).await?;
+        let answer = exchange(&host.name, &mut incoming, &outgoing, 1, kind, body).await?;
+        outgoing.shutdown("done").await;
+        Ok(answer)
+    }
+
+    /// Dials a host and greets it.
+    async fn greet(
+        &self,
+        host: &HostConfig,
+        name: String,
+    ) -> Result<(Incoming<TcpStream>, Outgoing), PeerError> {
         let key: Fingerprint = host
             .identity
             .parse()
@@ -237,38 +295,66 @@ impl Peers {
                 host: host.name.clone(),
                 source,
             })?;
-        let (mut incoming, outgoing) =
+        let (incoming, outgoing) =
             Connection::new(dialed.stream, dialed.peer, ConnectionOptions::default()).split();
-        outgoing
-            .send(Message::Hello(Hello::node(name)))
-            .await
-            .map_err(broken)?;
-        outgoing
-            .send(Message::Request(Request { id: 1, kind, body }))
-            .await
-            .map_err(broken)?;
-        loop {
-            match incoming.next().await.map_err(broken)? {
-                Some(Message::Response(Response { code, body, .. })) => {
-                    outgoing.shutdown("done").await;
-                    if code == DONE {
-                        return Ok(body);
-                    }
-                    let text = String::from_utf8_lossy(&body).into_owned();
-                    return Err(PeerError::Refused {
-                        host: host.name.clone(),
-                        text,
-                    });
-                }
-                Some(Message::Refuse(r)) => {
-                    return Err(PeerError::Refused {
-                        host: host.name.clone(),
-                        text: r.text,
-                    });
-                }
-                Some(_) => {}
-                None => return Err(broken(wire::ConnError::Closed)),
+        let greeted = outgoing.send(Message::Hello(Hello::node(name))).await;
+        greeted.map_err(|source| PeerError::Connection {
+            host: host.name.clone(),
+            source,
+        })?;
+        Ok((incoming, outgoing))
+    }
+}
+
+/// A connection to another node that stays after its first answer.
+pub(crate) struct Line {
+    end: oneshot::Sender<(u16, Duration)>,
+    task: JoinHandle<()>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Line {
+    /// Sends a last request, waits so long for its answer, and ends the connection. Not to be called on a worker of the
+    /// runtime.
+    pub(crate) fn end(self, kind: u16, within: Duration) {
+        // An error means that the connection is gone already.
+        if self.end.send((kind, within)).is_ok() {
+            let _ = self.runtime.block_on(self.task);
+        }
+    }
+}
+
+/// One question and its answer.
+async fn exchange(
+    host: &str,
+    incoming: &mut Incoming<TcpStream>,
+    outgoing: &Outgoing,
+    id: u64,
+    kind: u16,
+    body: Bytes,
+) -> Result<Bytes, PeerError> {
+    let broken = |source| PeerError::Connection {
+        host: host.to_owned(),
+        source,
+    };
+    let refused = |text: String| PeerError::Refused {
+        host: host.to_owned(),
+        text,
+    };
+    let request = Message::Request(Request { id, kind, body });
+    outgoing.send(request).await.map_err(broken)?;
+    loop {
+        match incoming.next().await.map_err(broken)? {
+            Some(Message::Response(r)) if r.id != id => {}
+            Some(Message::Response(Response { code, body, .. })) => {
+                return match code {
+                    DONE => Ok(body),
+                    _ => Err(refused(String::from_utf8_lossy(&body).into_owned())),
+                };
             }
+            Some(Message::Refuse(r)) => return Err(refused(r.text)),
+            Some(_) => {}
+            None => return Err(broken(wire::ConnError::Closed)),
         }
     }
 }
@@ -364,23 +450,27 @@ async fn answer(node: &Arc<Node>, asker: &str, mut incoming: Incoming<TcpStream>
     {
         return;
     }
+    // What was lent over this connection ends with it.
+    let mut lent = Vec::new();
     while let Ok(Some(message)) = incoming.next().await {
         let Message::Request(request) = message else {
             continue;
         };
         let node = Arc::clone(node);
         let (kind, body, asker) = (request.kind, request.body, asker.to_owned());
-        let done = crate::agent::blocking(move || match kind {
-            CONFIGURE => node.take_context(&body).map(Bytes::from),
-            damage::FRAMES => damage::answer(&node, &asker, &body),
-            roles::peer::STANDING
-            | roles::peer::STALE
-            | roles::peer::GIVE_UP
-            | roles::peer::ACTIVATE
-            | roles::peer::PAIR => roles::peer::answer(&node, &asker, kind, &body),
-            _ => Err(format!("request {kind} is not known here")),
-        })
-        .await;
+        let done = match kind {
+            roles::lock::LOCK => crate::agent::blocking(move || roles::lock::lend(&node, &asker, &body))
+                .await
+                .map(|(answer, lease)| {
+                    lent.extend(lease);
+                    answer
+                }),
+            roles::lock::UNLOCK => {
+                lent.clear();
+                Ok(Bytes::new())
+            }
+            _ => done_for(node, asker, kind, body).await,
+        };
         let (code, body) = match done {
             Ok(body) => (DONE, body),
             Err(text) => (REFUSED, Bytes::from(text)),
@@ -398,4 +488,20 @@ async fn answer(node: &Arc<Node>, asker: &str, mut incoming: Incoming<TcpStream>
         }
     }
     outgoing.shutdown("done").await;
+}
+
+/// Answers one request that leaves nothing behind on its connection.
+async fn done_for(node: Arc<Node>, asker: String, kind: u16, body: Bytes) -> Result<Bytes, String> {
+    crate::agent::blocking(move || match kind {
+        CONFIGURE => node.take_context(&body).map(Bytes::from),
+        damage::FRAMES => damage::answer(&node, &asker, &body),
+        roles::peer::STANDING
+        | roles::peer::STALE
+        | roles::peer::GIVE_UP
+        | roles::peer::ACTIVATE
+        | roles::peer::PAIR => roles::peer::answer(&node, &asker, kind, &body),
+        jobs::log::ENTRIES => jobs::log::answer(&node, &asker, &body),
+        _ => Err(format!("request {kind} is not known here")),
+    })
+    .await
 }

@@ -22,6 +22,12 @@ pub(crate) struct Common {
     /// Wait so long for another operator's command
     #[arg(long, value_name = "SECONDS")]
     pub wait_lock: Option<u64>,
+    /// Give up waiting (75) after so long; what was begun goes on as a job
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// Return only when what the command sets going is complete too
+    #[arg(long)]
+    pub wait: bool,
     /// Do nothing unless the term is N
     #[arg(long, value_name = "N")]
     pub expect_term: Option<u64>,

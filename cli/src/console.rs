@@ -2,6 +2,9 @@
 
 use std::io::{self, BufRead, IsTerminal as _, Write};
 
+/// Columns of a terminal that does not say how many it has.
+const COLUMNS: usize = 80;
+
 pub(crate) struct Console {
     out: Box<dyn Write>,
     err: Box<dyn Write>,
@@ -10,6 +13,8 @@ pub(crate) struct Console {
     pub out_is_terminal: bool,
     /// Whether a person reads stderr.
     pub err_is_terminal: bool,
+    /// Whether Ctrl-C may end the whole process.
+    pub is_process: bool,
     failed: Option<io::Error>,
 }
 
@@ -21,6 +26,7 @@ impl Console {
             input: Box::new(io::BufReader::new(io::stdin())),
             out_is_terminal: io::stdout().is_terminal(),
             err_is_terminal: io::stderr().is_terminal(),
+            is_process: true,
             failed: None,
         }
     }
@@ -33,8 +39,21 @@ impl Console {
             input,
             out_is_terminal: false,
             err_is_terminal: false,
+            is_process: false,
             failed: None,
         }
+    }
+
+    /// Columns of the terminal where results go, if they go to one.
+    pub(crate) fn columns(&self) -> Option<usize> {
+        if !self.out_is_terminal {
+            return None;
+        }
+        // One that does not know its width has the usual one.
+        let size = rustix::termios::tcgetwinsize(io::stdout()).ok();
+        Some(size.map_or(0, |s| usize::from(s.ws_col)))
+            .filter(|columns| *columns > 0)
+            .or(Some(COLUMNS))
     }
 
     /// A result, as it is.

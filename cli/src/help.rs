@@ -218,6 +218,24 @@ fn page(short: &str) -> Page {
                 "backstay wait -C 1 --until mark=good --timeout 60",
             ],
         ),
+        "jobs" => (
+            "A command that changes something is a job: it goes on when its terminal goes away, or Ctrl-C ends the\n\
+             command that typed it (130). attach shows it from the beginning and goes on live, and exits as the job does;\n\
+             a question is answered only where the command was typed, so one that is left unanswered is a no. cancel\n\
+             stops a job where that is safe (while it waits, asks, drains, or between two steps of a restore);\n\
+             elsewhere it is refused with the reason, and the job goes on.",
+            &[
+                "backstay jobs",
+                "backstay jobs attach 7",
+                "backstay jobs cancel 7",
+            ],
+        ),
+        "log" => (
+            "Oldest first: when, on which host, who, the command as typed, the answers to its questions, the exit code and\n\
+             the result. With -C the entries of both hosts; a host that cannot be asked is named at the end. What a host did\n\
+             at the request of the other one has no job.",
+            &["backstay log -C 1", "backstay log -C 1 --limit 20 --json"],
+        ),
         "probe" => (
             "Sends a mark through the whole path and prints the times.",
             &["backstay probe -C 1"],

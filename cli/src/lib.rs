@@ -18,6 +18,7 @@
 //!
 //! - Only [`Code::Done`](control::Code::Done) is zero, and a command whose result could not be written is not done.
 //! - A question is answered by one line of stdin, terminal or not; the end of input is a no.
+//! - Ctrl-C ends the program and not the work: 130, and the number of the job on stderr.
 //! - Nothing is sent before the whole command line has been understood.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
 
@@ -27,6 +28,7 @@ pub mod date;
 mod env;
 mod error;
 mod help;
+mod interrupt;
 mod links;
 pub mod names;
 pub mod node;

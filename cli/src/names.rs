@@ -85,8 +85,8 @@ names! {
     "wait", Look, true, "wait until something is so";
     "probe", Look, true, "send a mark to the peer and back, and time it";
     "stats", Look, false, "figures over time";
-    "log", Look, false, "who did what, on both hosts";
-    "jobs", Look, false, "long work that is under way";
+    "log", Look, true, "who did what, on both hosts";
+    "jobs", Look, true, "commands under way: look at them, attach, cancel";
     "ra" = "scrt_ra", Restore, true, "snapshots, restores, rollback windows";
     "rc" = "scrt_rc", Restore, false, "restore production from the recovery server";
     "get", Restore, false, "one file from any point";

@@ -6,17 +6,19 @@ use crate::{
     console::Console,
     env::Env,
     error::CliError,
-    help, links, names,
+    help,
+    interrupt::Interrupt,
+    links, names,
     names::Name,
     node::{self, Node},
     show::{self, View},
     talk::Talk,
-    verbs::{Given, Shape, Verb, map, mark, mount, other, protect, ra, role, run as start_stop},
+    verbs::{Given, Shape, Verb, jobs, map, mark, mount, other, protect, ra, role, run as start_stop},
     zone::Zone,
 };
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser};
 use control::{
-    Code, Failure, Options, Outcome, Request,
+    Code, Command, Failure, JobVerb, Options, Outcome, Request,
     client::{self, ClientError},
     status::StatusReply,
 };
@@ -157,6 +159,8 @@ impl Run<'_> {
             "status" => self.ask::<other::Status>(words, console),
             "pins" => self.ask::<other::Pins>(words, console),
             "wait" => self.ask::<other::Wait>(words, console),
+            "jobs" => self.ask::<jobs::Jobs>(words, console),
+            "log" => self.ask::<jobs::Log>(words, console),
             "probe" => self.ask::<other::Probe>(words, console),
             "links" => self.links(words, console),
             "init" => self.init(words, console),
@@ -216,6 +220,8 @@ impl Run<'_> {
             verbose: common.verbose,
             wait_lock_s: common.wait_lock,
             expect_term: common.expect_term,
+            timeout_s: common.timeout,
+            wait: common.wait,
             operator: self.env.operator.clone(),
             command_line: self.typed.clone(),
         };
@@ -223,7 +229,7 @@ impl Run<'_> {
         let view = View {
             verbose: common.verbose,
             shape: verb.shape(),
-            on_terminal: console.out_is_terminal,
+            columns: console.columns(),
             ..View::plain(zone, self.env.now())
         };
         let Shape::Watch(seconds) = view.shape else {
@@ -254,8 +260,22 @@ impl Run<'_> {
         json: bool,
         console: &mut Console,
     ) -> Result<Code, CliError> {
-        let is_status = matches!(request.command, control::Command::Status { .. });
-        let mut talk = Talk::new(console, view, json, request.options.quiet, !is_status);
+        let is_status = matches!(request.command, Command::Status { .. });
+        let attaches = matches!(
+            request.command,
+            Command::Job {
+                verb: JobVerb::Attach,
+                ..
+            }
+        );
+        // What goes on without us is detached from; all else ends with Ctrl-C as any program does.
+        let goes_on = attaches || request.command.changes_state() && !request.options.dry_run;
+        let interrupt = if goes_on && console.is_process {
+            Interrupt::listen(self.name.display(), &node.name, json, console.err_is_terminal)
+        } else {
+            Interrupt::default()
+        };
+        let mut talk = Talk::new(console, view, json, request.options.quiet, interrupt).with_head(!is_status);
         let outcome = match client::call(&node.socket, request, &mut talk) {
             Ok(outcome) => outcome,
             Err(e) => {

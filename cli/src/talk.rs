@@ -2,6 +2,7 @@
 
 use crate::{
     console::Console,
+    interrupt::Interrupt,
     names::Name,
     show::{self, View},
     verbs::Shape,
@@ -26,6 +27,7 @@ pub(crate) struct Talk<'a> {
     point: Option<PointInfo>,
     bar: Option<indicatif::ProgressBar>,
     last_line: Option<Instant>,
+    interrupt: Interrupt,
 }
 
 impl Listener for Talk<'_> {
@@ -37,6 +39,7 @@ impl Listener for Talk<'_> {
         self.clear_bar();
         match event {
             Event::Head(head) => self.head(Some(&head)),
+            Event::Begun { job } => self.interrupt.begun(job),
             Event::Resolved { level, point } => {
                 let line = show::resolved(level, &point, &self.view);
                 self.console.say(&line);
@@ -44,6 +47,13 @@ impl Listener for Talk<'_> {
             }
             Event::Step(step) => self.live(&show::step(&step)),
             Event::Line { text } => self.live(&text),
+            Event::Asked { operator, question } => {
+                let (lines, asked) = show::question(&question, &self.view);
+                for line in lines {
+                    self.console.say(&line);
+                }
+                self.console.say(&show::asked(&operator, &asked));
+            }
             _ => {}
         }
     }
@@ -58,26 +68,41 @@ impl Listener for Talk<'_> {
             self.console.say(&format!("{asked} [y|n] y (-q)"));
             return true;
         }
+        self.interrupt.asking(true);
         let yes = self.console.ask(&asked);
+        self.interrupt.asking(false);
         self.declined |= !yes;
         yes
     }
 }
 
 impl<'a> Talk<'a> {
-    /// A conversation; `head` is whether to print the head line.
-    pub(crate) fn new(console: &'a mut Console, view: View, json: bool, quiet: bool, head: bool) -> Self {
+    /// A conversation.
+    pub(crate) fn new(
+        console: &'a mut Console,
+        view: View,
+        json: bool,
+        quiet: bool,
+        interrupt: Interrupt,
+    ) -> Self {
         Self {
             console,
             view,
             json,
             quiet,
-            head,
+            head: true,
             declined: false,
             point: None,
             bar: None,
             last_line: None,
+            interrupt,
         }
+    }
+
+    /// Whether to print the head line.
+    pub(crate) fn with_head(mut self, head: bool) -> Self {
+        self.head = head;
+        self
     }
 
     fn head(&mut self, head: Option<&control::HeadLine>) {

@@ -11,6 +11,11 @@ use serde::{Deserialize, Serialize};
 pub enum Event {
     /// Who answers; at most once, before all others.
     Head(HeadLine),
+    /// The command is a job: it goes on without the client, under this number.
+    Begun {
+        /// Its number on this node.
+        job: u64,
+    },
     /// The exact point that the command is about, before anything is done to it.
     Resolved {
         /// The snapshot level, when it is about one that exists.
@@ -29,6 +34,13 @@ pub enum Event {
     Progress(Progress),
     /// The client must send an [`Answer`]; nothing goes on before.
     Ask {
+        /// What is asked.
+        question: Question,
+    },
+    /// Somebody else was asked, the one who sent the request of this job; nothing is to be answered.
+    Asked {
+        /// Who.
+        operator: String,
         /// What is asked.
         question: Question,
     },
@@ -177,6 +189,26 @@ pub enum Question {
         /// The question itself, without `[y|n]`.
         question: String,
     },
+}
+
+impl Question {
+    /// What is asked, in a few words, for the log and for those who only look on.
+    #[must_use]
+    pub fn in_short(&self) -> String {
+        let place = |p: &PointInfo| format!("g{}:seq:{}", p.generation, p.seq);
+        match self {
+            Self::Restore(r) if r.undo => format!("undo the restore to {}", place(&r.from)),
+            Self::Restore(r) => format!("restore from {} to {}", place(&r.from), place(&r.to)),
+            Self::Failover(f) => format!("failover at {}, production now is {}", place(&f.point), f.peer),
+            Self::Fixed(FixedQuestion::FailoverProcessing) => "failover processing".into(),
+            Self::Fixed(FixedQuestion::LcaReset) => "LCA reset".into(),
+            Self::Text { lines, question } => {
+                let mut words: Vec<&str> = lines.iter().map(String::as_str).collect();
+                words.push(question);
+                words.join(" ")
+            }
+        }
+    }
 }
 
 /// What a failover restore would do.

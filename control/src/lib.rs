@@ -9,6 +9,7 @@
 //! client                                         daemon
 //!   Request {version, command, options}   ──▶
 //!                                         ◀──   Head        at most once, first, so that the operator sees who answers
+//!                                         ◀──   Begun       the number of the job, if it is one
 //!                                         ◀──   Resolved    the exact point, before anything is done to it
 //!                                         ◀──   Step, Line, Progress        as the work goes on, in order
 //!                                         ◀──   Ask
@@ -20,7 +21,9 @@
 //!
 //! - The daemon asks each question whatever the options say; a client that was told `-q` answers yes by itself, so that
 //!   what would be done is shown in both cases. A connection that ends instead of an answer is a no.
-//! - A client that goes away without a question pending only detaches: the work goes on.
+//! - A client that goes away without a question pending only detaches: the work goes on, and [`JobVerb::Attach`] hears it
+//!   from the beginning. Whoever attaches is shown the questions ([`Event::Asked`]); only the client that sent the request
+//!   answers them.
 //! - [`VERSION`] is one number for the whole vocabulary. A request of another version is refused with both numbers and
 //!   is not looked into any further; nothing is guessed from half-known fields.
 //! - A line has at most [`codec::LINE_BYTES_MAX`] bytes, on both sides.
@@ -35,6 +38,7 @@ pub mod client;
 pub mod code;
 pub mod codec;
 pub mod event;
+pub mod jobs;
 pub mod point;
 pub mod reply;
 pub mod request;
@@ -46,6 +50,7 @@ pub use event::{
     Answer, Event, FailoverQuestion, Failure, FixedQuestion, HeadContext, HeadLine, NextStep, Outcome,
     PeerLine, PeerState, Progress, Question, RestoreQuestion, Step, Unit,
 };
+pub use jobs::{Holder, JobState, JobVerb};
 pub use point::{Gap, MissingInfo, Moment, NearPoint, PointInfo, Side, WindowInfo};
 pub use reply::Reply;
 pub use request::{Command, MapVerb, Options, Request, WaitFor};

@@ -1,6 +1,10 @@
 //! What a command brings back: all that human output and `--json` need, in bytes and [`Moment`]s.
 
-use crate::{Code, MissingInfo, Moment, PointInfo, Progress, WaitFor, WindowInfo, status::StatusReply};
+use crate::{
+    Code, MissingInfo, Moment, PointInfo, Progress, WaitFor, WindowInfo,
+    jobs::{JobInfo, JobsReply, LogReply},
+    status::StatusReply,
+};
 use serde::{Deserialize, Serialize};
 
 /// The answer of a command that was done.
@@ -44,6 +48,14 @@ pub enum Reply {
     PinReleased(PinInfo),
     /// `wait`.
     Wait(WaitReply),
+    /// `jobs`.
+    Jobs(JobsReply),
+    /// `jobs show`.
+    Job(Box<JobInfo>),
+    /// `jobs cancel`: the job as it ended.
+    Cancelled(Box<JobInfo>),
+    /// `log`.
+    Log(LogReply),
     /// What node this is.
     NodeInfo(NodeInfoReply),
     /// A one-time pairing string.

@@ -1,5 +1,6 @@
 //! What a client asks for.
 
+use crate::JobVerb;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -44,6 +45,12 @@ pub struct Options {
     pub wait_lock_s: Option<u64>,
     /// `--expect-term N`: do nothing at any other term.
     pub expect_term: Option<u64>,
+    /// `--timeout S`: answer 75 after so long; what was begun goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<u64>,
+    /// `--wait`: answer only when what the command sets going is complete too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub wait: bool,
     /// Who asks: `user@host`, for the log.
     pub operator: String,
     /// The command line as typed, for the log.
@@ -237,8 +244,25 @@ pub enum Command {
         context: u32,
         /// For what.
         until: WaitFor,
-        /// Answer 75 after so many seconds; never without.
-        timeout_s: Option<u64>,
+    },
+    /// `jobs`; those of all contexts without one.
+    Jobs {
+        /// Only those of this context.
+        context: Option<u32>,
+    },
+    /// `jobs show|attach|cancel N`.
+    Job {
+        /// Its number on this node.
+        job: u64,
+        /// What to do with it.
+        verb: JobVerb,
+    },
+    /// `log`; without a context, that of this node alone.
+    Log {
+        /// Only this context, from both hosts.
+        context: Option<u32>,
+        /// At most so many entries, the newest.
+        limit: Option<u32>,
     },
     /// What node this is.
     NodeInfo,
@@ -257,7 +281,8 @@ pub enum Command {
 }
 
 impl Command {
-    /// Whether the command may change anything when it is not a dry run; such commands are serialised per context.
+    /// Whether the command may change anything when it is not a dry run. Such commands are jobs, and most of them are
+    /// serialised per context. `jobs cancel` is none: it acts on one of them, and holds nothing.
     #[must_use]
     pub const fn changes_state(&self) -> bool {
         !matches!(
@@ -267,6 +292,9 @@ impl Command {
                 | Self::Marks { .. }
                 | Self::Pins { .. }
                 | Self::Wait { .. }
+                | Self::Jobs { .. }
+                | Self::Job { .. }
+                | Self::Log { .. }
                 | Self::NodeInfo
                 | Self::Map {
                     verb: MapVerb::View { .. } | MapVerb::Dump { .. },
@@ -279,7 +307,10 @@ impl Command {
     #[must_use]
     pub const fn context(&self) -> Option<u32> {
         match self {
-            Self::Status { context } | Self::Pins { context } => *context,
+            Self::Status { context }
+            | Self::Pins { context }
+            | Self::Jobs { context }
+            | Self::Log { context, .. } => *context,
             Self::Snapshot { context, .. }
             | Self::FailoverRestore { context, .. }
             | Self::UndoRestore { context }
@@ -301,7 +332,7 @@ impl Command {
             | Self::Wait { context, .. }
             | Self::Probe { context } => Some(*context),
             Self::Protect(p) => Some(p.context),
-            Self::NodeInfo | Self::PairOpen | Self::PairJoin { .. } => None,
+            Self::NodeInfo | Self::PairOpen | Self::PairJoin { .. } | Self::Job { .. } => None,
         }
     }
 }

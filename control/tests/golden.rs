@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use control::{
-    Answer, Code, Command, Event, FailoverQuestion, Failure, FixedQuestion, HeadContext, HeadLine, MapVerb,
-    MissingInfo, Moment, NearPoint, Options, Outcome, PeerLine, PeerState, PointInfo, Progress, Question,
-    Reply, Request, RestoreQuestion, Side, Step, WindowInfo, codec,
+    Answer, Code, Command, Event, FailoverQuestion, Failure, FixedQuestion, HeadContext, HeadLine, JobState,
+    JobVerb, MapVerb, MissingInfo, Moment, NearPoint, Options, Outcome, PeerLine, PeerState, PointInfo,
+    Progress, Question, Reply, Request, RestoreQuestion, Side, Step, WindowInfo, codec,
+    jobs::{AnswerGiven, JobInfo, JobsReply, LogEntry, LogReply, Unheard},
     reply::{
         CellRun, DirtyReply, LfcInfo, MapReply, MountInfo, PlanReply, ResyncSet, RoleReply, RoleVerb,
         SnapshotReply, SnapshotVolume, VolumeMapInfo,
@@ -39,6 +40,88 @@ fn head() -> HeadLine {
             }),
         }),
     }
+}
+
+/// What is asked about commands under way and done.
+fn job_commands() -> Vec<Command> {
+    let job = |verb| Command::Job { job: 7, verb };
+    vec![
+        Command::Jobs { context: None },
+        job(JobVerb::Show),
+        job(JobVerb::Attach),
+        job(JobVerb::Cancel),
+        Command::Log {
+            context: Some(1),
+            limit: Some(20),
+        },
+        Command::Wait {
+            context: 1,
+            until: control::WaitFor::Resynced,
+        },
+    ]
+}
+
+/// What the daemon says of them.
+fn job_events() -> Vec<Event> {
+    let job = JobInfo {
+        id: 7,
+        host: "rec1".into(),
+        context: Some(1),
+        command: "rtdr -C 1 failover".into(),
+        operator: "me@rec1".into(),
+        since: Moment(5),
+        state: JobState::Asking,
+        question: Some("failover at g3:seq:900, production now is prod1".into()),
+        ..JobInfo::default()
+    };
+    let ended = JobInfo {
+        state: JobState::Ended,
+        question: None,
+        keeps_on: Some("it has ended already".into()),
+        ended: Some(Moment(9)),
+        code: Some(Code::Refused),
+        error: Some("not confirmed".into()),
+        ..job.clone()
+    };
+    let entry = LogEntry {
+        host: "rec1".into(),
+        job: Some(7),
+        context: Some(1),
+        operator: "me@rec1".into(),
+        command: "rtdr -C 1 failover".into(),
+        begun: Moment(5),
+        ended: Some(Moment(9)),
+        code: Some(Code::Done),
+        result: "done".into(),
+        answers: vec![AnswerGiven {
+            question: "failover at g3:seq:900, production now is prod1".into(),
+            yes: true,
+            quiet: true,
+        }],
+    };
+    let log = LogReply {
+        context: Some(1),
+        entries: vec![entry],
+        omitted: false,
+        unheard: vec![Unheard {
+            host: "prod1".into(),
+            why: "prod1 is not reachable".into(),
+        }],
+    };
+    let done = |reply| Event::Done(Box::new(Outcome::ok(reply)));
+    vec![
+        Event::Begun { job: 7 },
+        Event::Asked {
+            operator: "me@rec1".into(),
+            question: Question::Fixed(FixedQuestion::LcaReset),
+        },
+        done(Reply::Jobs(JobsReply {
+            jobs: vec![job.clone()],
+        })),
+        done(Reply::Job(Box::new(job))),
+        done(Reply::Cancelled(Box::new(ended))),
+        done(Reply::Log(log)),
+    ]
 }
 
 /// What the operator asks of roles and maps.
@@ -301,9 +384,20 @@ fn lines() -> (Vec<Request>, Answer, Vec<Event>) {
         Event::Done(Box::new(Outcome::failed(failure))),
     ];
     events.extend(role_events());
+    events.extend(job_events());
     let requests = [Command::NodeInfo, restore, protect, release];
     let requests = requests.into_iter().chain(role_commands());
-    let requests = requests.map(|c| Request::new(c, options.clone())).collect();
+    let mut requests: Vec<_> = requests.map(|c| Request::new(c, options.clone())).collect();
+    let patient = Options {
+        timeout_s: Some(60),
+        wait: true,
+        ..Options::default()
+    };
+    requests.extend(
+        job_commands()
+            .into_iter()
+            .map(|c| Request::new(c, patient.clone())),
+    );
     (requests, Answer { yes: true }, events)
 }
 

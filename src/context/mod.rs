@@ -6,6 +6,7 @@
 mod alone;
 mod backing;
 mod command_lock;
+mod lease;
 mod overflow;
 mod pair;
 mod production;
@@ -15,7 +16,8 @@ mod room;
 mod standing;
 mod views;
 
-pub use command_lock::{CommandGuard, CommandLock};
+pub use command_lock::{CommandGuard, CommandLock, Scope};
+pub use lease::Lease;
 pub use overflow::SuperTransaction;
 pub use production::Production;
 pub use recovery::Recovery;
@@ -31,6 +33,7 @@ use crate::{
     node::Node,
     roles::Standing,
 };
+use control::Holder;
 use journal::{
     Cell, ContextRow, Draft, Journal, JournalError, MapShape, NewGeneration, Opened, Options, Parts,
     RestoreRow,
@@ -260,6 +263,7 @@ pub struct Context {
     folder: PathBuf,
     peer: Mutex<PeerView>,
     commands: CommandLock,
+    leases: lease::Leases,
     link: Mutex<Option<LinkHandle>>,
     receiving: Mutex<u64>,
     row: Mutex<ContextRow>,
@@ -318,6 +322,7 @@ impl Context {
             folder,
             peer: Mutex::default(),
             commands: CommandLock::default(),
+            leases: lease::Leases::default(),
             link: Mutex::default(),
             receiving: Mutex::default(),
             row: Mutex::new(row),
@@ -660,12 +665,17 @@ impl Context {
         Some(self.receiving.lock()).filter(|newest| **newest == turn)
     }
 
-    /// Takes the context's command lock; else answers who holds it.
+    /// Takes these scopes of the context's command lock on this host; else answers who holds one of them.
     ///
     /// # Errors
     /// With the holder, when it is still held after `wait`.
-    pub fn lock_commands(&self, who: String, wait: Duration) -> Result<CommandGuard<'_>, String> {
-        self.commands.lock(who, wait)
+    pub fn lock_commands(
+        &self,
+        scopes: &[Scope],
+        holder: &Holder,
+        wait: Duration,
+    ) -> Result<CommandGuard, Holder> {
+        self.commands.lock(scopes, holder, wait)
     }
 
     /// A volume's size.

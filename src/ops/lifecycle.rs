@@ -190,8 +190,15 @@ pub(crate) fn wait_for_peer(context: &Context, at_most: Duration) {
     }
 }
 
-/// Seals the open container and waits until the peer has applied everything.
+/// Seals the open container and waits until the peer has applied everything; it may be cancelled meanwhile.
 pub fn drain(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(), Failure> {
+    op.may_stop(true);
+    let drained = drain_all(op, context);
+    op.may_stop(false);
+    drained
+}
+
+fn drain_all(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(), Failure> {
     let Some(running) = context.running() else {
         return Ok(());
     };
@@ -227,11 +234,12 @@ pub fn drain(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(), Failure> {
         if copied && peer.rolled_back && cursors.received_by_peer >= target {
             break;
         }
-        if !op.is_watched() {
-            return Err(Failure::new(
-                Code::Detached,
-                "nobody waits for the drain any more",
-            ));
+        if let Some(by) = op.stopped_by() {
+            return Err(
+                Failure::new(Code::PartWay, format!("the drain was cancelled by {by}")).with_hint(
+                    "nothing is lost: what is missing there stays in the journal, and goes on flowing",
+                ),
+            );
         }
         op.progress(Progress {
             what: "drain".into(),
@@ -240,7 +248,7 @@ pub fn drain(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(), Failure> {
             unit: Unit::Writes,
             ..Progress::default()
         });
-        ear.wait(Duration::from_secs(2));
+        ear.wait(Duration::from_millis(500));
     }
     op.step(Step::SyncDone);
     Ok(())

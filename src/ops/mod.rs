@@ -1,14 +1,16 @@
 //! What the daemon does for each command: one file a group of commands.
 //!
-//! An operation gets an [`Op`]: the node, the request's options and the operator at the other end of the socket, who may be
-//! shown steps and asked questions. It answers an [`Answer`]; the frame around it (head line, `Next:`) is made here.
+//! An operation gets an [`Op`]: the node, the request's options and whoever listens ([`Audience`]), who may be shown steps and
+//! asked questions. It answers an [`Answer`]; the frame around it (head line, `Next:`) is made here.
 
 #![expect(
     clippy::result_large_err,
     reason = "a failure ends a command: it is made once and never passed in a loop"
 )]
 
+mod jobs;
 pub(crate) mod lifecycle;
+mod lock;
 mod map;
 mod mark;
 mod mount;
@@ -24,14 +26,15 @@ mod windows;
 
 use crate::{
     context::Context,
+    jobs::{Job, Seat, watch},
     node::Node,
     roles::{Next, Standing},
 };
 use control::{
-    Code, Command, Event, Failure, NextStep, Outcome, PointInfo, Progress, Question, Reply, Request, Step,
-    reply::PlanReply, request::Options, server::Session,
+    Code, Command, Event, Failure, JobVerb, NextStep, Outcome, PointInfo, Progress, Question, Reply, Request,
+    Step, reply::PlanReply, request::Options, server::Session,
 };
-use std::sync::Arc;
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 /// What came of an operation, and what to type next.
 pub type Answer = Result<(Reply, Option<NextStep>), Failure>;
@@ -42,19 +45,71 @@ pub struct Op<'a> {
     pub node: &'a Arc<Node>,
     /// `-q -f -n …`.
     pub options: &'a Options,
-    session: &'a mut Session,
-    detached: bool,
+    audience: Audience<'a>,
+}
+
+/// Who listens to a command.
+pub enum Audience<'a> {
+    /// A client, of a command that ends with it.
+    Client {
+        /// Its connection.
+        session: &'a mut Session,
+        /// Whether it went away.
+        gone: bool,
+    },
+    /// A job, and whoever watches it: the command goes on without them.
+    Job(Arc<Job>),
+}
+
+impl Audience<'_> {
+    fn send(&mut self, event: Event) {
+        match self {
+            Self::Client { session, gone } => *gone |= session.send(&event).is_err(),
+            Self::Job(job) => job.tell(event),
+        }
+    }
 }
 
 impl Op<'_> {
     fn send(&mut self, event: Event) {
-        // A client that went away has detached; the work goes on.
-        self.detached |= self.session.send(&event).is_err();
+        self.audience.send(event);
     }
 
     /// Whether the client is still there, as far as the last event told.
     pub fn is_watched(&self) -> bool {
-        !self.detached
+        match &self.audience {
+            Audience::Client { gone, .. } => !gone,
+            Audience::Job(job) => job.is_watched(),
+        }
+    }
+
+    /// The number of the job.
+    pub fn job(&self) -> Option<u64> {
+        match &self.audience {
+            Audience::Client { .. } => None,
+            Audience::Job(job) => Some(job.id()),
+        }
+    }
+
+    fn waits_for_lock(&self, waits: bool) {
+        if let Audience::Job(job) = &self.audience {
+            job.waits_for_lock(waits);
+        }
+    }
+
+    /// From here on the command may be cancelled, or not any more; [`Op::stopped_by`] is looked at meanwhile.
+    pub fn may_stop(&self, may: bool) {
+        if let Audience::Job(job) = &self.audience {
+            job.may_stop(may);
+        }
+    }
+
+    /// Who has cancelled the command.
+    pub fn stopped_by(&self) -> Option<String> {
+        match &self.audience {
+            Audience::Client { .. } => None,
+            Audience::Job(job) => job.stopped_by(),
+        }
     }
 
     /// Shows a step.
@@ -69,7 +124,8 @@ impl Op<'_> {
 
     /// Shows how far a long step is.
     pub fn progress(&mut self, progress: Progress) {
-        self.send(Event::Progress(progress));
+        let job = self.job();
+        self.send(Event::Progress(Progress { job, ..progress }));
     }
 
     /// Echoes the exact point, before anything is done.
@@ -79,11 +135,17 @@ impl Op<'_> {
 
     /// Asks; anything but yes is a refusal that changed nothing.
     pub fn ask(&mut self, question: Question) -> Result<(), Failure> {
-        if self.session.ask(question) {
-            Ok(())
-        } else {
-            Err(Failure::new(Code::Refused, "not confirmed"))
+        let yes = match &mut self.audience {
+            Audience::Client { session, .. } => session.ask(question),
+            Audience::Job(job) => job.ask(question),
+        };
+        if yes {
+            return Ok(());
         }
+        Err(match self.stopped_by() {
+            Some(by) => refused(format!("cancelled by {by} at its question")),
+            None => refused("not confirmed"),
+        })
     }
 
     /// As [`Op::ask`]; a dry run changes nothing and asks nothing.
@@ -137,26 +199,101 @@ fn not_opened(node: &Node, id: u32, code: Code) -> Option<Failure> {
     )
 }
 
+/// Answers a request: a command that may change something becomes a job, which the client watches.
+pub fn answer(node: &Arc<Node>, request: &Request, session: &mut Session) -> Option<Outcome> {
+    let timeout = request.options.timeout_s.map(Duration::from_secs);
+    if let Command::Job {
+        job,
+        verb: JobVerb::Attach,
+    } = request.command
+    {
+        return match node.jobs().find(job) {
+            Ok(job) => watch(session, &job, Seat::Guest, timeout),
+            Err(failure) => Some(ended(node, None, Err(failure))),
+        };
+    }
+    if !request.command.changes_state() || request.options.dry_run {
+        let gone = false;
+        return Some(run(node, request, Audience::Client { session, gone }));
+    }
+    let context = request.command.context();
+    let id = context.map(|id| node.context(id).map_or(id, |c| c.id().0));
+    let job = match node.jobs().begin(request, id) {
+        Ok(job) => job,
+        Err(failure) => return Some(ended(node, None, Err(failure))),
+    };
+    let (of, request) = ((Arc::clone(node), Arc::clone(&job)), request.clone());
+    let work = move || {
+        let (node, job) = of;
+        let audience = Audience::Job(Arc::clone(&job));
+        let worked = std::panic::catch_unwind(AssertUnwindSafe(|| run(&node, &request, audience)));
+        let outcome = worked.unwrap_or_else(|_| {
+            let text = "the command ended with a defect of the program; see the daemon's log";
+            ended(&node, None, Err(Failure::new(Code::Bug, text)))
+        });
+        let result = outcome.result.as_ref().map_or_else(|f| &*f.error, |_| "done");
+        node.jobs()
+            .log()
+            .ended(job.id(), outcome.code(), result, job.answers());
+        job.end(outcome);
+    };
+    if let Err(e) = std::thread::Builder::new().name("job".into()).spawn(work) {
+        let failure = Failure::new(Code::NotNow, format!("the command could not be begun: {e}"));
+        job.end(ended(node, None, Err(failure)));
+    }
+    watch(session, &job, Seat::Owner, timeout)
+}
+
+/// The frame of an answer: who answers, and what comes next.
+fn ended(node: &Arc<Node>, context: Option<&Context>, answer: Answer) -> Outcome {
+    let head = Some(status::head(node, context));
+    match answer {
+        Ok((reply, next)) => Outcome {
+            head,
+            result: Ok(reply),
+            next,
+        },
+        Err(failure) => {
+            let next = failure.hint_command.clone().map(|command| NextStep {
+                command,
+                host: failure.hint_host.clone().unwrap_or_else(|| node.name()),
+            });
+            Outcome {
+                head,
+                result: Err(failure),
+                next,
+            }
+        }
+    }
+}
+
 /// Runs a request to its end.
-pub fn run(node: &Arc<Node>, request: &Request, session: &mut Session) -> Outcome {
+fn run(node: &Arc<Node>, request: &Request, mut audience: Audience<'_>) -> Outcome {
     let command = &request.command;
     let context = command.context().and_then(|id| node.context(id));
-    let head = || status::head(node, context.as_deref());
     if !matches!(
         command,
         Command::Status { .. } | Command::Pins { .. } | Command::NodeInfo
     ) {
-        let _ = session.send(&Event::Head(head()));
+        audience.send(Event::Head(status::head(node, context.as_deref())));
     }
-    let answer = locked(node, request, context.as_deref()).and_then(|_lock| {
-        let mut op = Op {
-            node,
-            options: &request.options,
-            session,
-            detached: false,
-        };
-        dispatch(&mut op, command)
-    });
+    let mut op = Op {
+        node,
+        options: &request.options,
+        audience,
+    };
+    if let Some(job) = op.job() {
+        op.send(Event::Begun { job });
+    }
+    let mut answer = match lock::take(&mut op, command, context.as_ref()) {
+        Ok(_held) => dispatch(&mut op, command),
+        Err(failure) => Err(failure),
+    };
+    if let (Ok((reply, _)), true) = (&answer, request.options.wait)
+        && let Err(failure) = wait::to_the_end(&mut op, command, reply)
+    {
+        answer = Err(failure);
+    }
     if command.changes_state() && !request.options.dry_run {
         let result = answer
             .as_ref()
@@ -168,60 +305,8 @@ pub fn run(node: &Arc<Node>, request: &Request, session: &mut Session) -> Outcom
         );
         node.keep_status();
     }
-    match answer {
-        Ok((reply, next)) => Outcome {
-            head: Some(head()),
-            result: Ok(reply),
-            next,
-        },
-        Err(failure) => {
-            let next = failure.hint_command.clone().map(|command| NextStep {
-                command,
-                host: failure
-                    .hint_host
-                    .clone()
-                    .unwrap_or_else(|| node.name().to_owned()),
-            });
-            Outcome {
-                head: Some(head()),
-                result: Err(failure),
-                next,
-            }
-        }
-    }
-}
-
-/// Takes the context's command lock for commands that change state, and checks `--expect-term`.
-fn locked<'a>(
-    node: &Node,
-    request: &Request,
-    context: Option<&'a Context>,
-) -> Result<Option<crate::context::CommandGuard<'a>>, Failure> {
-    let Some(context) = context else { return Ok(None) };
-    if let Some(expected) = request.options.expect_term {
-        let term = context.term().0;
-        if term != expected {
-            return Err(Failure::new(
-                Code::Refused,
-                format!("the term is {term}, not {expected}: nothing was done"),
-            ));
-        }
-    }
-    // A new snapshot waits for nobody: it changes nothing that another command works on.
-    let snapshot = matches!(request.command, Command::Snapshot { .. });
-    if !request.command.changes_state() || snapshot || request.options.dry_run {
-        return Ok(None);
-    }
-    let wait = std::time::Duration::from_secs(request.options.wait_lock_s.unwrap_or(0));
-    let who = format!("{}: {}", request.options.operator, request.options.command_line);
-    context.lock_commands(who, wait).map(Some).map_err(|holder| {
-        Failure::new(
-            Code::NotNow,
-            format!("another command works on context {}: {holder}", context.id()),
-        )
-        .with_hint("--wait-lock SECONDS waits for it")
-        .with_hint_command(format!("backstay status -C {}", context.id()), node.name())
-    })
+    let context = context.or_else(|| command.context().and_then(|id| node.context(id)));
+    ended(node, context.as_deref(), answer)
 }
 
 fn dispatch(op: &mut Op<'_>, command: &Command) -> Answer {
@@ -320,11 +405,10 @@ fn dispatch(op: &mut Op<'_>, command: &Command) -> Answer {
         Command::Resync { context, both } => role::resync(op, *context, *both),
         Command::Failback { context, mount, stay } => role::failback(op, *context, *mount, *stay),
         Command::Protect(protect) => protect::protect(op, protect),
-        Command::Wait {
-            context,
-            until,
-            timeout_s,
-        } => wait::wait(op, *context, until, *timeout_s),
+        Command::Wait { context, until } => wait::wait(op, *context, until),
+        Command::Jobs { context } => jobs::list(op, *context),
+        Command::Job { job, verb } => jobs::one(op, *job, *verb),
+        Command::Log { context, limit } => jobs::log(op, *context, *limit),
         Command::Probe { context } => wait::probe(op, *context),
         Command::PairOpen => pair::open(op),
         Command::PairJoin { string } => pair::join(op, string),

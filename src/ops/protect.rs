@@ -275,6 +275,7 @@ fn ready(
 fn show_sync(op: &mut Op<'_>, context: &Arc<Context>) -> Option<Progress> {
     let total: u64 = context.config.volumes.iter().map(|v| v.size.0).sum();
     let started = Instant::now();
+    op.may_stop(true);
     loop {
         let stale = context.stale_bytes();
         let progress = Progress {
@@ -289,7 +290,7 @@ fn show_sync(op: &mut Op<'_>, context: &Arc<Context>) -> Option<Progress> {
         let applied = context.journal.cursors().applied_by_peer;
         let complete = peer.connected && stale == 0 && peer.synced_at.is_some_and(|at| applied >= at);
         op.progress(progress.clone());
-        if complete || started.elapsed() > SYNC_SHOWN {
+        if complete || started.elapsed() > SYNC_SHOWN || op.stopped_by().is_some() || !op.is_watched() {
             return Some(progress);
         }
         if let Some(running) = context.running()

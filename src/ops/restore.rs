@@ -45,7 +45,7 @@ pub fn failover_restore(op: &mut Op<'_>, id: u32, to: &RestoreTo, volume: Option
             (ContextState::Restoring, false) if same || (row.text == target && row.only == only) => {
                 let to_info = point_info(&context, &row.target, Some(&row.text));
                 let way = Way::between(&context, applied_info(&context), to_info, false);
-                return run(op, &context, recovery, Work::GoOn(row), way);
+                return run(op, &context, recovery, (Work::GoOn(row), Stop::Possible), way);
             }
             (ContextState::Restoring, _) => {
                 let hint = if row.undo_from.is_some() {
@@ -86,7 +86,7 @@ pub fn failover_restore(op: &mut Op<'_>, id: u32, to: &RestoreTo, volume: Option
     if op.options.dry_run {
         return planned(&context, to_info, &row);
     }
-    run(op, &context, recovery, Work::Begin(row), way)
+    run(op, &context, recovery, (Work::Begin(row), Stop::Possible), way)
 }
 
 /// Goes back to the last consistent point of a resync (rule L7), as part of a failover that the operator has confirmed.
@@ -109,7 +109,7 @@ pub fn to_last_consistent(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(),
     let way = Way::between(context, applied_info(context), to, false);
     let history: &dyn History = &*context.journal;
     let row = RestoreRow::begun(point, text, None, history.published());
-    run(op, context, recovery, Work::Begin(row), way).map(drop)
+    run(op, context, recovery, (Work::Begin(row), Stop::Not), way).map(drop)
 }
 
 /// `scrt_ra --undo`.
@@ -134,7 +134,7 @@ pub fn undo(op: &mut Op<'_>, id: u32) -> Answer {
     }
     let way = Way::between(&context, from, applied_info(&context), true);
     if row.undo_from.is_some() {
-        return run(op, &context, recovery, Work::GoOn(row), way);
+        return run(op, &context, recovery, (Work::GoOn(row), Stop::Possible), way);
     }
     let back = "what was received since is applied again".to_owned();
     let only = row
@@ -142,7 +142,13 @@ pub fn undo(op: &mut Op<'_>, id: u32) -> Answer {
         .and_then(|index| context.config.indexed().find(|(i, _)| *i == index));
     let only = only.map(|(_, volume)| volume.name.clone());
     op.ask(way.question(only.as_deref(), vec![back]))?;
-    run(op, &context, recovery, Work::TurnRound(row), way)
+    run(
+        op,
+        &context,
+        recovery,
+        (Work::TurnRound(row), Stop::Possible),
+        way,
+    )
 }
 
 /// The command as it is typed.
@@ -306,8 +312,21 @@ fn planned(context: &Context, point: PointInfo, row: &RestoreRow) -> Answer {
     Ok((Reply::Plan(plan), None))
 }
 
+/// Whether a restore may be cancelled: a failover's own may not, for only the failover knows what comes next.
+#[derive(Clone, Copy)]
+enum Stop {
+    Possible,
+    Not,
+}
+
 /// Executes a restore.
-fn run(op: &mut Op<'_>, context: &Arc<Context>, recovery: &Recovery, work: Work, way: Way) -> Answer {
+fn run(
+    op: &mut Op<'_>,
+    context: &Arc<Context>,
+    recovery: &Recovery,
+    (work, stop): (Work, Stop),
+    way: Way,
+) -> Answer {
     let started = Instant::now();
     // The apply thread finishes its container first, and finds RESTORING when we let go.
     let writer = recovery.writer();
@@ -316,8 +335,17 @@ fn run(op: &mut Op<'_>, context: &Arc<Context>, recovery: &Recovery, work: Work,
         volumes: &recovery.volumes,
         container_blocks: Restore::CONTAINER_BLOCKS,
     };
-    let mut owner = Daemon { op, context, started };
-    let restored = replica.run(work, &mut owner).map_err(|e| match e {
+    let stoppable = matches!(stop, Stop::Possible);
+    op.may_stop(stoppable);
+    let mut owner = Daemon {
+        op,
+        context,
+        started,
+        stoppable,
+    };
+    let restored = replica.run(work, &mut owner);
+    owner.op.may_stop(false);
+    let restored = restored.map_err(|e| match e {
         // Nothing has changed yet: no room, or the container that a restart interrupted is finished first.
         RestoreError::NoRoom { .. } => Failure::from_error(Code::Refused, &e)
             .with_hint("make room where the journal is, or restore to a nearer point"),
@@ -347,6 +375,7 @@ struct Daemon<'a, 'b> {
     op: &'a mut Op<'b>,
     context: &'a Context,
     started: Instant,
+    stoppable: bool,
 }
 
 impl Owner for Daemon<'_, '_> {
@@ -365,6 +394,10 @@ impl Owner for Daemon<'_, '_> {
     }
 
     fn progress(&mut self, row: &RestoreRow, progress: &snapshot::Progress) -> ControlFlow<()> {
+        // Between two containers, and only of a restore that is a command of its own: the same command goes on, or --undo.
+        if self.stoppable && self.op.stopped_by().is_some() {
+            return ControlFlow::Break(());
+        }
         self.op.progress(Progress {
             what: if row.undo_from.is_some() {
                 "undo of the restore".into()

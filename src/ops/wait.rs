@@ -3,7 +3,7 @@
 use super::{Answer, Op, refused};
 use crate::context::{Context, Running};
 use control::{
-    Code, Failure, Progress, Reply, WaitFor,
+    Code, Command, Failure, Progress, Reply, WaitFor,
     reply::{ProbeReply, WaitReply},
 };
 use model::{ContextState, Role};
@@ -12,11 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// What is waited for moves by several bells; a look four times a second costs nothing beside a person's patience.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
 /// `backstay wait`.
-pub fn wait(op: &mut Op<'_>, id: u32, until: &WaitFor, timeout_s: Option<u64>) -> Answer {
+pub fn wait(op: &mut Op<'_>, id: u32, until: &WaitFor) -> Answer {
     let context = op.context(id)?;
     let started = Instant::now();
-    let deadline = timeout_s.map(|s| started + Duration::from_secs(s));
+    let deadline = op.options.timeout_s.map(|s| started + Duration::from_secs(s));
     while !holds(&context, until)? {
         if deadline.is_some_and(|d| Instant::now() >= d) {
             return Err(Failure::new(
@@ -34,8 +37,7 @@ pub fn wait(op: &mut Op<'_>, id: u32, until: &WaitFor, timeout_s: Option<u64>) -
                 format!("nobody waits for {until} any more"),
             ));
         }
-        // What is waited for moves by several bells; a look four times a second costs nothing beside a person's patience.
-        std::thread::sleep(Duration::from_millis(250));
+        std::thread::sleep(LOOK_EVERY);
     }
     let reply = WaitReply {
         context: context.id().0,
@@ -43,6 +45,33 @@ pub fn wait(op: &mut Op<'_>, id: u32, until: &WaitFor, timeout_s: Option<u64>) -
         seconds: started.elapsed().as_secs_f64(),
     };
     Ok((Reply::Wait(reply), None))
+}
+
+/// `--wait`: what the command has set going comes to its end. By now it holds nothing any more. When nobody looks on, or
+/// somebody cancels it, only the wait ends: the command itself is done.
+pub(super) fn to_the_end(op: &mut Op<'_>, command: &Command, reply: &Reply) -> Result<(), Failure> {
+    let Some(context) = command.context().and_then(|id| op.node.context(id)) else {
+        return Ok(());
+    };
+    let until = match (command, reply) {
+        (_, Reply::Plan(_)) => return Ok(()),
+        (Command::Protect(_), _) => WaitFor::Consistent,
+        (Command::Resync { .. } | Command::Dirty { .. } | Command::Start { dirty: true, .. }, _) => {
+            WaitFor::Resynced
+        }
+        (Command::Start { .. } | Command::Failback { .. }, _) => WaitFor::Enabled,
+        (Command::Mark { .. }, Reply::Mark(mark)) => WaitFor::Applied(mark.seq),
+        _ => return Ok(()),
+    };
+    op.may_stop(true);
+    while op.stopped_by().is_none() && op.is_watched() && !holds(&context, &until)? {
+        op.progress(Progress {
+            what: until.to_string(),
+            ..Progress::default()
+        });
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Ok(())
 }
 
 fn holds(context: &Arc<Context>, until: &WaitFor) -> Result<bool, Failure> {
@@ -54,7 +83,11 @@ fn holds(context: &Arc<Context>, until: &WaitFor) -> Result<bool, Failure> {
             Role::Recovery => super::status::consistent(context),
             Role::Production => peer.connected && !peer.copying && context.stale_bytes() == 0,
         },
-        WaitFor::Resynced => context.stale_bytes() == 0,
+        WaitFor::Resynced => match context.role() {
+            // Only production's maps say what is to be copied; here it shows by the end of the copies.
+            Role::Recovery => super::status::consistent(context),
+            Role::Production => context.stale_bytes() == 0,
+        },
         WaitFor::Drained => match context.role() {
             Role::Production => {
                 peer.connected

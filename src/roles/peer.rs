@@ -151,6 +151,18 @@ struct GiveUpQuestion {
     context: u32,
     term: u64,
     force: bool,
+    /// Under which the asking command holds the lock there.
+    #[serde(default)]
+    lock: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ActivateQuestion {
+    context: u32,
+    /// Under which the asking command holds the lock there.
+    #[serde(default)]
+    lock: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -159,6 +171,9 @@ struct PairQuestion {
     context: u32,
     production: String,
     failover_id: u32,
+    /// Under which the asking command holds the lock there.
+    #[serde(default)]
+    lock: Option<u64>,
 }
 
 fn json(value: &impl Serialize) -> Bytes {
@@ -203,6 +218,7 @@ pub fn ask_to_give_up(context: &Context, term: Term, force: bool) -> Result<Peer
         context: context.id().0,
         term: term.0,
         force,
+        lock: context.token(),
     });
     let node = context.node();
     let answer = node.peers().request(&node, context.peer_name(), GIVE_UP, body)?;
@@ -215,7 +231,10 @@ pub fn ask_to_give_up(context: &Context, term: Term, force: bool) -> Result<Peer
 /// When it cannot be reached or refuses.
 pub fn ask_to_activate(context: &Context) -> Result<PeerStanding, PeerError> {
     let node = context.node();
-    let body = json(&context.id().0);
+    let body = json(&ActivateQuestion {
+        context: context.id().0,
+        lock: context.token(),
+    });
     let answer = node.peers().request(&node, context.peer_name(), ACTIVATE, body)?;
     read(context.peer_name(), &answer)
 }
@@ -230,6 +249,7 @@ pub fn ask_to_pair(context: &Context, production: &str, failover_id: u32) -> Res
         context: context.id().0,
         production: production.to_owned(),
         failover_id,
+        lock: context.token(),
     });
     node.peers()
         .request(&node, context.peer_name(), PAIR, body)
@@ -292,15 +312,14 @@ pub(crate) fn answer(node: &Arc<Node>, asker: &str, kind: u16, body: &[u8]) -> R
             Ok(json(&Some(standing_here(&*context(id)?))))
         }
         ACTIVATE => {
-            let id: u32 = serde_json::from_slice(body).map_err(form)?;
-            let context = context(id)?;
-            let who = format!("{asker} asks for the resync");
-            let _lock = context
-                .lock_commands(who, std::time::Duration::ZERO)
-                .map_err(|holder| format!("another command works on context {id} there: {holder}"))?;
-            if context.standing() == Standing::FailedOver && !context.is_stopped() {
-                crate::ops::role::ship(&context).map_err(|e| e.to_string())?;
-            }
+            let question: ActivateQuestion = serde_json::from_slice(body).map_err(form)?;
+            let context = context(question.context)?;
+            asked_for(&context, question.lock, "ships what is to be resynced", || {
+                if context.standing() == Standing::FailedOver && !context.is_stopped() {
+                    crate::ops::role::ship(&context).map_err(|e| e.to_string())?;
+                }
+                Ok(())
+            })?;
             Ok(json(&standing_here(&context)))
         }
         PAIR => {
@@ -317,9 +336,10 @@ pub(crate) fn answer(node: &Arc<Node>, asker: &str, kind: u16, body: &[u8]) -> R
                     context.id()
                 ));
             }
-            context
-                .set_pair(&question.production, id)
-                .map_err(|e| e.to_string())?;
+            asked_for(&context, question.lock, "keeps the pair", || {
+                let pair = context.set_pair(&question.production, id);
+                pair.map(drop).map_err(|e| e.to_string())
+            })?;
             Ok(Bytes::new())
         }
         STALE => {
@@ -329,10 +349,38 @@ pub(crate) fn answer(node: &Arc<Node>, asker: &str, kind: u16, body: &[u8]) -> R
         _ => {
             let question: GiveUpQuestion = serde_json::from_slice(body).map_err(form)?;
             let context = context(question.context)?;
-            give_up(&context, Term(question.term), question.force)?;
+            asked_for(&context, question.lock, "gives its role up", || {
+                give_up(&context, Term(question.term), question.force)
+            })?;
             Ok(json(&standing_here(&context)))
         }
     }
+}
+
+/// Does what the peer asks for under the lock of its command, or this host's own, and notes it in the log.
+fn asked_for(
+    context: &Context,
+    lock: Option<u64>,
+    what: &str,
+    work: impl FnOnce() -> Result<(), String>,
+) -> Result<(), String> {
+    let log = |holder: &control::Holder| {
+        let begun = model::Timestamp::now();
+        let done = work();
+        let by = format!("{}: {} {what}", holder.command, context.node_name());
+        let node = context.node();
+        node.jobs()
+            .log()
+            .note(Some(context.id().0), &holder.operator, &by, begun, &done);
+        done
+    };
+    let done = context.for_peer(lock, what, log);
+    done.unwrap_or_else(|holder| {
+        Err(format!(
+            "another command works on context {} there: {holder}",
+            context.id()
+        ))
+    })
 }
 
 fn standing_here(context: &Context) -> PeerStanding {
@@ -363,15 +411,6 @@ fn stale_page(context: &Context, question: &StaleQuestion) -> StalePage {
 /// stops first and lets the link drain as far as that goes by itself.
 fn give_up(context: &Arc<Context>, term: Term, force: bool) -> Result<(), String> {
     let here = context.node_name().to_owned();
-    let who = format!("{} asks for the role", context.peer_name());
-    let _lock = context
-        .lock_commands(who, std::time::Duration::ZERO)
-        .map_err(|holder| {
-            format!(
-                "another command works on context {} there: {holder}",
-                context.id()
-            )
-        })?;
     let row = context.row();
     let side = Here {
         row: &row,

@@ -1,6 +1,7 @@
 //! What is written: pure functions from answers to text.
 
 mod about;
+mod jobs;
 mod json;
 mod map;
 mod point;
@@ -11,6 +12,7 @@ mod status;
 mod table;
 
 pub(crate) use about::{bar_style, failure, next, progress, question, step};
+pub(crate) use jobs::asked;
 pub(crate) use json::{json, json_lines, json_with_old};
 pub(crate) use point::{head, resolved};
 
@@ -28,8 +30,8 @@ pub(crate) struct View {
     pub verbose: bool,
     /// Kind of answer.
     pub shape: Shape,
-    /// Whether lines may be cut at the edge of a screen.
-    pub on_terminal: bool,
+    /// Columns of the terminal at whose edge lines may be cut; `None`: a program reads.
+    pub columns: Option<usize>,
 }
 
 impl View {
@@ -39,7 +41,7 @@ impl View {
             now,
             verbose: false,
             shape: Shape::Plain,
-            on_terminal: false,
+            columns: None,
         }
     }
 }
@@ -66,6 +68,10 @@ pub(crate) fn reply(reply: &Reply, view: &View) -> String {
         Reply::Pins(r) => run::pins(r, view),
         Reply::PinReleased(p) => run::pin_released(p),
         Reply::Wait(r) => run::wait(r),
+        Reply::Jobs(r) => jobs::jobs(r, view),
+        Reply::Job(r) => jobs::job(r, view),
+        Reply::Cancelled(r) => jobs::cancelled(r),
+        Reply::Log(r) => jobs::log(r, view),
         Reply::NodeInfo(r) => run::node(r, view),
         Reply::PairOpen(r) => run::pair_open(r, view),
         Reply::PairJoin(r) => run::pair_join(r),

@@ -1,7 +1,7 @@
-//! `status`: a screen of 80 columns and 24 lines.
+//! `status`: a screen of 24 lines, and of 80 columns or as many as there are.
 //!
 //! Every context has a fixed part of at most fourteen lines; volumes, snapshots and warnings share what is left and say
-//! how many rows they left out (`-v` shows all). Lines are cut at 80 columns on a terminal only.
+//! how many rows they left out (`-v` shows all). Lines are cut at its edge on a terminal only.
 
 use super::{View, about, point, ra, table::Table};
 use crate::size::{bytes, count, duration, seconds_between, short_seconds};
@@ -12,7 +12,6 @@ use control::{
 use model::{ContextState, Role};
 use std::fmt::Write as _;
 
-const COLUMNS: usize = 80;
 /// One line less than the screen has: the prompt's; another for `Next:`.
 const LINES: usize = 22;
 
@@ -32,10 +31,10 @@ pub(crate) fn screen(r: &StatusReply, view: &View) -> String {
         [one] => context(&mut text, one, r, view),
         many => summary(&mut text, many, r, view),
     }
-    if !view.on_terminal {
+    let Some(columns) = view.columns else {
         return text;
-    }
-    text.lines().map(|l| format!("{}\n", cut(l))).collect()
+    };
+    text.lines().map(|l| format!("{}\n", cut(l, columns))).collect()
 }
 
 /// One line a context: a word to look for, and the verdict.
@@ -62,11 +61,14 @@ pub(crate) fn monitor(r: &StatusReply) -> String {
         .collect()
 }
 
-fn cut(line: &str) -> String {
-    if line.chars().count() <= COLUMNS {
+fn cut(line: &str, columns: usize) -> String {
+    if line.chars().count() <= columns {
         return line.to_owned();
     }
-    line.chars().take(COLUMNS - 1).chain(['…']).collect()
+    line.chars()
+        .take(columns.saturating_sub(1))
+        .chain(['…'])
+        .collect()
 }
 
 const fn health(healthy: bool) -> &'static str {

@@ -52,6 +52,10 @@ fn answers_are_written_as_agreed() {
         ("protect.txt", Reply::Protect(replies::protect())),
         ("pins.txt", Reply::Pins(replies::pins())),
         ("plan.txt", Reply::Plan(replies::plan())),
+        ("jobs.txt", Reply::Jobs(replies::jobs())),
+        ("jobs-none.txt", Reply::Jobs(control::jobs::JobsReply::default())),
+        ("job.txt", Reply::Job(Box::new(replies::jobs().jobs.remove(0)))),
+        ("log.txt", Reply::Log(replies::log())),
         ("status.txt", Reply::Status(replies::status())),
         ("status-crowded.txt", Reply::Status(replies::crowded_status())),
         ("status-acting.txt", Reply::Status(replies::acting_status())),
@@ -105,8 +109,8 @@ fn a_restore_is_put_to_the_operator_with_all_that_matters() {
 
 #[test]
 fn status_fits_a_screen_of_80_by_24() {
-    let terminal = View {
-        on_terminal: true,
+    let terminal = |columns| View {
+        columns: Some(columns),
         ..view()
     };
     let mut many = replies::status();
@@ -118,14 +122,17 @@ fn status_fits_a_screen_of_80_by_24() {
         replies::fenced_status(),
         many,
     ] {
-        let text = show::reply(&Reply::Status(status.clone()), &terminal);
-        assert!(text.lines().all(|l| l.chars().count() <= 80), "{text}");
-        assert!(
-            text.lines().count() <= 23,
-            "{} lines:\n{text}",
-            text.lines().count()
-        );
-        assert!(text.lines().next().unwrap().contains("HEALTHY"), "{text}");
+        for columns in [80, 40, 1] {
+            let text = show::reply(&Reply::Status(status.clone()), &terminal(columns));
+            assert!(text.lines().all(|l| l.chars().count() <= columns), "{text}");
+            assert!(
+                text.lines().count() <= 23,
+                "{} lines:\n{text}",
+                text.lines().count()
+            );
+            let first = text.lines().next().unwrap();
+            assert!(columns < 40 || first.contains("HEALTHY"), "{text}");
+        }
         // Nothing is cut when a program reads.
         let piped = show::reply(&Reply::Status(status), &view());
         assert!(!piped.lines().any(|l| l.ends_with('…')), "{piped}");

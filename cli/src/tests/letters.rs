@@ -3,7 +3,7 @@
 use super::{Around, command};
 use crate::names;
 use control::{
-    Code, Command, MapVerb, Outcome, Reply, WaitFor,
+    Code, Command, JobVerb, MapVerb, Outcome, Reply, WaitFor,
     reply::PlanReply,
     request::{Protect, RestoreTo, VolumeSource, VolumeSpec, Which},
     server::{self, Session},
@@ -234,11 +234,8 @@ fn letters_of_the_other_commands() {
         sync,
         keep_s: None,
     };
-    let wait = |until, timeout_s| Command::Wait {
-        context: 1,
-        until,
-        timeout_s,
-    };
+    let job = |job, verb| Command::Job { job, verb };
+    let wait = |until| Command::Wait { context: 1, until };
     for (line, command) in [
         ("rtmnt -C 1", mount(None, None, false, false)),
         (
@@ -280,15 +277,31 @@ fn letters_of_the_other_commands() {
                 keep_s: Some(30 * 86_400),
             },
         ),
-        (
-            "backstay wait -C 1 --until consistent",
-            wait(WaitFor::Consistent, None),
-        ),
+        ("backstay wait -C 1 --until consistent", wait(WaitFor::Consistent)),
         (
             "backstay wait -C1 --until mark=good --timeout 9",
-            wait(WaitFor::Mark("good".into()), Some(9)),
+            wait(WaitFor::Mark("good".into())),
         ),
         ("backstay probe -C 1", Command::Probe { context: 1 }),
+        ("backstay jobs", Command::Jobs { context: None }),
+        ("backstay jobs -C 2", Command::Jobs { context: Some(2) }),
+        ("backstay jobs show 7", job(7, JobVerb::Show)),
+        ("backstay jobs attach 7", job(7, JobVerb::Attach)),
+        ("backstay jobs cancel 7", job(7, JobVerb::Cancel)),
+        (
+            "backstay log -C 1",
+            Command::Log {
+                context: Some(1),
+                limit: None,
+            },
+        ),
+        (
+            "backstay log --limit 5",
+            Command::Log {
+                context: None,
+                limit: Some(5),
+            },
+        ),
     ] {
         assert_eq!(asked(&words(line)).command, command, "{line}");
     }
@@ -433,9 +446,13 @@ fn letters_of_state_maps() {
 
 #[test]
 fn letters_of_all_commands_travel_as_options() {
-    let options = asked(&words("rtstart -fqnvC1 --wait-lock 5 --expect-term 3")).options;
+    let options = asked(&words(
+        "rtstart -fqnvC1 --wait-lock 5 --expect-term 3 --timeout 9 --wait",
+    ))
+    .options;
     assert!(options.force && options.quiet && options.dry_run && options.verbose);
     assert_eq!((options.wait_lock_s, options.expect_term), (Some(5), Some(3)));
+    assert_eq!((options.timeout_s, options.wait), (Some(9), true));
     // -f of rtmnt is a full check and overrides nothing.
     assert!(!asked(&words("rtmnt -fC1")).options.force);
 }
@@ -600,6 +617,11 @@ fn what_makes_no_sense_is_64_and_says_why() {
         ("rtmark -C 1 --list --name x", "cannot be used with"),
         ("backstay wait -C 1 --until mounted", "nothing to wait for"),
         ("backstay wait -C 1", "--until WHAT is missing"),
+        ("backstay jobs attach", "its number is missing"),
+        ("backstay jobs cancel 7 -C 1", "-C goes with the list"),
+        ("backstay jobs stop 7", "invalid value 'stop'"),
+        ("backstay jobs 7", "invalid value '7'"),
+        ("backstay log --limit few", "invalid value 'few'"),
         ("backstay status --watch --monitor", "two shapes"),
         ("backstay staus", "did you mean 'status'?"),
         ("backstay status --node a --config b", "cannot be used with"),

@@ -2,8 +2,10 @@
 
 use super::NOW;
 use control::{
-    Gap, HeadLine, Moment, PeerLine, PeerState, PointInfo, Progress, RestoreQuestion, WindowInfo,
+    Code, Gap, HeadLine, JobState, Moment, PeerLine, PeerState, PointInfo, Progress, RestoreQuestion, Unit,
+    WindowInfo,
     event::HeadContext,
+    jobs::{AnswerGiven, JobInfo, JobsReply, LogEntry, LogReply, Unheard},
     reply::{
         LfcInfo, LostInfo, MarkInfo, MountInfo, MountReply, PinInfo, PinsReply, PlanReply, ProtectReply,
         ProtectedVolume, ReleaseReply, ReleasedSnapshot, RestoreReply, SnapshotReply, SnapshotVolume,
@@ -410,4 +412,107 @@ pub(super) fn fenced_status() -> StatusReply {
     c.fenced_reason = Some("it is production at term 4, this host was at term 3".into());
     c.snapshots.clear();
     status
+}
+
+pub(super) fn jobs() -> JobsReply {
+    let drain = JobInfo {
+        id: 7,
+        host: "prod1".into(),
+        context: Some(1),
+        command: "rtstop -FSC 1".into(),
+        operator: "me@prod1".into(),
+        since: ago(70),
+        state: JobState::Running,
+        progress: Some(Progress {
+            what: "drain".into(),
+            done: 10,
+            total: Some(40),
+            unit: Unit::Writes,
+            job: Some(7),
+            ..Progress::default()
+        }),
+        ..JobInfo::default()
+    };
+    let asks = JobInfo {
+        id: 8,
+        command: "scrt_ra -C 1 -F --mark good".into(),
+        state: JobState::Asking,
+        question: Some("restore from g3:seq:900 to g3:seq:800".into()),
+        ..drain.clone()
+    };
+    let waits = JobInfo {
+        id: 9,
+        command: "rtmark -C 1 --name x --wait-lock 60".into(),
+        state: JobState::WaitingForLock,
+        progress: None,
+        ..drain.clone()
+    };
+    let ended = JobInfo {
+        id: 6,
+        context: None,
+        command: "backstay init".into(),
+        state: JobState::Ended,
+        progress: None,
+        ended: Some(ago(60)),
+        code: Some(Code::PartWay),
+        error: Some("it broke".into()),
+        ..drain.clone()
+    };
+    JobsReply {
+        jobs: vec![drain, asks, waits, ended],
+    }
+}
+
+pub(super) fn log() -> LogReply {
+    let yes = |quiet| AnswerGiven {
+        question: "failover processing".into(),
+        yes: true,
+        quiet,
+    };
+    let first = LogEntry {
+        host: "prod1".into(),
+        job: Some(4),
+        context: Some(1),
+        operator: "me@prod1".into(),
+        command: "rtdr -C 1 resync".into(),
+        begun: ago(600),
+        ended: Some(ago(590)),
+        code: Some(Code::Done),
+        result: "done".into(),
+        answers: vec![yes(false), yes(true)],
+    };
+    let refused = LogEntry {
+        job: Some(5),
+        command: "rtmark -C 1 --name x".into(),
+        code: Some(Code::NotNow),
+        result: "another command works on context 1".into(),
+        ended: Some(ago(600)),
+        answers: vec![],
+        ..first.clone()
+    };
+    let noted = LogEntry {
+        host: "rec1".into(),
+        job: None,
+        command: "rtdr -C 1 resync: rec1 ships what is to be resynced".into(),
+        answers: vec![],
+        ..first.clone()
+    };
+    let cut = LogEntry {
+        job: Some(6),
+        command: "rtstop -C 1 -S".into(),
+        ended: None,
+        code: None,
+        result: "interrupted: the daemon ended".into(),
+        answers: vec![],
+        ..first.clone()
+    };
+    LogReply {
+        context: Some(1),
+        entries: vec![first, refused, noted, cut],
+        omitted: true,
+        unheard: vec![Unheard {
+            host: "rec1".into(),
+            why: "rec1 is not reachable".into(),
+        }],
+    }
 }

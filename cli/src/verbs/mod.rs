@@ -1,5 +1,6 @@
 //! From letters to [`Command`]s, one module for each family of commands.
 
+pub(crate) mod jobs;
 pub(crate) mod map;
 pub(crate) mod mark;
 pub(crate) mod mount;

@@ -75,9 +75,6 @@ pub(crate) struct Wait {
     /// enabled, resynced, drained, consistent, mark=NAME or applied=SEQ
     #[arg(long, value_name = "WHAT")]
     until: Option<WaitFor>,
-    /// Give up (75) after so long
-    #[arg(long, value_name = "SECONDS")]
-    timeout: Option<u64>,
 }
 
 impl Verb for Wait {
@@ -88,7 +85,6 @@ impl Verb for Wait {
                 .until
                 .clone()
                 .ok_or_else(|| CliError::usage("wait for what? --until WHAT is missing"))?,
-            timeout_s: self.timeout,
         })
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     },
 };
 use control::{Failure, Reply, Step, reply::RoleVerb};
-use model::Term;
+use model::{Term, Timestamp};
 use std::{sync::Arc, time::Instant};
 
 /// `rtdr failback`.
@@ -287,21 +287,29 @@ pub(crate) fn follow_again(context: &Arc<Context>) {
     }
     let context = Arc::clone(context);
     let work = move || {
-        let Ok(_lock) = context.lock_commands("failback, by itself".into(), std::time::Duration::ZERO) else {
-            return;
-        };
-        if context.standing() != Standing::Fenced {
-            return;
-        }
-        let followed = peer::ask(&context).map_err(|e| e.to_string()).and_then(|peer| {
-            if peer.standing().serves() {
-                follow(&context, &peer).map_err(|e| e.error)
-            } else {
-                Ok(())
+        let log = |holder: &control::Holder| {
+            if context.standing() != Standing::Fenced {
+                return;
             }
-        });
-        if let Err(e) = followed {
-            tracing::error!(context = context.id().0, "failback: {e}");
+            let begun = Timestamp::now();
+            let followed = peer::ask(&context).map_err(|e| e.to_string()).and_then(|peer| {
+                if peer.standing().serves() {
+                    follow(&context, &peer).map_err(|e| e.error)
+                } else {
+                    Ok(())
+                }
+            });
+            if let Err(e) = &followed {
+                tracing::error!(context = context.id().0, "failback: {e}");
+            }
+            let what = format!("{}: {} follows again", holder.command, context.node_name());
+            let node = context.node();
+            let log = node.jobs().log();
+            log.note(Some(context.id().0), &holder.operator, &what, begun, &followed);
+        };
+        // Under the lock of the peer's command, which may still be at its mounts.
+        if let Err(holder) = context.by_itself("failback, by itself", log) {
+            tracing::warn!(context = context.id().0, "failback waits: {holder}");
         }
     };
     std::thread::spawn(work);

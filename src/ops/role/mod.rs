@@ -120,9 +120,7 @@ pub(super) fn may_start(op: &Op<'_>, context: &Arc<Context>) -> Result<(), Failu
 fn hooks(op: &mut Op<'_>, context: &Context, event: HookEvent) -> Result<(), Failure> {
     let node = Arc::clone(op.node);
     let facts = Facts::of(context);
-    let mut lines = Vec::new();
-    let ran = node.hooks().run(event, &facts, &mut |line| lines.push(line));
-    lines.into_iter().for_each(|line| op.line(line));
+    let ran = node.hooks().run(event, &facts, &mut |line| op.line(line));
     ran.map(drop).map_err(|e| {
         Failure::from_error(Code::Refused, &e)
             .with_hint("nothing was changed; mend the hook, or take it out of `required`")

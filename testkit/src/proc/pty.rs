@@ -124,6 +124,15 @@ impl Pty {
         typed.unwrap_or_else(|e| panic!("'{line}' could not be typed: {e}"));
     }
 
+    /// Presses Ctrl-C.
+    ///
+    /// # Panics
+    /// When the terminal takes nothing.
+    pub fn interrupt(&mut self) {
+        let pressed = self.keyboard.write_all(b"\x03");
+        pressed.unwrap_or_else(|e| panic!("Ctrl-C could not be pressed: {e}"));
+    }
+
     /// Types `answer` whenever `question` is shown, until the command ends; what it left (all in `stdout`), and how often it
     /// asked.
     ///
