@@ -4,7 +4,7 @@ set -euo pipefail
 declare -A package=(
   [c++]=g++ [clang]=clang [nbdkit]=nbdkit [nbdinfo]=libnbd-bin [nbdcopy]=libnbd-bin [nbdfuse]=libnbd-bin
   [qemu-img]=qemu-utils [qemu-io]=qemu-utils [fio]=fio [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [losetup]=mount [sqlite3]=sqlite3
-  [ip]=iproute2 [nsenter]=util-linux
+  [ip]=iproute2 [nsenter]=util-linux [systemd-socket-activate]=systemd
 )
 missing=()
 for tool in "${!package[@]}"; do

@@ -1,9 +1,9 @@
 //! The daemon: a node with its sockets, until a signal ends it.
 
-use crate::{node::Node, ops};
+use crate::{activation, node::Node, ops};
 use anyhow::Context as _;
 use control::server::{self, Session};
-use control::{Code, Failure, Outcome};
+use control::{Code, Command, Failure, Outcome};
 use std::{os::unix::net::UnixListener, path::Path, sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -22,6 +22,8 @@ pub fn serve(config: &Path) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .try_init();
+    // Before any other thread: it changes the environment.
+    let handed_over = activation::take()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -35,7 +37,7 @@ pub fn serve(config: &Path) -> anyhow::Result<()> {
         Node::open(config)?
     };
     node.peers().listen(&node)?;
-    node.serve_nbd()?;
+    node.serve_nbd(handed_over)?;
     // The control socket comes last: who can ask, can be answered.
     let listener = server::bind(&node.config().control_socket())
         .with_context(|| format!("listen at {}", node.config().control_socket().display()))?;
@@ -90,6 +92,9 @@ fn control(node: &Arc<Node>, listener: UnixListener) {
                 let spawned = std::thread::Builder::new().name("command".into()).spawn(move || {
                     let _token = token;
                     match Session::accept(stream) {
+                        Ok(Some((session, request))) if matches!(request.command, Command::Nbd { .. }) => {
+                            ops::nbd::serve(&node, &request, session);
+                        }
                         Ok(Some((mut session, request))) => {
                             // Without one the client went away: what it began goes on.
                             if let Some(outcome) = ops::answer(&node, &request, &mut session) {

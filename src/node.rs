@@ -1,6 +1,7 @@
 //! A node: the daemon with its contexts, its sockets and its identity.
 
 use crate::{
+    activation::HandedOver,
     attach::Attacher,
     config::{ConfigError, ContextConfig, HostConfig, NodeConfig, VolumeConfig},
     context::{CommandLock, Context, ContextError, Place},
@@ -19,6 +20,7 @@ use rustix::fs::FlockOperation;
 use std::{
     collections::BTreeMap,
     fs::File,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::{Arc, Weak, mpsc},
 };
@@ -419,19 +421,38 @@ impl Node {
         config.volumes.iter().map(path).collect::<Vec<_>>().join("\n")
     }
 
-    /// Starts serving exports.
+    /// Starts serving exports: on the node's own socket and on those that were handed over, one of which may be it.
     ///
     /// # Errors
     /// When the socket cannot be made.
-    pub fn serve_nbd(self: &Arc<Self>) -> anyhow::Result<()> {
+    pub fn serve_nbd(self: &Arc<Self>, handed_over: HandedOver) -> anyhow::Result<()> {
         let path = self.config().nbd_socket();
         let exports = Arc::new(NodeExports::new(Arc::downgrade(self)));
         let server = nbd::Server::new(exports, nbd::Limits::default());
-        server
-            .listen_unix(&path, 0o600)
-            .with_context(|| format!("listen at {}", path.display()))?;
+        let mut is_there = false;
+        for (socket, at) in handed_over.unix {
+            is_there |= at.as_ref() == Some(&path);
+            tracing::info!(path = ?at, "NBD on a socket that was handed over");
+            server.adopt_unix(socket)?;
+        }
+        for (socket, at) in handed_over.tcp {
+            tracing::info!(%at, "NBD on a socket that was handed over");
+            server.adopt_tcp(socket)?;
+        }
+        if !is_there {
+            server
+                .listen_unix(&path, 0o600)
+                .with_context(|| format!("listen at {}", path.display()))?;
+        }
         *self.nbd.lock() = Some(server);
         Ok(())
+    }
+
+    /// Serves a client of NBD that is connected already; not when the node is stopping.
+    pub(crate) fn serve_nbd_client(&self, client: UnixStream, default: nbd::DefaultExport) {
+        if let Some(server) = &*self.nbd.lock() {
+            server.serve(client, default);
+        }
     }
 
     /// Connections that have an export open whose name `matches`.

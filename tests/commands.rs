@@ -518,8 +518,8 @@ fn links_letters_and_help() {
         "{started}"
     );
     for verb in [
-        "init", "protect", "links", "serve", "status", "pins", "wait", "probe", "scrt_ra", "rtmnt", "rtumnt",
-        "rtstart", "rtstop", "rtmark",
+        "init", "protect", "links", "serve", "status", "pins", "wait", "probe", "nbd", "scrt_ra", "rtmnt",
+        "rtumnt", "rtstart", "rtstop", "rtmark",
     ] {
         for help in ["-h", "-m"] {
             let text = run(Command::new(program()).args([verb, help]), LONG).ok();

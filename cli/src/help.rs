@@ -124,6 +124,15 @@ fn page(short: &str) -> Page {
              waits for a running first sync or resync, and drains everything to the recovery server.",
             &["rtumnt -C 1", "rtumnt -FC1"],
         ),
+        "nbd" => (
+            "For programs that start their NBD server themselves: nbdinfo, nbdcopy and nbdsh with [ ... ], ssh, inetd. The\n\
+             client gets EXPORT by the empty name, and whatever it names otherwise. Under socket activation ($LISTEN_FDS) the\n\
+             clients of the socket are served until the process is ended. It works on the host of the daemon.",
+            &[
+                "nbdinfo [ backstay nbd --stdio c1/data@mark:end-of-day ]",
+                "nbdcopy -- [ ssh rec1 backstay nbd --stdio c1/data@-10m ] image",
+            ],
+        ),
         "start" => (
             "Starts a stopped context. It does not mount: rtmnt does. -M, on the acting production, makes all regions\n\
              stale first, as scconfig -M does.",

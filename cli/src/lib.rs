@@ -32,6 +32,7 @@ mod interrupt;
 mod links;
 pub mod names;
 pub mod node;
+mod relay;
 mod run;
 mod show;
 mod size;

@@ -92,6 +92,7 @@ names! {
     "get", Restore, false, "one file from any point";
     "mnt" = "rtmnt", Mount, true, "check and mount the filesystems of a snapshot, or of production";
     "umnt" = "rtumnt", Mount, true, "unmount them";
+    "nbd", Mount, true, "give one NBD client an export on stdin and stdout";
     "start" = "rtstart", Run, true, "start a context";
     "stop" = "rtstop", Run, true, "stop a context";
     "mark" = "rtmark", Run, true, "set an event mark, or list them";

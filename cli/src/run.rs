@@ -11,6 +11,7 @@ use crate::{
     links, names,
     names::Name,
     node::{self, Node},
+    relay::Relay,
     show::{self, View},
     talk::Talk,
     verbs::{Given, Shape, Verb, jobs, map, mark, mount, other, protect, ra, role, run as start_stop},
@@ -165,6 +166,7 @@ impl Run<'_> {
             "links" => self.links(words, console),
             "init" => self.init(words, console),
             "serve" => self.serve(words, console),
+            "nbd" => self.nbd(words, console),
             other => Err(CliError::NotBuilt(other.to_owned())),
         }
     }
@@ -341,6 +343,30 @@ impl Run<'_> {
         // A file that commands could not use would make a daemon that nobody reaches.
         node::read(&config)?;
         self.hooks.serve(Path::new(&config))?;
+        Ok(Code::Done)
+    }
+
+    fn nbd(&self, words: &[String], console: &mut Console) -> Result<Code, CliError> {
+        let Some(Line { verb, common }) = self.parse::<other::Nbd>(words, console)? else {
+            return Ok(Code::Done);
+        };
+        let export = verb.export(&common)?;
+        let node = node::read(&node::config_file(&common, self.env)?)?;
+        let options = Options {
+            dry_run: common.dry_run,
+            operator: self.env.operator.clone(),
+            command_line: self.typed.clone(),
+            ..Options::default()
+        };
+        let relay = Relay {
+            socket: node.socket,
+            request: Request::new(Command::Nbd { export }, options),
+        };
+        relay.run(|failure| {
+            for line in show::failure(&failure, &View::plain(self.env.zone, self.env.now())).lines() {
+                console.say(line);
+            }
+        })?;
         Ok(Code::Done)
     }
 

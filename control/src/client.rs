@@ -46,6 +46,38 @@ pub enum ClientError {
 /// # Errors
 /// When the daemon cannot be reached, or goes away.
 pub fn call(path: &Path, request: &Request, listener: &mut dyn Listener) -> Result<Outcome, ClientError> {
+    talk(path, request, listener).map(|(outcome, _)| outcome)
+}
+
+/// A connection that goes on in another protocol.
+#[derive(Debug)]
+pub struct Upgraded {
+    /// The connection.
+    pub stream: UnixStream,
+    /// What has been received of that protocol already.
+    pub received: Vec<u8>,
+}
+
+/// As [`call`], for a request after which the connection goes on in another protocol if the outcome is a success.
+///
+/// # Errors
+/// As [`call`].
+pub fn upgrade(
+    path: &Path,
+    request: &Request,
+    listener: &mut dyn Listener,
+) -> Result<(Outcome, Upgraded), ClientError> {
+    let (outcome, stream) = talk(path, request, listener)?;
+    let received = stream.buffer().to_vec();
+    let stream = stream.into_inner();
+    Ok((outcome, Upgraded { stream, received }))
+}
+
+fn talk(
+    path: &Path,
+    request: &Request,
+    listener: &mut dyn Listener,
+) -> Result<(Outcome, BufReader<UnixStream>), ClientError> {
     let line = codec::encode(request).map_err(ClientError::Request)?;
     let stream = UnixStream::connect(path).map_err(|source| ClientError::Unreachable {
         path: path.to_owned(),
@@ -65,7 +97,7 @@ pub fn call(path: &Path, request: &Request, listener: &mut dyn Listener) -> Resu
             .map_err(|e| lost(Some(e)))?
             .ok_or_else(|| lost(None))?;
         match codec::decode(&line).map_err(|e| lost(Some(e)))? {
-            Event::Done(outcome) => return Ok(*outcome),
+            Event::Done(outcome) => return Ok((*outcome, stream)),
             Event::Ask { question } => {
                 let yes = listener.ask(&question);
                 let line = codec::encode(&Answer { yes }).map_err(ClientError::Request)?;

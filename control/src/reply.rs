@@ -64,6 +64,8 @@ pub enum Reply {
     PairJoin(PairJoinReply),
     /// A round trip.
     Probe(ProbeReply),
+    /// `nbd --stdio`: what follows is NBD, unless this was a dry run.
+    Nbd,
     /// `-n`: what would be done, in order.
     Plan(PlanReply),
 }

@@ -278,6 +278,11 @@ pub enum Command {
         /// The context.
         context: u32,
     },
+    /// `nbd --stdio`: when it succeeds, this connection is one of NBD from there on.
+    Nbd {
+        /// What the client gets that names no export.
+        export: String,
+    },
 }
 
 impl Command {
@@ -296,6 +301,7 @@ impl Command {
                 | Self::Job { .. }
                 | Self::Log { .. }
                 | Self::NodeInfo
+                | Self::Nbd { .. }
                 | Self::Map {
                     verb: MapVerb::View { .. } | MapVerb::Dump { .. },
                     ..
@@ -332,7 +338,9 @@ impl Command {
             | Self::Wait { context, .. }
             | Self::Probe { context } => Some(*context),
             Self::Protect(p) => Some(p.context),
-            Self::NodeInfo | Self::PairOpen | Self::PairJoin { .. } | Self::Job { .. } => None,
+            Self::NodeInfo | Self::Nbd { .. } | Self::PairOpen | Self::PairJoin { .. } | Self::Job { .. } => {
+                None
+            }
         }
     }
 }

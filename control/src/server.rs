@@ -93,6 +93,17 @@ impl<S: Read + Write> Session<S> {
         self.send(&Event::Done(Box::new(outcome)))
     }
 
+    /// Sends the end, and gives the connection to another protocol; `None` when the client has sent more than its request,
+    /// which then is lost.
+    ///
+    /// # Errors
+    /// When the client went away.
+    pub fn upgrade(mut self, outcome: Outcome) -> Result<Option<S>, CodecError> {
+        self.send(&Event::Done(Box::new(outcome)))?;
+        let is_clean = self.stream.buffer().is_empty();
+        Ok(is_clean.then(|| self.stream.into_inner()))
+    }
+
     /// The stream below, for timeouts and the like.
     pub fn stream(&self) -> &S {
         self.stream.get_ref()
@@ -195,6 +206,45 @@ mod tests {
             Err(ClientError::Unreachable { .. })
         ));
         drop(bind(&path).unwrap());
+    }
+
+    #[test]
+    fn a_connection_goes_on_in_another_protocol() {
+        let path = socket("upgrade");
+        let listener = bind(&path).unwrap();
+        let daemon = thread::spawn(move || {
+            // The first connection is that of a client that cannot wait.
+            for clean in [false, true] {
+                let (session, _) = Session::accept(listener.accept().unwrap().0).unwrap().unwrap();
+                let stream = session.upgrade(Outcome::ok(Reply::Nbd)).unwrap();
+                assert_eq!(stream.is_some(), clean);
+                let Some(mut stream) = stream else { continue };
+                stream.write_all(b"NBDMAGIC").unwrap();
+                let mut said = [0; 4];
+                stream.read_exact(&mut said).unwrap();
+                assert_eq!(&said, b"flag");
+            }
+        });
+        let export = "c1/data".to_owned();
+        let request = Request::new(Command::Nbd { export }, Options::default());
+        let mut hasty = UnixStream::connect(&path).unwrap();
+        let line = [codec::encode(&request).unwrap(), b"flag".to_vec()].concat();
+        hasty.write_all(&line).unwrap();
+        let mut ear = Ear {
+            seen: vec![],
+            yes: true,
+        };
+        let (outcome, mut after) = client::upgrade(&path, &request, &mut ear).unwrap();
+        assert_eq!(outcome.result, Ok(Reply::Nbd));
+        let mut heard = after.received.clone();
+        heard.resize(8, 0);
+        after
+            .stream
+            .read_exact(&mut heard[after.received.len()..])
+            .unwrap();
+        assert_eq!(heard, b"NBDMAGIC");
+        after.stream.write_all(b"flag").unwrap();
+        daemon.join().unwrap();
     }
 
     #[test]

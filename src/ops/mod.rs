@@ -14,6 +14,7 @@ mod lock;
 mod map;
 mod mark;
 mod mount;
+pub(crate) mod nbd;
 mod pair;
 mod pins;
 mod protect;

@@ -1,7 +1,10 @@
 //! `status`, `pins`, `wait`, `probe`, and the local commands.
 
-use super::{Given, Shape, Verb, at_most_one};
-use crate::{args::ContextArg, error::CliError};
+use super::{Given, Shape, Verb, at_most_one, only_where};
+use crate::{
+    args::{Common, ContextArg},
+    error::CliError,
+};
 use clap::Args;
 use control::{Command, WaitFor};
 use std::path::PathBuf;
@@ -110,6 +113,29 @@ pub(crate) struct Links {
     /// Where to make them
     #[arg(value_name = "DIR", default_value = "/usr/scrt/bin")]
     pub dir: PathBuf,
+}
+
+/// Letters of `nbd`; done here, with a connection to the daemon for each client.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Nbd {
+    /// The client is at stdin and stdout, or connects to the socket that was handed over ($LISTEN_FDS)
+    #[arg(long)]
+    stdio: bool,
+    /// What the client gets that names no export: c1/data, c1/rsn10/data, c1/data@TARGET, c1/data@TARGET+rw
+    #[arg(value_name = "EXPORT")]
+    export: Option<String>,
+}
+
+impl Nbd {
+    /// The export, if the letters make sense.
+    pub(crate) fn export(self, common: &Common) -> Result<String, CliError> {
+        only_where(&[
+            (true, self.stdio, "where is the client? --stdio is missing"),
+            (common.json, false, "--json: stdout is the client's"),
+        ])?;
+        self.export
+            .ok_or_else(|| CliError::usage("which export? backstay nbd --stdio EXPORT"))
+    }
 }
 
 /// Letters of `serve`; done by the program around us.
