@@ -4,7 +4,7 @@
 //!
 //! `state_dir/operators.log`, lines of JSON (docs/formats/operators-log.md): a line when a command begins, durable before it does
 //! anything, and one when it has ended. A beginning without an end is a command that the daemon's end interrupted. When the
-//! file would be longer than [`BYTES_MAX`] the oldest half goes; a line that a crash left unfinished goes at the next start.
+//! file would be longer than 1 MiB the oldest half goes; a line that a crash left unfinished goes at the next start.
 //!
 //! # What it does not do
 //!

@@ -2,7 +2,7 @@
 //!
 //! | kind | question | answer |
 //! | --- | --- | --- |
-//! | 25 | context, holder | the asked host's lock is lent under a token, or who holds it: [`Lent`] |
+//! | 25 | context, holder | the asked host's lock is lent under a token, or who holds it: `Lent` |
 //! | 26 | nothing | what was lent over this connection is given back: nothing |
 //!
 //! # No deadlock, no lock that nobody holds
