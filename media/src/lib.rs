@@ -10,6 +10,7 @@ use std::{
     io,
     os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 /// A regular file or a block device, opened for this process alone.
@@ -52,13 +53,7 @@ impl FileMedium {
             }
             (Err(e), _) => return Err(e),
         };
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| {
-            if e == rustix::io::Errno::WOULDBLOCK {
-                io::Error::new(io::ErrorKind::ResourceBusy, "in use by another process")
-            } else {
-                e.into()
-            }
-        })?;
+        lock(&file)?;
         let meta = file.metadata()?;
         let is_device = meta.file_type().is_block_device();
         if !is_device && !meta.is_file() {
@@ -134,6 +129,30 @@ impl FileMedium {
 
     fn name(&self, what: &str, at: u64, e: &io::Error) -> io::Error {
         io::Error::new(e.kind(), format!("{}: {what} at {at}: {e}", self.path.display()))
+    }
+}
+
+/// How long a lock that is held may be let go of.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+const LOCK_EVERY: Duration = Duration::from_millis(10);
+
+/// Locks a file. Where a context changes its role within one process, a reader of the volume that was closed may be just
+/// leaving it, and a child process that is being made has it until it runs its program: neither is another user of it.
+fn lock(file: &File) -> io::Result<()> {
+    let began = Instant::now();
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(LOCK_EVERY)
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    "in use by another process",
+                ));
+            }
+            done => return Ok(done?),
+        }
     }
 }
 
@@ -263,6 +282,21 @@ mod tests {
         m.read_at(65_535, &mut buf).unwrap();
         assert_eq!(&buf, b"\0\0\0c\0");
         m.sync().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_just_being_closed_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("volume");
+        let first = FileMedium::open(&path, Create::Sparse(4096)).unwrap();
+        let (began, begun) = std::sync::mpsc::channel();
+        let second = std::thread::spawn(move || {
+            began.send(()).unwrap();
+            FileMedium::open(&path, Create::Never).map(|_| ())
+        });
+        begun.recv().unwrap();
+        drop(first);
+        second.join().unwrap().unwrap();
     }
 
     #[test]
