@@ -46,6 +46,9 @@ pub const NO_ROOM: u16 = 3;
 /// Request kind, from production: how far the copies are (bytes left and bytes in all, u64 each).
 pub const COPIES: u16 = 4;
 
+/// Request kind: the replica is consistent, durably, from the record on at which production said so (u64).
+pub const CONSISTENT: u16 = 5;
+
 /// Most bytes that wait while there is no room: more than production's windows of frames and copies, however small the
 /// frames in them are.
 const PARKED_BYTES: usize = 256 << 20;
@@ -260,6 +263,7 @@ impl End<'_> {
                     self.journal.nothing_differs()?;
                     tracing::info!(context = self.context.id().0, seq = seq.0, "all copies are here");
                     self.context.bells.sealed.ring();
+                    self.tell(CONSISTENT, Bytes::copy_from_slice(&seq.0.to_le_bytes()))?;
                 }
                 ReceiverAction::MayApply { seq } => {
                     self.may_apply = seq;

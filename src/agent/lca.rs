@@ -238,8 +238,9 @@ impl Link {
                         }
                     };
                     dialer.welcomed();
+                    // Before it is said to be there: nobody may take it for consistent in between.
+                    self.context.set_peer_copying(welcome.copying || jumped.is_some());
                     self.context.set_peer(true, None);
-                    self.context.set_peer_copying(welcome.copying);
                     if let Some(jump) = jumped {
                         self.jumped(&jump).await?;
                     } else {
@@ -296,8 +297,14 @@ impl Link {
         Ok(())
     }
 
-    /// The recovery host tells us when it is rolled back or goes on: nothing is applied meanwhile.
+    /// What the recovery host tells of itself.
     fn deliver(&self, request: wire::Request) {
+        if request.kind == super::aba::CONSISTENT
+            && let Ok(seq) = <[u8; 8]>::try_from(&request.body[..])
+        {
+            self.context
+                .set_peer_consistent(WriteSeq(u64::from_le_bytes(seq)));
+        }
         if request.kind == super::aba::NO_ROOM {
             let why = String::from_utf8_lossy(&request.body).into_owned();
             self.context.set_peer_no_room(Some(why).filter(|w| !w.is_empty()));

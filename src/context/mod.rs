@@ -116,7 +116,7 @@ pub struct PeerView {
     pub since: Option<Timestamp>,
     /// When it last acknowledged anything.
     pub last_ack: Option<Timestamp>,
-    /// Whether its replica still waits for its first sync.
+    /// Whether its replica waits for copies, or for the word that all are there.
     pub copying: bool,
     /// When the copies that are under way began, and the bytes that were stale then.
     pub copying_since: Option<(Timestamp, u64)>,
@@ -602,6 +602,7 @@ impl Context {
     pub fn set_peer_copying(&self, copying: bool) {
         let mut peer = self.peer.lock();
         peer.copying = copying;
+        peer.synced_at = None;
         peer.rolled_back = false;
         drop(peer);
         self.bells.acknowledged.ring();
@@ -629,14 +630,37 @@ impl Context {
         self.peer.lock().copying_since = Some((Timestamp::now(), stale));
     }
 
-    /// All copies ended here; the peer is consistent when it has applied that.
+    /// All copies ended here, and the peer was told; it is consistent when it says so.
     pub fn set_peer_synced(&self, at: WriteSeq) {
         let mut peer = self.peer.lock();
-        peer.copying = false;
         peer.copying_since = None;
         peer.synced_at = Some(at);
         drop(peer);
         self.bells.acknowledged.ring();
+    }
+
+    /// The peer is consistent from here on, and keeps that. What it says of copies that have begun again since is old.
+    pub(crate) fn set_peer_consistent(&self, at: WriteSeq) {
+        let mut peer = self.peer.lock();
+        if peer.synced_at == Some(at) {
+            peer.copying = false;
+        }
+        drop(peer);
+        self.bells.acknowledged.ring();
+    }
+
+    /// On production: whether the peer is there, nothing is left to be copied to it, and it knows that.
+    #[must_use]
+    pub fn peer_has_copies(&self) -> bool {
+        let peer = self.peer();
+        peer.connected && !peer.copying && self.stale_bytes() == 0
+    }
+
+    /// The same, and it has applied what came with the copies, so that its newest point can be looked at.
+    #[must_use]
+    pub fn peer_is_consistent(&self) -> bool {
+        let applied = self.journal.cursors().applied_by_peer;
+        self.peer_has_copies() && self.peer().synced_at.is_none_or(|at| applied >= at)
     }
 
     /// The peer acknowledged something.

@@ -215,7 +215,7 @@ fn drain_all(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(), Failure> {
     loop {
         let cursors = context.journal.cursors();
         let peer = context.peer();
-        let copied = peer.connected && !peer.copying && context.stale_bytes() == 0;
+        let copied = context.peer_has_copies();
         if copied && cursors.applied_by_peer >= target {
             break;
         }

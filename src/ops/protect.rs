@@ -288,7 +288,8 @@ fn show_sync(op: &mut Op<'_>, context: &Arc<Context>) -> Option<Progress> {
         };
         let peer = context.peer();
         let applied = context.journal.cursors().applied_by_peer;
-        let complete = peer.connected && stale == 0 && peer.synced_at.is_some_and(|at| applied >= at);
+        let complete =
+            peer.connected && !peer.copying && stale == 0 && peer.synced_at.is_some_and(|at| applied >= at);
         op.progress(progress.clone());
         if complete || started.elapsed() > SYNC_SHOWN || op.stopped_by().is_some() || !op.is_watched() {
             return Some(progress);

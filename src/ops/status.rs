@@ -240,7 +240,7 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
         fenced_by: None,
         fenced_reason: None,
         consistent: if production {
-            peer.connected && !peer.copying && stale == 0
+            context.peer_is_consistent()
         } else {
             consistent_here
         },

@@ -76,24 +76,16 @@ pub(super) fn to_the_end(op: &mut Op<'_>, command: &Command, reply: &Reply) -> R
 
 fn holds(context: &Arc<Context>, until: &WaitFor) -> Result<bool, Failure> {
     let cursors = context.journal.cursors();
-    let peer = context.peer();
     Ok(match until {
         WaitFor::Enabled => context.is_running() && context.state() == ContextState::Enabled,
-        WaitFor::Consistent => match context.role() {
+        // Before the two have met nothing is stale, and everything may be to be copied.
+        WaitFor::Consistent | WaitFor::Resynced => match context.role() {
             Role::Recovery => super::status::consistent(context),
-            Role::Production => peer.connected && !peer.copying && context.stale_bytes() == 0,
-        },
-        WaitFor::Resynced => match context.role() {
-            // Only production's maps say what is to be copied; here it shows by the end of the copies.
-            Role::Recovery => super::status::consistent(context),
-            Role::Production => context.stale_bytes() == 0,
+            Role::Production => context.peer_is_consistent(),
         },
         WaitFor::Drained => match context.role() {
             Role::Production => {
-                peer.connected
-                    && !peer.copying
-                    && context.stale_bytes() == 0
-                    && cursors.received_by_peer >= context.journal.line_cursors().0
+                context.peer_is_consistent() && cursors.received_by_peer >= context.journal.line_cursors().0
             }
             Role::Recovery => return Err(refused("'drained' is asked of the production host")),
         },
