@@ -18,8 +18,9 @@
 //!
 //! # Invariants
 //!
-//! - The asker proves its position (generation, record, chain digest), and the other host answers only for its own line and
-//!   what is durable there, and only to the context's peer.
+//! - The asker proves its position (generation, record, chain digest), and the other host answers only with frames of that
+//!   generation that it holds durably, and only to the context's peer. Whether its own line has gone on elsewhere since, by a
+//!   failover, is no matter: a frame is the same bytes.
 //! - An answer is at most `PAGE_BYTES`; a frame that is longer comes in parts.
 //!
 //! # What it does not do
@@ -409,27 +410,32 @@ pub(crate) fn answer(node: &Node, asker: &str, body: &[u8]) -> Result<Bytes, Str
     let journal = &context.journal;
     let gone = |e: JournalError| format!("{here} does not hold the records behind {}: {e}", from.seq);
     let durable = journal.cursors().durable;
-    match meeting::judge(journal, from, false).map_err(gone)? {
-        Verdict::Here => {}
-        Verdict::Jump(_) => {
-            return Err(format!(
-                "{here} does not hold what is behind record {} any more",
-                from.seq
-            ));
-        }
-        _ if from.seq > durable => return Err(format!("{here} has received no more than record {durable}")),
-        _ => return Err(format!("record {} of {here} is of another history", from.seq)),
-    }
     let skip = usize::try_from(skip)
         .unwrap_or(usize::MAX)
         .min(2 * FRAME_BYTES_MAX);
     let wanted = skip + PAGE_BYTES;
-    let frames = journal.frames_after(from.seq, wanted as u64).map_err(gone)?;
+    let verdict = meeting::judge(journal, from, false).map_err(gone)?;
+    let mut frames = match verdict {
+        Verdict::Here => journal.frames_after(from.seq, wanted as u64).map_err(gone)?,
+        _ => Vec::new(),
+    };
+    frames.retain(|f| f.generation() == from.generation && f.last_seq() <= durable);
+    if frames.is_empty() {
+        frames = left_behind(journal, from, wanted).map_err(gone)?;
+    }
+    if frames.is_empty() {
+        return match verdict {
+            Verdict::Here => Ok(Bytes::new()),
+            Verdict::Jump(_) => Err(format!(
+                "{here} does not hold what is behind record {} any more",
+                from.seq
+            )),
+            _ if from.seq > durable => Err(format!("{here} has received no more than record {durable}")),
+            _ => Err(format!("record {} of {here} is of another history", from.seq)),
+        };
+    }
     let mut all = Vec::new();
-    let fits = frames
-        .iter()
-        .take_while(|f| f.generation() == from.generation && f.last_seq() <= durable);
-    for frame in fits {
+    for frame in &frames {
         if all.len() >= wanted {
             break;
         }
@@ -437,6 +443,38 @@ pub(crate) fn answer(node: &Node, asker: &str, body: &[u8]) -> Result<Bytes, Str
     }
     let end = all.len().min(wanted);
     Ok(Bytes::copy_from_slice(&all[skip.min(end)..end]))
+}
+
+/// Frames behind a position of a generation that this host's line has left, or has left behind: the same bytes, whatever became
+/// of the line. Empty where the position is not ours, or what is behind it is not held.
+fn left_behind(journal: &Journal, from: Position, wanted: usize) -> Result<Vec<Arc<Frame>>, JournalError> {
+    let Some(no) = journal.generation_by_id(from.generation).map(|g| g.no) else {
+        return Ok(Vec::new());
+    };
+    match journal.digest_at(no, from.seq) {
+        Ok(found) if found == (from.seq, from.digest) => {}
+        Ok(_) | Err(JournalError::NotHeld { .. }) => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    }
+    let (mut frames, mut bytes) = (Vec::new(), 0);
+    let mut next = from.seq.next();
+    // What is sealed is durable.
+    for row in journal.lfc_rows((no, LfcId(0))..=(no, LfcId(u64::MAX))) {
+        if row.last_seq < next {
+            continue;
+        }
+        if row.first_seq > next || !journal.is_held(&row) || bytes >= wanted {
+            break;
+        }
+        for frame in journal.frames_of(no, row.lfc)? {
+            if frame.first_seq() >= next {
+                bytes += frame.len();
+                frames.push(frame);
+            }
+        }
+        next = row.last_seq.next();
+    }
+    Ok(frames)
 }
 
 #[cfg(test)]

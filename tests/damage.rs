@@ -4,20 +4,18 @@
 
 mod common;
 
-use common::{Clients, LONG, PROD, Pair, REC, Setup};
-use model::{BLOCK_SIZE, BlockNo, VolumeIndex};
-use std::{
-    fs,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+use common::{
+    Clients, LONG, PROD, Pair, REC, Setup,
+    tails::{journal, open_tail, rot},
 };
+use model::{BLOCK_SIZE, BlockNo, VolumeIndex};
+use std::{fs, path::PathBuf};
 use testkit::{
     nbd::{Client, Promise, Session, Step},
     proc::until,
 };
 
 const VOLUMES: [(&str, u64); 1] = [("data", 8 << 20)];
-const MAGIC: &[u8] = b"BSE\x01";
 
 /// Containers that are sealed by nothing but marks and size.
 fn setup() -> Setup {
@@ -25,39 +23,6 @@ fn setup() -> Setup {
         context: "lfc_size = \"2M\"\nlfc_max_age = \"1h\"\n",
         ..Setup::volumes(&VOLUMES)
     }
-}
-
-fn journal(pair: &Pair, node: &str) -> PathBuf {
-    pair.scratch.join(format!("state/{node}/c1/journal"))
-}
-
-/// The tail with the newest container, and where its whole frames stand.
-fn open_tail(pair: &Pair, node: &str) -> (PathBuf, Vec<u64>) {
-    let tails = [0, 1].map(|n| journal(pair, node).join(format!("tail.{n}")));
-    let newest = tails.into_iter().max_by_key(|path| {
-        let head = &fs::read(path).unwrap()[..4096];
-        let number = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().unwrap());
-        // Container, then counter: a tail that was written anew keeps its container.
-        (number(24), number(8))
-    });
-    let path = newest.unwrap();
-    let all = fs::read(&path).unwrap();
-    let mut entries = Vec::new();
-    let mut at = 4096;
-    while all[at..].starts_with(MAGIC) {
-        entries.push(at as u64);
-        at += 32 + u32::from_le_bytes(all[at + 4..at + 8].try_into().unwrap()) as usize;
-    }
-    (path, entries)
-}
-
-/// Flips a bit of a file at rest; once more, and it is as before.
-fn rot(path: &Path, at: u64) {
-    let file = fs::File::options().read(true).write(true).open(path).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).unwrap();
-    file.write_all_at(&[byte[0] ^ 4], at).unwrap();
-    file.sync_all().unwrap();
 }
 
 /// Writes blocks, each in a frame of its own or nearly so, with a flush now and then.

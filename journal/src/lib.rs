@@ -73,7 +73,7 @@ pub use parts::{IndexFloors, Parts};
 pub use record::Draft;
 pub use retention::{Broken, PinUse, Retained, Space, Wanted};
 pub use rocks::RocksStore;
-pub use role::{LinePart, common, parent_of};
+pub use role::{LinePart, parent_of};
 pub use rows::{
     Consistent, ContextRow, Floors, Generation, LfcRow, OrdinalRow, Parent, PinKind, PinRow, Promotion,
     RestorePhase, RestoreRow,

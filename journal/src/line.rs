@@ -170,12 +170,17 @@ impl Journal {
             return Ok((row.last_seq, row.end_digest));
         }
         let mut best = (WriteSeq(row.first_seq.0 - 1), row.prev_digest);
-        for i in 0..row.frames {
-            let frame = self.frame_at(generation, row.lfc, i)?;
+        // Frames end at rising records.
+        let (mut low, mut high) = (0, row.frames);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let frame = self.frame_at(generation, row.lfc, middle)?;
             if frame.last_seq() > seq {
-                break;
+                high = middle;
+            } else {
+                best = (frame.last_seq(), frame.digest());
+                low = middle + 1;
             }
-            best = (frame.last_seq(), frame.digest());
         }
         Ok(best)
     }
@@ -332,9 +337,15 @@ impl Journal {
         generation: &Generation,
         mut batch: Batch,
     ) -> Result<(), JournalError> {
-        let cursors = at_start(self.cursors(), start.first_seq, generation.no);
         // It has its first record, or another line takes its place.
         let promotion = self.promotion();
+        let is_own = promotion.as_ref().is_some_and(|p| p.id == generation.id);
+        let now = self.cursors();
+        let cursors = if is_own {
+            at_promoted(now, start.first_seq)
+        } else {
+            at_start(now, start.first_seq, generation.no)
+        };
         if promotion.is_some() {
             batch.delete(Family::Meta, keys::PROMOTION);
         }
@@ -370,6 +381,20 @@ impl Journal {
         }
         self.see(WriteSeq(start.first_seq.0 - 1), start.lfc);
         self.raise()
+    }
+}
+
+/// The cursors where a line that was taken over begins: its volumes stand there, and nothing before it is left to apply. The
+/// cursors of the line before may be lower, where this one goes on from an older line of higher numbers.
+const fn at_promoted(now: Cursors, first_seq: WriteSeq) -> Cursors {
+    let base = WriteSeq(first_seq.0 - 1);
+    Cursors {
+        appended: base,
+        durable: base,
+        written_back: base,
+        checkpointed: base,
+        applied: base,
+        ..now
     }
 }
 

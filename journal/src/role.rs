@@ -48,18 +48,8 @@ pub struct LinePart {
     pub after: WriteSeq,
     /// Inclusive upper end.
     pub upto: WriteSeq,
-}
-
-/// The newest position that lies on both lines; `None` when they have nothing in common (rule L1).
-///
-/// A generation has one writer, which never takes a number twice: parts of the same generation are the same records.
-#[must_use]
-pub fn common(ours: &[LinePart], theirs: &[LinePart]) -> Option<(GenId, WriteSeq)> {
-    ours.iter().rev().find_map(|our| {
-        let their = theirs.iter().find(|t| t.id == our.id)?;
-        let upto = our.upto.min(their.upto);
-        (upto > our.after.max(their.after)).then_some((our.id, upto))
-    })
+    /// Chain digest there, or at the end of the last frame before it; `None`: not known any more.
+    pub digest: Option<Digest>,
 }
 
 impl Shared {
@@ -74,6 +64,18 @@ impl Shared {
         let opened = self.generations.get(&open.generation)?;
         let begins = opened.first_seq == start.first_seq && opened.first_lfc == start.lfc;
         (!start.after_gap && opened.parent.is_some() && begins).then_some(opened)
+    }
+
+    /// Whether a container of the catalog, or the open one, has the record.
+    fn covers(&self, at: Position) -> bool {
+        let has = |generation: GenNo, first: WriteSeq, last: WriteSeq| {
+            generation == at.generation && first <= at.seq && at.seq <= last
+        };
+        let open = self.open.iter().filter(|o| !o.is_empty());
+        let mut open = open.map(|o| (o.generation, o.header.start.first_seq, o.last_seq()));
+        let mut rows = self.sealed_rows();
+        open.any(|(generation, first, last)| has(generation, first, last))
+            || rows.any(|r| has(r.generation, r.first_seq, r.last_seq))
     }
 
     /// The line that this host is on.
@@ -139,28 +141,94 @@ impl Journal {
     /// The line as hosts tell each other of it, durable records only; oldest part first.
     #[must_use]
     pub fn line_parts(&self) -> Vec<LinePart> {
+        let (mut parts, last) = self.undigested();
+        if let (Some(part), Some(generation)) = (parts.last_mut(), last)
+            && part.digest.is_none()
+        {
+            part.digest = self
+                .digest_at(generation, part.upto)
+                .ok()
+                .map(|(_, digest)| digest);
+        }
+        parts
+    }
+
+    /// The parts of the line, with the digests that what goes on from them says, and the generation of the last one.
+    fn undigested(&self) -> (Vec<LinePart>, Option<GenNo>) {
         let shared = self.shared.read();
-        let (_, durable) = match &shared.promotion {
-            Some(_) => (WriteSeq(0), WriteSeq(u64::MAX)),
-            None => (WriteSeq(0), self.cursors().durable),
+        let durable = match &shared.promotion {
+            Some(_) => WriteSeq(u64::MAX),
+            None => self.cursors().durable,
         };
         let mut spans = shared.current_line();
+        let generation = |span: &LineSpan| shared.generations.get(&span.generation);
+        // Whatever goes on from a part says what the digest is there.
+        let mut parents: Vec<Option<Parent>> = spans
+            .iter()
+            .map(|span| generation(span).and_then(|g| g.parent))
+            .collect();
+        parents.push(shared.promotion.as_ref().and_then(|p| p.parent));
         if shared.unborn().is_some() {
             spans.pop();
         }
         let last = spans.len().saturating_sub(1);
         let part = |(i, span): (usize, &LineSpan)| {
+            let id = generation(span)?.id;
+            let upto = if i == last {
+                span.upto.min(durable)
+            } else {
+                span.upto
+            };
+            let goes_on = parents.get(i + 1).copied().flatten();
+            let digest = goes_on.filter(|p| (p.id, p.seq) == (id, upto)).map(|p| p.digest);
             Some(LinePart {
-                id: shared.generations.get(&span.generation)?.id,
+                id,
                 after: span.after,
-                upto: if i == last {
-                    span.upto.min(durable)
-                } else {
-                    span.upto
-                },
+                upto,
+                digest,
             })
         };
-        spans.iter().enumerate().filter_map(part).collect()
+        let parts = spans.iter().enumerate().filter_map(part).collect();
+        (parts, spans.last().map(|span| span.generation))
+    }
+
+    /// The newest position that lies on this host's line and on the one that has the parts `theirs`; `None` when they have
+    /// nothing in common that is known (rule L1).
+    ///
+    /// A generation has one writer, which never takes a number twice, so parts of one generation are the same records; but a
+    /// machine that was put back to an older state of itself has taken numbers twice and cannot know it. Whoever holds the
+    /// record at which the other's part ends sees that by its digest. Since when they differ nobody knows, and the host with the
+    /// shorter part has not even seen that they do: an older position in common would not help.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn common(&self, theirs: &[LinePart]) -> Result<Option<Position>, JournalError> {
+        let ours = self.line_parts();
+        let both = ours.iter().rev().find_map(|our| {
+            let their = theirs.iter().find(|t| t.id == our.id)?;
+            let upto = our.upto.min(their.upto);
+            let told = their.digest.filter(|_| their.upto == upto);
+            (upto > our.after.max(their.after)).then_some((our.id, upto, told))
+        });
+        let Some((id, upto, told)) = both else {
+            return Ok(None);
+        };
+        let at = self.position_of(id, upto);
+        match (at, told) {
+            (Some(at), Some(digest)) if !self.agrees(at, digest)? => Ok(None),
+            _ => Ok(at),
+        }
+    }
+
+    /// Whether this host's chain is not known to be another at a record.
+    fn agrees(&self, at: Position, digest: Digest) -> Result<bool, JournalError> {
+        match self.digest_at(at.generation, at.seq) {
+            Ok((_, ours)) if ours == digest => Ok(true),
+            // In a gap nobody knows.
+            Ok(_) => Ok(!self.shared.read().covers(at)),
+            Err(JournalError::NotHeld { .. }) => Ok(true),
+            Err(e) => Err(e),
+        }
     }
 
     /// Generations with records that today's line left behind: each is the end of a line of its own.

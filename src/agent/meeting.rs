@@ -26,8 +26,8 @@
 //! - A cell that is taken over is stale at our own newest position (C4): no copy that is on its way can clear it.
 //! - What cannot be known (a catalog that does not reach back, a peer without a journal) is stale wholly, never clean.
 
-use journal::{Journal, JournalError, LinePart, Parent, Position as Place, tap::Tap};
-use model::{ByteRange, GenId, LfcId, VolumeIndex, WriteSeq};
+use journal::{Journal, JournalError, LinePart, Parent, tap::Tap};
+use model::{ByteRange, LfcId, VolumeIndex, WriteSeq};
 use wire::{Jump, JumpCause, Position, Resume, Welcome};
 
 /// How the stream begins.
@@ -324,12 +324,12 @@ pub fn bring_together(
     };
     // Where the stream goes on is fixed first: what is written from here on is in the set, or behind it.
     let jump = jump_to_newest(journal, tap, peer, cause)?;
-    let ours = journal.line_parts();
-    let common = match theirs {
-        Some(theirs) => journal::common(&ours, &theirs.line),
-        None => Some((peer.generation, peer.seq)).filter(|(_, seq)| seq.0 > 0),
+    let known = match theirs {
+        Some(theirs) => journal.common(&theirs.line)?,
+        None => journal
+            .position_of(peer.generation, peer.seq)
+            .filter(|_| peer.seq.0 > 0),
     };
-    let known = common.and_then(|(id, seq)| journal.position_of(id, seq));
     // What begins behind the jump crosses as redo.
     let upto = journal.position_of(jump.to.generation, jump.to.seq);
     let own = match known {
@@ -430,13 +430,7 @@ pub fn own_part(
     journal: &Journal,
     theirs: &[LinePart],
 ) -> Result<Option<Vec<(VolumeIndex, ByteRange)>>, JournalError> {
-    let place: Option<Place> = common_place(journal, theirs);
-    place.map_or(Ok(None), |place| journal.touched_past(place))
-}
-
-/// The newest position that both lines have, in our own numbers.
-#[must_use]
-pub fn common_place(journal: &Journal, theirs: &[LinePart]) -> Option<Place> {
-    let (id, seq): (GenId, WriteSeq) = journal::common(&journal.line_parts(), theirs)?;
-    journal.position_of(id, seq)
+    journal
+        .common(theirs)?
+        .map_or(Ok(None), |place| journal.touched_past(place))
 }

@@ -208,7 +208,7 @@ impl Host<'_> {
         let stale = journal.mapped_volumes().into_iter();
         let is_stale = stale.into_iter().any(|v| journal.next_stale(v, 0, 1).is_some());
         // A record that changes no byte is none of the other line's either: the stream would find that the two have parted.
-        let parted = meeting::common_place(journal, theirs) != Some(self.line_end());
+        let parted = journal.common(theirs)? != Some(self.line_end());
         if !may_lose && (is_stale || parted || own.as_ref().is_none_or(|own| !own.is_empty())) {
             return Err(ChangeError::WouldLose);
         }

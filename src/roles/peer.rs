@@ -41,12 +41,15 @@ pub const ACTIVATE: u16 = 23;
 const PAGE: usize = 16_384;
 
 /// A part of a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Part {
     id: u64,
     after: u64,
     upto: u64,
+    /// Chain digest there, in hexadecimal.
+    #[serde(default)]
+    digest: Option<String>,
 }
 
 /// What a host is for a context.
@@ -97,6 +100,7 @@ impl PeerStanding {
             id: GenId(p.id),
             after: WriteSeq(p.after),
             upto: WriteSeq(p.upto),
+            digest: p.digest.as_ref().and_then(digest),
         };
         self.line.iter().map(part).collect()
     }
@@ -110,6 +114,7 @@ impl PeerStanding {
             id: p.id.0,
             after: p.after.0,
             upto: p.upto.0,
+            digest: p.digest.map(|d| blake3::Hash::from_bytes(d).to_string()),
         };
         let (_, end) = journal.line_cursors();
         Self {
@@ -123,6 +128,11 @@ impl PeerStanding {
             end: end.0,
         }
     }
+}
+
+/// A digest as it was told; one of another form is none.
+fn digest(text: &String) -> Option<[u8; 32]> {
+    blake3::Hash::from_hex(text).ok().map(|hash| *hash.as_bytes())
 }
 
 /// Stale regions of one volume.

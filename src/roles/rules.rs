@@ -79,6 +79,17 @@ impl Here<'_> {
         }
     }
 
+    /// What leads on where the peer serves at a higher term: this host is to follow it.
+    #[must_use]
+    pub fn instead_of_failover(&self, peer: &PeerStanding) -> Next {
+        match (self.standing(), peer.standing()) {
+            // It is a replica already: the other one is to ship.
+            (Standing::Replica | Standing::RolledBack, Standing::FailedOver) => Next::ResyncThere,
+            (Standing::RolledBack, _) => Next::Undo,
+            _ => Next::Resync,
+        }
+    }
+
     /// What a failover stands on.
     #[must_use]
     pub fn ground(&self, restore: Option<&RestoreRow>) -> Ground {

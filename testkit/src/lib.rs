@@ -49,7 +49,7 @@
 //!
 //! Beside the cut: [`SimMedium::fail`] for EIO at the n-th operation, [`SimMedium::lose_at_sync`] for a sync that fails and
 //! takes its writes with it, [`SimMedium::flip_bit`] for damage at rest, [`SimStore::lose_commits`] for a write-ahead log
-//! that forgets silently, and [`SimMedium::hold`] for races: it stops a thread in the middle of a write or sync, so that a
+//! that forgets silently, [`SimPower::put_back`] for a machine that is an older one again, and [`SimMedium::hold`] for races: it stops a thread in the middle of a write or sync, so that a
 //! test can look in between without sleeping.
 //!
 //! What the twins do not show: slow disks, full disks, and metadata of file systems (a medium is there once it was opened).

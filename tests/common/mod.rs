@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
+pub mod tails;
+
 use model::{VolumeIndex, WriteSeq};
 use serde_json::Value;
 use std::{

@@ -136,6 +136,8 @@ pub struct Link {
     pub jumps: u32,
     /// Regions that were taken to be copied.
     pub copied: Vec<(VolumeIndex, ByteRange)>,
+    /// Ranges whose bytes were sent as redo.
+    pub redo: Vec<(VolumeIndex, ByteRange)>,
     /// Why production's end is over, once it is.
     over_a: Option<String>,
     /// The same of the other end; what it has sent is heard still.
@@ -196,6 +198,7 @@ impl Link {
             sent: BTreeMap::new(),
             jumps: 0,
             copied: Vec::new(),
+            redo: Vec::new(),
             over_a: None,
             over_b: None,
             peer_copies: false,
@@ -378,6 +381,8 @@ impl Link {
         let sent = self.sender.frame(Timestamp::now(), wire);
         self.act_a(a, vec![sent])?;
         for record in frame.records() {
+            let changed = record.changed().map(|range| (record.volume, range));
+            self.redo.extend(changed);
             let RecordBody::Copy { .. } = record.body else {
                 continue;
             };
@@ -592,9 +597,10 @@ impl Link {
         self.to_b.push_back(Message::Bye { text });
     }
 
-    /// Whether nothing more comes of it.
+    /// Whether nothing more comes of it: what an end has sent before it ended is heard still.
     pub fn is_over(&self) -> bool {
-        self.over_a.is_some() || (self.over_b.is_some() && self.to_a.is_empty())
+        let heard = (self.to_a.is_empty(), self.to_b.is_empty());
+        (self.over_a.is_some() && heard.1) || (self.over_b.is_some() && heard.0)
     }
 
     /// Whether the greeting was answered and the answer heard.

@@ -2,7 +2,7 @@
 
 use super::{
     host::REGION,
-    lab::{V, seq},
+    lab::{FAILOVER, RESYNC, V, amid_a_resync, overflowed, resync, rounds_until_copying, seq, unplanned},
     lines::same,
     operator::{Command, FORCE, Hint, How, Outcome},
     world::{Side, Step, Stream, World},
@@ -10,34 +10,10 @@ use super::{
 use Side::{A, B};
 use backstay::roles::{Next, Standing};
 use journal::{Draft, Space, Wanted};
-use model::{RecordBody, Target, Timestamp, target::TargetKind};
+use model::{Record, RecordBody, Target, Timestamp, target::TargetKind};
 use rand::RngCore;
 use std::io;
 use testkit::with_seeds;
-
-const FAILOVER: Command = Command::Failover(How {
-    force: false,
-    inconsistent: false,
-});
-const RESYNC: Command = Command::Resync(How {
-    force: false,
-    inconsistent: false,
-});
-
-/// The other host is down, or cannot be reached.
-fn unplanned(world: &mut World, rng: &mut dyn RngCore) {
-    world.steps(&[Step::Cut], rng);
-    world.run(B, FAILOVER, rng);
-}
-
-/// The old production follows the acting one, from where it is.
-fn resync(world: &mut World, rng: &mut dyn RngCore) {
-    world.steps(&[Step::Mend], rng);
-    world.calm(rng);
-    world.run(A, RESYNC, rng);
-    world.run(B, RESYNC, rng);
-    world.calm(rng);
-}
 
 /// Both agree to a record that one of them has rolled back: the greatest digest that agrees is not the common position.
 #[test]
@@ -204,14 +180,9 @@ fn l4_what_was_shipped_and_never_written_back() {
     });
 }
 
-/// The clock of the old production was ahead: the new line begins with a step, behind its birth, and no instant means two
-/// positions without both being told.
-#[test]
-fn l5_a_line_begins_with_a_clock_step() {
-    const AHEAD_NS: u64 = 3600 * Timestamp::SECOND_NS;
-    let mut world = World::synced(&mut rand::rng());
-    let rng = &mut rand::rng();
-    let ahead = Timestamp(Timestamp::now().0 + AHEAD_NS);
+/// A mark whose time is an hour ahead, on production and received; answers that time.
+fn mark_ahead(world: &mut World, rng: &mut dyn RngCore) -> Timestamp {
+    let ahead = Timestamp(Timestamp::now().0 + 3600 * Timestamp::SECOND_NS);
     let body = RecordBody::Mark {
         name: "ahead".into(),
         description: String::new(),
@@ -221,18 +192,48 @@ fn l5_a_line_begins_with_a_clock_step() {
     journal.append(vec![Draft { volume: V, body }], ahead).unwrap();
     journal.sync().unwrap();
     world.stream_all(A, rng);
-    unplanned(&mut world, rng);
+    ahead
+}
+
+/// The records of the new line, once something is written on it.
+fn first_records(world: &mut World) -> Vec<Record> {
     let (_, parent) = world.up(B).end();
-    world.put_unfed(B, b"behind the step");
+    world.put_unfed(B, b"the first write");
     let journal = &world.up(B).journal;
     let frames = journal.frames_after(parent, u64::MAX).unwrap();
-    let bodies: Vec<_> = frames.iter().flat_map(|f| f.records()).map(|r| &r.body).collect();
+    frames.iter().flat_map(|f| f.records()).cloned().collect()
+}
+
+/// The clock of the old production was ahead: the new line begins with a step, behind its birth, and no instant means two
+/// positions without both being told.
+#[test]
+fn l5_a_line_begins_with_a_clock_step() {
+    let rng = &mut rand::rng();
+    let mut world = World::synced(rng);
+    let ahead = mark_ahead(&mut world, rng);
+    unplanned(&mut world, rng);
+    let bodies: Vec<_> = first_records(&mut world).into_iter().map(|r| r.body).collect();
     assert!(matches!(bodies[0], RecordBody::Birth { .. }), "{bodies:?}");
     let RecordBody::ClockStep { from, to } = bodies[1] else {
         panic!("{bodies:?}");
     };
-    assert!(*from >= ahead && to.0 < ahead.0, "{from:?} to {to:?}");
+    assert!(from >= ahead && to < ahead, "{from:?} to {to:?}");
     assert!(matches!(bodies[2], RecordBody::Write { .. }), "{bodies:?}");
+}
+
+/// The record whose clock was ahead was rolled back: it is not on the new line, which is compared with the last one that is.
+#[test]
+fn l5_a_line_from_a_restored_point_counts_from_that_point() {
+    let rng = &mut rand::rng();
+    let mut world = World::synced(rng);
+    let (_, point) = world.up(B).end();
+    let ahead = mark_ahead(&mut world, rng);
+    world.run(B, Command::Restore(seq(point)), rng);
+    unplanned(&mut world, rng);
+    let records = first_records(&mut world);
+    let steps = |r: &Record| matches!(r.body, RecordBody::ClockStep { .. });
+    assert!(!records.iter().any(steps), "{records:?}");
+    assert!(records.iter().all(|r| r.time < ahead), "{records:?}");
 }
 
 /// A lower term stops before its next acknowledgement.
@@ -359,6 +360,45 @@ fn l7_taking_volumes_as_they_are_is_another_word() {
     });
 }
 
+/// The last consistent point is this host's own end, on a line with higher numbers than the one that it follows by then: what
+/// it writes there begins behind that, with nothing left to apply, whatever was freed.
+#[test]
+fn l7_the_line_that_is_gone_back_to_has_higher_numbers() {
+    with_seeds("l7 higher", 5, |rng| {
+        let mut world = World::synced(rng);
+        world.run(A, Command::Stop(true), rng);
+        world.run(B, FAILOVER, rng);
+        for n in [2, 3, 4, 2, 3, 4, 2, 3, 4] {
+            world.put(B, n, rng);
+        }
+        // The old production insists on its own data, and the other one gives way.
+        world.run(A, Command::Failover(FORCE), rng);
+        world.put(A, 6, rng);
+        let (_, own_end) = world.up(B).end();
+        world.run(B, RESYNC, rng);
+        world.run(A, RESYNC, rng);
+        rounds_until_copying(&mut world, rng);
+        world.steps(&[Step::Cut], rng);
+        world.run(B, Command::Failover(FORCE), rng);
+        assert_eq!(world.up(B).end().1, own_end);
+        let journal = &world.up(B).journal;
+        assert!(journal.cursors().appended < own_end, "the numbers are not higher");
+        let wanted = Wanted {
+            bytes: Some(0),
+            ..Wanted::default()
+        };
+        let retained = journal.retain(&wanted, Space::Limit(u64::MAX), Vec::new());
+        retained.unwrap();
+        world.put(B, 5, rng);
+        let cursors = world.up(B).journal.cursors();
+        assert!(cursors.applied >= own_end, "{cursors:?}");
+        world.steps(&[Step::Crash(B)], rng);
+        world.run(B, Command::Start(FORCE), rng);
+        world.put(B, 8, rng);
+        world.recover(rng);
+    });
+}
+
 /// The replica was consistent when the failover began; while production gave its role up the link brought the beginning of a
 /// resync. What the failover stands on is looked at when nothing more can come.
 #[test]
@@ -376,46 +416,6 @@ fn l7_what_a_failover_stands_on_may_change_while_the_other_host_gives_up() {
         assert_eq!(world.up(B).end().1, consistent);
         world.recover(rng);
     });
-}
-
-/// The journal of a production gave way while its peer could not be reached.
-fn overflowed(world: &mut World, rng: &mut dyn RngCore) {
-    world.steps(&[Step::Cut], rng);
-    for n in [2, 3, 4] {
-        world.put(A, n, rng);
-        world.steps(&[Step::Seal(A)], rng);
-    }
-    world.steps(&[Step::WriteBack(A), Step::WriteBack(A), Step::WriteBack(A)], rng);
-    while world.up(A).write_back(u64::MAX).unwrap() {}
-    world.steps(
-        &[
-            Step::Checkpoint(A),
-            Step::Overflow(A),
-            Step::Overflow(A),
-            Step::Overflow(A),
-        ],
-        rng,
-    );
-    assert!(world.up(A).is_stale());
-}
-
-/// Some copies of a resync are on the replica, and some are not.
-fn amid_a_resync(rng: &mut dyn RngCore) -> World {
-    let mut world = World::synced(rng);
-    overflowed(&mut world, rng);
-    world.steps(&[Step::Mend], rng);
-    for _ in 0..200 {
-        world.steps(&[Step::Round(A)], rng);
-        let journal = &world.up(B).journal;
-        let amid = journal
-            .consistent()
-            .pop()
-            .is_some_and(|span| span.until.is_some());
-        if amid {
-            return world;
-        }
-    }
-    panic!("no resync began");
 }
 
 /// At a failback production drops earlier points that its peer holds too, and pays for no undo.
@@ -525,6 +525,35 @@ fn the_end_of_the_line_that_gave_way_stays_readable() {
             !world.view(A, Some(generation), end).unwrap(),
             "it is freed and shown still"
         );
+        world.recover(rng);
+    });
+}
+
+/// The acting production was fenced and took its role back by force, while the other host was rolled back: every refusal there
+/// leads on, and none back to the command before it.
+#[test]
+fn a_replica_that_is_rolled_back_finds_its_way_to_a_higher_term() {
+    with_seeds("rolled back, higher", 5, |rng| {
+        let mut world = World::synced(rng);
+        let (_, point) = world.up(A).end();
+        world.run(A, Command::Stop(true), rng);
+        world.run(B, FAILOVER, rng);
+        world.put(B, 3, rng);
+        world.run(A, RESYNC, rng);
+        world.run(B, RESYNC, rng);
+        world.calm(rng);
+        world.run(B, Command::Stop(true), rng);
+        let handed = world.step(&Step::Command(B, Command::Failback), rng);
+        assert_eq!(handed, Some(Outcome::Waits));
+        world.run(A, Command::Restore(seq(point)), rng);
+        world.run(B, Command::Failover(FORCE), rng);
+        let terms = Side::ALL.map(|side| world.up(side).row().unwrap().term);
+        assert!(terms[0] < terms[1], "{terms:?}");
+        for (command, next) in [(Command::Failback, Next::Failover), (FAILOVER, Next::ResyncThere)] {
+            let outcome = world.step(&Step::Command(A, command.clone()), rng);
+            assert_eq!(outcome, Some(Outcome::Refused(Hint::Next(next))), "{command:?}");
+        }
+        world.run(B, RESYNC, rng);
         world.recover(rng);
     });
 }

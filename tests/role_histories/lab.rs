@@ -3,7 +3,7 @@
 use super::{
     host::REGION,
     lines::same,
-    operator::{Command, Outcome},
+    operator::{Command, How, Outcome},
     world::{Side, Step, World, reader},
 };
 use model::{ByteRange, Target, VolumeIndex, WriteSeq, target::TargetKind};
@@ -12,6 +12,16 @@ use std::{collections::BTreeSet, io};
 use testkit::workload::Operation;
 
 pub const V: VolumeIndex = VolumeIndex(0);
+
+/// What an operator types.
+pub const FAILOVER: Command = Command::Failover(How {
+    force: false,
+    inconsistent: false,
+});
+pub const RESYNC: Command = Command::Resync(How {
+    force: false,
+    inconsistent: false,
+});
 
 /// A region of the first volume.
 pub fn region(n: u64) -> ByteRange {
@@ -102,6 +112,23 @@ impl World {
         copied.into_iter().flat_map(regions).collect()
     }
 
+    /// From here on it is counted what crosses.
+    pub fn count_what_crosses(&mut self) {
+        self.copied.clear();
+        self.redo.clear();
+    }
+
+    /// The regions whose records crossed are these.
+    pub fn redo_is(&mut self, regions: &[u64]) {
+        let redo = std::mem::take(&mut self.redo);
+        let found: BTreeSet<_> = redo
+            .into_iter()
+            .map(|(v, range)| (v, range.start / REGION))
+            .collect();
+        let wanted: BTreeSet<_> = regions.iter().map(|n| (V, *n)).collect();
+        assert_eq!(found, wanted, "regions that crossed as redo");
+    }
+
     /// What was copied is the set, and no more than a region beside it: `rules.md` C2 wants one copy behind a jump.
     pub fn copied_is(&mut self, set: &[u64]) {
         let copied = self.copied();
@@ -116,4 +143,84 @@ impl World {
             "{more:?} was copied and is not in the set {set:?}"
         );
     }
+}
+
+/// The other host is down, or cannot be reached.
+pub fn unplanned(world: &mut World, rng: &mut dyn RngCore) {
+    world.steps(&[Step::Cut], rng);
+    world.run(Side::B, FAILOVER, rng);
+}
+
+/// The old production follows the acting one, from where it is.
+pub fn resync(world: &mut World, rng: &mut dyn RngCore) {
+    world.steps(&[Step::Mend], rng);
+    world.calm(rng);
+    world.run(Side::A, RESYNC, rng);
+    world.run(Side::B, RESYNC, rng);
+    world.calm(rng);
+}
+
+/// The roles have gone over and back, with a write on each side: more generations, and both hosts have state maps.
+pub fn over_and_back(world: &mut World, rng: &mut dyn RngCore) {
+    world.run(Side::A, Command::Stop(true), rng);
+    world.run(Side::B, FAILOVER, rng);
+    world.put(Side::B, 1, rng);
+    world.run(Side::A, RESYNC, rng);
+    world.run(Side::B, RESYNC, rng);
+    world.calm(rng);
+    world.run(Side::B, Command::Stop(true), rng);
+    world.run(Side::A, Command::Failback, rng);
+    world.run(Side::B, Command::Failback, rng);
+    world.put(Side::A, 5, rng);
+    world.calm(rng);
+    assert!(world.is_whole().unwrap());
+}
+
+/// The journal of a production gave way while its peer could not be reached.
+pub fn overflowed(world: &mut World, rng: &mut dyn RngCore) {
+    world.steps(&[Step::Cut], rng);
+    for n in [2, 3, 4] {
+        world.put(Side::A, n, rng);
+        world.steps(&[Step::Seal(Side::A)], rng);
+    }
+    world.steps(
+        &[
+            Step::WriteBack(Side::A),
+            Step::WriteBack(Side::A),
+            Step::WriteBack(Side::A),
+        ],
+        rng,
+    );
+    while world.up(Side::A).write_back(u64::MAX).unwrap() {}
+    world.steps(
+        &[
+            Step::Checkpoint(Side::A),
+            Step::Overflow(Side::A),
+            Step::Overflow(Side::A),
+            Step::Overflow(Side::A),
+        ],
+        rng,
+    );
+    assert!(world.up(Side::A).is_stale());
+}
+
+/// Some copies of a resync are on the replica, and some are not.
+pub fn amid_a_resync(rng: &mut dyn RngCore) -> World {
+    let mut world = World::synced(rng);
+    overflowed(&mut world, rng);
+    world.steps(&[Step::Mend], rng);
+    rounds_until_copying(&mut world, rng);
+    world
+}
+
+/// The stream goes on until the replica is at no point.
+pub fn rounds_until_copying(world: &mut World, rng: &mut dyn RngCore) {
+    for _ in 0..200 {
+        world.steps(&[Step::Round(Side::A)], rng);
+        let last = world.up(Side::B).journal.consistent().pop();
+        if last.is_some_and(|span| span.until.is_some()) {
+            return;
+        }
+    }
+    panic!("no resync began");
 }

@@ -9,11 +9,13 @@
 //! | what every line of history holds | [`lines`] |
 //! | steps, promises, comparisons | [`world`] |
 //! | the way forward from anywhere | [`recover`] |
-//! | which histories | [`histories`] |
+//! | random histories | [`histories`] |
+//! | the rules L by name, the parts of the set | [`l_rules`], [`parts`] |
 //!
 //! `BACKSTAY_SEED=0x…` plays one seed again, `BACKSTAY_SEEDS=20` tries twenty times as many.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod crashes;
 mod histories;
 mod host;
 #[path = "../core_histories/hosts.rs"]
@@ -26,5 +28,6 @@ mod lines;
 #[allow(dead_code, reason = "a link is dialled here, never met at once")]
 mod link;
 mod operator;
+mod parts;
 mod recover;
 mod world;

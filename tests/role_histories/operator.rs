@@ -202,10 +202,13 @@ impl World {
         let peer = self.ask(side)?;
         let here = self.up(side);
         let row = here.row()?;
-        match peer.as_ref().map(|peer| here.here(&row).opponent(peer)) {
-            Some(Opponent::Higher) => give!(refused(Next::Resync)),
-            Some(Opponent::Runs) if !how.force => give!(refused(Next::StopThere)),
-            _ => {}
+        if let Some(peer) = &peer {
+            let side = here.here(&row);
+            match side.opponent(peer) {
+                Opponent::Higher => give!(refused(side.instead_of_failover(peer))),
+                Opponent::Runs if !how.force => give!(refused(Next::StopThere)),
+                _ => {}
+            }
         }
         let ground = here.here(&row).ground(here.restore()?.as_ref());
         match ground {
@@ -218,6 +221,11 @@ impl World {
         }
         // Before anybody gives a role up.
         if ground == Ground::Resyncing && !how.inconsistent {
+            let journal = &here.journal;
+            if journal.cursors().applied_ordinal != journal.published() {
+                // What a crash has interrupted is finished first.
+                give!(Outcome::NotNow);
+            }
             self.restore_to_last_consistent(side)?;
         }
         let here = self.up(side);

@@ -125,7 +125,7 @@ impl World {
     }
 
     /// What a refusal leads to.
-    fn hinted(&mut self, side: Side, hint: Hint, rng: &mut dyn RngCore) -> Option<Typed> {
+    pub fn hinted(&mut self, side: Side, hint: Hint, rng: &mut dyn RngCore) -> Option<Typed> {
         let there = side.other();
         let mut drained = |host: Side| {
             self.step(&Step::Command(host, Command::Start(How::default())), rng);

@@ -20,7 +20,7 @@ use std::sync::{
 };
 use testkit::{
     Oracle,
-    sim::Tear,
+    sim::{Image, Tear},
     workload::{Shape, Workload, noise},
 };
 
@@ -180,6 +180,10 @@ pub struct World {
     pub counts: Counts,
     /// Regions that were taken to be copied.
     pub copied: Vec<(VolumeIndex, ByteRange)>,
+    /// Ranges that were sent as redo.
+    pub redo: Vec<(VolumeIndex, ByteRange)>,
+    /// It was put back to an older state of itself: nothing that it had promised counts.
+    was_put_back: [bool; 2],
     /// What was done, for whoever looks for the cause of a failure.
     pub trace: Vec<String>,
     told: String,
@@ -237,6 +241,8 @@ impl World {
                 ..Counts::default()
             },
             copied: Vec::new(),
+            redo: Vec::new(),
+            was_put_back: [false; 2],
             trace: Vec::new(),
             told: String::new(),
         }
@@ -315,6 +321,18 @@ impl World {
         }
         host.down(killed);
         self.promised[side.index()].was_cut |= !killed;
+    }
+
+    /// The machine is what it was when the image was made: its disks had lied about every sync since.
+    pub fn put_back(&mut self, side: Side, image: &Image) {
+        self.links = [None, None];
+        let i = side.index();
+        self.trace.push(format!("{} is put back", self.hosts[i].name));
+        self.hosts[i].power.put_back(image);
+        self.hosts[i].down(false);
+        self.promised[i].restart(WriteSeq(0));
+        self.kept[i] = Default::default();
+        self.was_put_back[i] = true;
     }
 
     pub fn boot_both(&mut self) -> Fallible {
@@ -456,7 +474,7 @@ impl World {
             Some(link) => link,
             none => none.insert(Link::dial(&ends, ends.there)?),
         };
-        let (jumps, copies) = (link.jumps, link.copied.len());
+        let (jumps, copies, redo) = (link.jumps, link.copied.len(), link.redo.len());
         let done = match stream {
             Stream::Copy => link.copy(&ends),
             Stream::Ship => link.pump(&ends).map(drop),
@@ -472,6 +490,7 @@ impl World {
         self.counts.jumps += link.jumps - jumps;
         self.counts.copies += u32::try_from(link.copied.len() - copies)?;
         self.copied.extend_from_slice(&link.copied[copies..]);
+        self.redo.extend_from_slice(&link.redo[redo..]);
         let greeted = link.is_greeted();
         for side in Side::ALL {
             self.observe(side);

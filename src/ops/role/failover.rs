@@ -99,14 +99,16 @@ fn check_peer(
     warnings: &mut Vec<String>,
 ) -> Result<(), Failure> {
     let name = context.peer_name();
-    let opponent = here(&context.row(), context).opponent(peer);
+    let row = context.row();
+    let side = here(&row, context);
+    let opponent = side.opponent(peer);
     if opponent == Opponent::Higher {
         let text = format!(
             "{name} is production at term {}, this host knows {}",
             peer.term,
             context.term()
         );
-        return Err(hinted(refused(text), op, context, Next::Resync));
+        return Err(hinted(refused(text), op, context, side.instead_of_failover(peer)));
     }
     if opponent == Opponent::Runs {
         let text = format!("{name} answers and runs");

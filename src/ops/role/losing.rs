@@ -36,7 +36,7 @@ impl Losing {
                 stale_bytes: context.stale_bytes() + peer.stale_bytes,
                 whole: own.is_none() || !context.changed_backings().is_empty() || is_whole(context, peer),
             },
-            dropped: dropped(context, peer),
+            dropped: dropped(context, peer)?,
             lost,
         })
     }
@@ -133,16 +133,14 @@ fn runs(numbers: BTreeSet<u64>) -> Vec<(u64, u64)> {
     runs
 }
 
-fn dropped(context: &Context, peer: &PeerStanding) -> Vec<LfcInfo> {
-    let place = meeting::common_place(&context.journal, &peer.line());
+/// Containers past the common position: they stay readable as a line of their own.
+fn dropped(context: &Context, peer: &PeerStanding) -> Result<Vec<LfcInfo>, Failure> {
+    let place = context.journal.common(&peer.line()).map_err(|e| part_way(&e))?;
     let open = context.journal.open_row();
     let rows = context.journal.lfc_rows(..);
-    rows.iter()
-        .map(|r| &**r)
-        .chain(open.as_ref())
-        .filter(|r| place.is_none_or(|p| (r.generation, r.last_seq) > (p.generation, p.seq)))
-        .map(super::super::windows::lfc_info)
-        .collect()
+    let all = rows.iter().map(|r| &**r).chain(open.as_ref());
+    let past = all.filter(|r| place.is_none_or(|p| (r.generation, r.last_seq) > (p.generation, p.seq)));
+    Ok(past.map(super::super::windows::lfc_info).collect())
 }
 
 #[cfg(test)]

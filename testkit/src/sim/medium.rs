@@ -46,6 +46,12 @@ impl DiskBytes {
         self.unsynced.push(write);
     }
 
+    fn become_image(&mut self, image: Pages) {
+        self.unsynced.clear();
+        self.durable = image.clone();
+        self.live = image;
+    }
+
     /// Makes all writes before `end` durable.
     fn settle(&mut self, end: u64) {
         let later = self.unsynced.partition_point(|write| write.id < end);
@@ -81,9 +87,16 @@ impl Disk {
     pub(super) fn cut(&self, tear: Tear, rng: &mut dyn RngCore) {
         let mut bytes = self.bytes.lock();
         let image = tear::after_cut(&bytes.durable, &bytes.unsynced, tear, rng);
-        bytes.unsynced.clear();
-        bytes.durable = image.clone();
-        bytes.live = image;
+        bytes.become_image(image);
+    }
+
+    /// What is durable.
+    pub(super) fn image(&self) -> Pages {
+        self.bytes.lock().durable.clone()
+    }
+
+    pub(super) fn put_back(&self, image: Pages) {
+        self.bytes.lock().become_image(image);
     }
 }
 

@@ -12,7 +12,7 @@ mod tear;
 
 pub use fault::{Held, Op};
 pub use medium::SimMedium;
-pub use power::SimPower;
+pub use power::{Image, SimPower};
 pub use store::SimStore;
 pub use tear::Tear;
 

@@ -2,7 +2,8 @@
 
 use super::{
     medium::{Disk, SimMedium},
-    store::{Shelf, SimStore},
+    pages::Pages,
+    store::{Kept, Shelf, SimStore},
     tear::Tear,
 };
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -32,6 +33,13 @@ struct Meter {
     freeze_at: Option<u64>,
     off: bool,
     tear: Tear,
+}
+
+/// What all media and stores of a supply held durably at one moment: [`SimPower::image`].
+#[derive(Clone, Debug)]
+pub struct Image {
+    media: BTreeMap<String, Pages>,
+    stores: BTreeMap<String, Kept>,
 }
 
 /// Proof that the process that opened a handle still runs; while it is held, no cut happens.
@@ -133,15 +141,42 @@ impl SimPower {
         self.restart(rng, false);
     }
 
+    /// What a power cut now would leave for certain.
+    #[must_use]
+    pub fn image(&self) -> Image {
+        let (media, stores) = (self.shared.media.lock(), self.shared.stores.lock());
+        Image {
+            media: media.iter().map(|(name, d)| (name.clone(), d.image())).collect(),
+            stores: stores.iter().map(|(name, s)| (name.clone(), s.image())).collect(),
+        }
+    }
+
+    /// The next boot of a machine that was put back to an older state of itself: a power cut of disks that had lied about
+    /// every sync since, or a backup of the machine. Nothing that is left can tell.
+    pub fn put_back(&self, image: &Image) {
+        let mut epoch = self.shared.epoch.write();
+        *epoch += 1;
+        self.switch_on();
+        for (name, disk) in self.shared.media.lock().iter() {
+            disk.put_back(image.media.get(name).cloned().unwrap_or_default());
+        }
+        for (name, shelf) in self.shared.stores.lock().iter() {
+            shelf.put_back(image.stores.get(name).cloned().unwrap_or_default());
+        }
+    }
+
+    /// No freeze is armed; answers where writes may be torn.
+    fn switch_on(&self) -> Tear {
+        let mut meter = self.shared.meter.lock();
+        meter.off = false;
+        meter.freeze_at = None;
+        meter.tear
+    }
+
     fn restart(&self, rng: &mut dyn RngCore, power_lost: bool) {
         let mut epoch = self.shared.epoch.write();
         *epoch += 1;
-        let tear = {
-            let mut meter = self.shared.meter.lock();
-            meter.off = false;
-            meter.freeze_at = None;
-            meter.tear
-        };
+        let tear = self.switch_on();
         for disk in self.shared.media.lock().values() {
             if power_lost {
                 disk.cut(tear, rng);

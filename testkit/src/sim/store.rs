@@ -18,6 +18,9 @@ use std::{
 
 type Pairs = BTreeMap<Vec<u8>, Bytes>;
 
+/// What a store holds.
+pub(super) type Kept = BTreeMap<Family, Arc<Pairs>>;
+
 /// What changes replaced, in their order.
 type Before = Vec<(Family, Vec<u8>, Option<Bytes>)>;
 
@@ -36,7 +39,7 @@ pub(super) struct Shelf {
 #[derive(Debug, Default)]
 struct Inner {
     /// Shared with readers until changed: a scan sees the store as it was when the scan began.
-    live: BTreeMap<Family, Arc<Pairs>>,
+    live: Kept,
     /// What was dropped and may be there again after a power cut.
     ghosts: BTreeMap<Family, Pairs>,
     /// What the sync that the power cut struck would have changed.
@@ -83,6 +86,18 @@ impl Shelf {
             faults: Faults::default(),
             lazy_drops: AtomicBool::new(false),
         }
+    }
+
+    /// What is durable.
+    pub(super) fn image(&self) -> Kept {
+        self.inner.lock().live.clone()
+    }
+
+    pub(super) fn put_back(&self, image: Kept) {
+        *self.inner.lock() = Inner {
+            live: image,
+            ..Inner::default()
+        };
     }
 
     pub(super) fn restart(&self, power_lost: bool, rng: &mut dyn RngCore) {

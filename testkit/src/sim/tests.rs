@@ -455,6 +455,41 @@ fn commits_can_be_lost_silently() {
     assert_eq!(store.get(Family::Meta, b"role").unwrap().unwrap(), &[3][..]);
 }
 
+/// A machine is what it was: media and stores together, whatever was synced since; what was only made since holds nothing.
+#[test]
+fn a_machine_can_be_put_back() {
+    let power = SimPower::new();
+    let (medium, store) = (power.medium("m", 4096), power.store("s"));
+    let put = |store: &SimStore, byte: u8| {
+        let mut batch = Batch::default();
+        batch.put(Family::Meta, *b"k", [byte]);
+        store.commit(batch).unwrap();
+    };
+    medium.write_at(0, &[1; 8]).unwrap();
+    medium.sync().unwrap();
+    medium.write_at(0, &[2; 8]).unwrap();
+    put(&store, 1);
+    let image = power.image();
+    medium.sync().unwrap();
+    put(&store, 2);
+    let later = power.medium("later", 512);
+    later.write_at(0, &[3; 512]).unwrap();
+    later.sync().unwrap();
+    power.freeze_now();
+    power.put_back(&image);
+    assert!(!power.is_off());
+    assert!(medium.write_at(0, &[4; 8]).is_err(), "its process is gone");
+    let range = ByteRange::at(0, 8);
+    assert_eq!(medium.reopen().durable(range), [1; 8]);
+    assert_eq!(medium.reopen().live(range), [1; 8]);
+    assert_eq!(later.reopen().live(range), [0; 8]);
+    let store = store.reopen();
+    assert_eq!(store.get(Family::Meta, b"k").unwrap().unwrap(), &[1][..]);
+    put(&store, 5);
+    power.put_back(&image);
+    assert_eq!(store.reopen().get(Family::Meta, b"k").unwrap().unwrap(), &[1][..]);
+}
+
 #[test]
 fn bad_calls_are_refused() {
     let store = SimPower::new().store("s");

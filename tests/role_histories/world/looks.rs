@@ -95,7 +95,9 @@ impl World {
                 "{promise} was promised, {} is there",
                 c.appended
             );
-            if let Some(other) = &self.hosts[side.other().index()].up {
+            if let Some(other) = &self.hosts[side.other().index()].up
+                && !self.was_put_back[side.index()]
+            {
                 let (id, end) = other.end();
                 assert!(
                     id != generation.id || end <= c.appended,
@@ -107,6 +109,7 @@ impl World {
             self.lines.fill(generation.id, c.appended);
         }
         promised.was_cut = false;
+        self.was_put_back[side.index()] = false;
         let (kept, upto) = self.kept[side.index()];
         if row.role == Role::Recovery && journal.current_generation().is_some_and(|g| g.id == kept) {
             assert!(
