@@ -6,7 +6,7 @@
 //! at a time has rounds of one and waits for nobody, and one that sends many has large group commits.
 
 use crate::{
-    DefaultExport, Errno, Limits, Mutation, Op, Reply,
+    DefaultExport, Limits, Mutation, Op, Reply,
     chunk::{Form, Style},
     handshake::{Handshake, Progress, World, greeting},
     inbox::Inbox,
@@ -178,16 +178,8 @@ impl Connection<'_> {
     }
 
     fn request(&mut self, h: &Header) -> io::Result<Option<End>> {
-        let judged = match judge(h, &self.round.session.terms) {
-            Ok(Request::Disconnect) => return Ok(Some(End::Left)),
-            _ if self.shared.stopping.load(Ordering::Relaxed) => Err(Refusal {
-                errno: Errno::Shutdown,
-                text: Errno::Shutdown.to_string(),
-            }),
-            judged => judged,
-        };
         let form = h.form();
-        match judged {
+        match judge(h, &self.round.session.terms) {
             Ok(Request::Write { offset, len, fua }) => return self.write(form, offset, len as usize, fua),
             Ok(Request::Zero {
                 offset,

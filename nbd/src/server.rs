@@ -149,10 +149,12 @@ impl Server {
         of_it.map(|o| o.transport.close_read()).count()
     }
 
-    /// Accepts nobody any more, answers what is under way, refuses what still comes with
-    /// [`Errno::Shutdown`](crate::Errno::Shutdown), and ends all connections; those that take longer than
-    /// [`Limits::drain_timeout`] are cut. Returns how many connections still had not ended after that, which only an
+    /// Accepts nobody any more, carries out and answers what has arrived, and ends all connections; those that take longer
+    /// than [`Limits::drain_timeout`] are cut. Returns how many connections still had not ended after that, which only an
     /// export that does not return or answer can cause. Does nothing the second time.
+    ///
+    /// A request that is not carried out gets no answer, not an error: a client that connects again takes an error for final
+    /// and sends again what was not answered.
     pub fn stop(&self) -> usize {
         self.shared.stopping.store(true, Ordering::SeqCst);
         for (listener, thread) in self.listeners.lock().drain(..) {

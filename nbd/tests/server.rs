@@ -227,6 +227,34 @@ fn a_stop_answers_what_is_under_way() {
     assert_eq!(f.server.stop(), 0);
 }
 
+/// A client that connects again takes an error for final: qemu's hands it to the guest.
+#[test]
+fn a_stop_answers_no_request_with_an_error() {
+    // One mutation at a time: while the first is held, the third is not even looked at.
+    let limits = Limits {
+        in_flight_bytes_max: 1,
+        ..Limits::default()
+    };
+    let f = Fixture::with(limits, 1 << 20);
+    f.vol.shut_gate();
+    let mut s = connect(&f);
+    (1..=3).for_each(|cookie| flush(&mut s, cookie));
+    f.vol.wait_held(1);
+    thread::scope(|scope| {
+        let stopping = scope.spawn(|| f.server.stop());
+        until(|| UnixStream::connect(f.socket()).is_err());
+        f.vol.open_gate();
+        let mut answers = 0;
+        let mut reply = [0; 16];
+        while s.read_exact(&mut reply).is_ok() {
+            assert_eq!(reply[4..8], [0; 4], "an error for request {answers}");
+            answers += 1;
+        }
+        assert_eq!(answers, 3);
+        assert_eq!(stopping.join().unwrap(), 0);
+    });
+}
+
 #[test]
 fn a_stop_does_not_wait_for_ever_for_an_export_that_never_answers() {
     let f = Fixture::with(
