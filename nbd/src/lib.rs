@@ -28,6 +28,7 @@
 //! | `session` | what a negotiation agreed on | no |
 //! | `transport` | a socket; later also TLS and a pair of pipes | yes |
 //! | `connection` | the thread of one client | yes |
+//! | `relay` | a client that outlives its server, and serves what it gets | yes |
 //! | `listen` | listening sockets | yes |
 //! | `server` | the register of connections, stop | yes |
 //!
@@ -43,7 +44,7 @@
 //! # What it does not do
 //!
 //! It does not order requests that overlap and are in flight at the same time: the protocol leaves that to the client.
-//! It retries nothing. What is advertised and refused is in `docs/formats/nbd.md`.
+//! It retries nothing; a [`Relay`] in front of it does. What is advertised and refused is in `docs/formats/nbd.md`.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
 
 mod answer;
@@ -62,6 +63,7 @@ mod option;
 mod outbox;
 mod proto;
 mod reads;
+mod relay;
 mod reply;
 mod request;
 mod server;
@@ -75,5 +77,6 @@ pub use export::{
 };
 pub use limits::Limits;
 pub use listen::ListenError;
+pub use relay::{Relay, RelayError, RelayEvent, Relayed};
 pub use reply::Reply;
 pub use server::Server;

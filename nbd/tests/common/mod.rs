@@ -341,6 +341,18 @@ impl Fixture {
         }
     }
 
+    /// Stops the server, if that was not done, and starts another in its place.
+    pub fn start_again(&mut self, limits: Limits) {
+        self.server.stop();
+        let exports = Names {
+            vol: self.vol.clone(),
+            ro: self.ro.clone(),
+            huge: self.huge.clone(),
+        };
+        self.server = Server::new(Arc::new(exports), limits);
+        self.server.listen_unix(&self.socket(), 0o600).unwrap();
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("s")
     }
