@@ -12,6 +12,7 @@
 
 use super::{
     Scratch,
+    leftovers::{is_free, let_go, loops_below},
     run::{run, signal_one},
     until,
 };
@@ -43,8 +44,12 @@ done
 "#;
 
 /// Runs on a host before it is up: `$1` is its name, `$2` its folder. The boot id is a new one at each boot, as after a real one.
+/// What other tests have mounted came along with the new namespace, and they could not get rid of it.
 const BOOT: &str = r#"
 set -eu
+while read -r _ _ _ _ at _; do
+  case "$at" in "${2%/*}"/*) ;; */backstay-*) umount -l "$at" 2>/dev/null || true ;; esac
+done </proc/self/mountinfo
 hostname "$1"
 mount -t tmpfs none /dev/shm
 cat /proc/sys/kernel/random/uuid >"$2/boot_id"
@@ -254,37 +259,6 @@ fn enter(holder: u32) -> String {
 fn first_below(holder: u32) -> Option<u32> {
     let text = fs::read_to_string(format!("/proc/{holder}/task/{holder}/children")).ok()?;
     text.split(' ').next()?.parse().ok()
-}
-
-/// A loop device and the file behind it.
-type Loop = (String, PathBuf);
-
-fn backing_of(device: &str) -> Option<PathBuf> {
-    let text = fs::read_to_string(format!("/sys/block/{device}/loop/backing_file")).ok()?;
-    Some(text.trim_end().trim_end_matches(" (deleted)").into())
-}
-
-fn loops_below(folder: &Path) -> Vec<Loop> {
-    let names = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    let devices = names.filter_map(|entry| {
-        let name = entry.file_name().into_string().ok()?;
-        let backing = backing_of(&name)?;
-        backing.starts_with(folder).then_some((name, backing))
-    });
-    devices.collect()
-}
-
-/// Asks a loop device to let go of its file, when nobody has it open any more.
-fn let_go((device, _): &Loop) {
-    let mut detach = Command::new("losetup");
-    let _ = run(detach.arg("--detach").arg(format!("/dev/{device}")), LIMIT);
-}
-
-/// Whether a loop device no longer stands on that file.
-fn is_free((device, file): &Loop) -> bool {
-    // The file of a mount that is gone has lost the path to its mount point.
-    let lost = Path::new("/").join(file.file_name().unwrap_or_default());
-    backing_of(device).is_none_or(|now| now != *file && now != lost)
 }
 
 /// Two hosts with a cable between them; the first has [`Hosts::ADDRESSES`]`[0]`.

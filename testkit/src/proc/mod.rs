@@ -4,12 +4,14 @@
 //! test would have to do with an error anyway. Nothing is ever killed by name, only by the id it was started with.
 
 mod host;
+mod leftovers;
 mod process;
 mod pty;
 mod run;
 mod scratch;
 
 pub use host::{Host, Hosts};
+pub use leftovers::leftovers;
 pub use process::Process;
 pub use pty::Pty;
 pub use run::{Finished, behind, run};
@@ -52,10 +54,10 @@ fn package_of(tool: &str) -> &str {
     match tool {
         "nbdcopy" | "nbdinfo" | "nbddump" | "nbdfuse" => "libnbd-bin",
         "nbdsh" => "python3-libnbd",
-        "qemu-nbd" | "qemu-img" | "qemu-io" => "qemu-utils",
+        "qemu-nbd" | "qemu-img" | "qemu-io" | "qemu-storage-daemon" => "qemu-utils",
         "mkfs.ext4" | "e2fsck" | "debugfs" | "tune2fs" | "resize2fs" => "e2fsprogs",
         "mkfs.xfs" | "xfs_io" | "xfs_repair" => "xfsprogs",
-        "mkfs.btrfs" | "btrfs" => "btrfs-progs",
+        "mkfs.btrfs" | "btrfs" | "btrfstune" => "btrfs-progs",
         "mount" | "umount" | "losetup" => "mount",
         "blkdiscard" | "unshare" | "nsenter" | "setsid" | "runuser" => "util-linux",
         "ip" | "ss" => "iproute2",

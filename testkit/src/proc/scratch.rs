@@ -1,6 +1,10 @@
 //! Folders that clean up after a test.
 
-use super::{Process, run::try_run};
+use super::{
+    Process,
+    leftovers::{end_processes, let_go, loops_below},
+    run::try_run,
+};
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
@@ -12,8 +16,9 @@ use std::{
 
 /// A temporary folder that owns what a test starts and mounts.
 ///
-/// When it is dropped, what is mounted below it is unmounted, what was started through it is killed by its id, and the
-/// folder goes, unless something is still mounted there. `BACKSTAY_KEEP=1` keeps the folder of a test that failed.
+/// When it is dropped, what is mounted below it is unmounted, what was started through it or names it in its command line is killed
+/// by its id, loop devices on its files are undone, and the folder goes, unless something is still mounted there. `BACKSTAY_KEEP=1`
+/// keeps the folder of a test that failed.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
@@ -103,10 +108,13 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // In order first, while the servers below the mounts still answer; then by force.
         unmount_below(&self.path, false);
+        loops_below(&self.path).iter().for_each(let_go);
         let started = self.started.get_mut().unwrap_or_else(PoisonError::into_inner);
         for process in started.drain(..).rev() {
             process.end();
         }
+        end_processes(&self.path);
+        loops_below(&self.path).iter().for_each(let_go);
         let left = unmount_below(&self.path, true);
         let keep = thread::panicking() && std::env::var("BACKSTAY_KEEP").is_ok_and(|v| v == "1");
         if keep || !left.is_empty() {
@@ -118,7 +126,7 @@ impl Drop for Scratch {
 }
 
 /// Mount points below a folder, in the order in which they were mounted.
-fn mounts_below(folder: &Path) -> Vec<PathBuf> {
+pub(super) fn mounts_below(folder: &Path) -> Vec<PathBuf> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points = text
         .lines()
