@@ -44,16 +44,17 @@ pub fn serve(config: &Path) -> anyhow::Result<()> {
     control(&node, listener);
     keep_status(&node);
     tracing::info!(node = node.name(), "serving");
-    runtime.block_on(async {
+    // SIGTERM comes before a restart too: what waits for the next daemon stays. SIGINT is for good.
+    let for_a_while = runtime.block_on(async {
         tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
+            _ = term.recv() => true,
+            _ = int.recv() => false,
         }
     });
     tracing::info!(node = node.name(), "stopping");
     let _ = std::fs::remove_file(node.config().control_socket());
     node.keep_status();
-    node.shut_down();
+    node.shut_down(for_a_while);
     runtime.shutdown_timeout(Duration::from_secs(2));
     Ok(())
 }

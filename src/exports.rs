@@ -5,6 +5,7 @@
 //! | `c1/data` | the protected volume, on production |
 //! | `c1/rsn10/data`, `c1/sn10/data` | snapshot and vdev of level 10 |
 //! | `c1/data@TARGET`, `c1/data@TARGET+rw` | the volume at a point, on recovery, for as long as the connection lasts |
+//! | `c1/data#IDENTITY`, `c1/rsn10/data#IDENTITY` | the same as without, if it still is what it was: what an attached device opens |
 
 mod contexts;
 mod head;
@@ -109,6 +110,42 @@ impl NodeExports {
     }
 }
 
+/// An export's name without the identity that was asked for with it, and that. A name of a point has none: marks may have the
+/// sign in their names.
+pub(crate) fn plain(name: &str) -> (&str, Option<&str>) {
+    match name.split_once('#') {
+        Some((plain, identity)) if !plain.contains('@') => (plain, Some(identity)),
+        _ => (name, None),
+    }
+}
+
+impl NodeExports {
+    /// What an export is now, as a word: another one means that it changed hands or stands for something else. `None` for what
+    /// does not survive the daemon: a vdev's writes are durable once they are flushed, and the rest goes with it.
+    #[must_use]
+    pub fn identity(&self, name: &str) -> Option<String> {
+        let row = |context: &Context| context.row().notes.get("instance").cloned();
+        match parse(name)? {
+            Name::Head { context, .. } => {
+                let (context, running) = self.find(context).ok()?;
+                let instance = row(&context)?;
+                matches!(*running, Running::Production(_)).then(|| format!("t{}-{instance}", context.term()))
+            }
+            Name::Level {
+                context,
+                level,
+                writable: false,
+                ..
+            } => {
+                let (context, running) = self.find(context).ok()?;
+                let pin = views(&running)?.get(level)?.pin;
+                Some(format!("p{pin}-{}", row(&context)?))
+            }
+            Name::Level { .. } | Name::At { .. } => None,
+        }
+    }
+}
+
 fn volume_of(context: &Context, name: &str) -> Result<VolumeIndex, OpenError> {
     context
         .config
@@ -173,6 +210,20 @@ impl Exports for NodeExports {
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
+        let (name, wanted) = plain(name);
+        let export = self.open_plain(name)?;
+        // Asked behind the opening: a change of hands in between leaves an export that fails.
+        if wanted.is_some() && self.identity(name).as_deref() != wanted {
+            return Err(OpenError::Refused(format!(
+                "{name} is not any more what it was when it was attached"
+            )));
+        }
+        Ok(export)
+    }
+}
+
+impl NodeExports {
+    fn open_plain(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
         let parsed = parse(name).ok_or_else(|| {
             OpenError::Unknown(format!(
                 "'{name}' is no export name: c1/volume, c1/sn10/volume or c1/volume@TARGET"
@@ -329,6 +380,8 @@ mod tests {
             writable: false,
         };
         assert_eq!(parse("c1/d@2026-11-20T10:00:00+01:00"), Some(at));
+        assert_eq!(plain("c1/data#t3-0a"), ("c1/data", Some("t3-0a")));
+        assert_eq!(plain("c1/data@mark:a#b"), ("c1/data@mark:a#b", None));
         for bad in [
             "",
             "data",

@@ -2,11 +2,11 @@
 
 use crate::{
     activation::HandedOver,
-    attach::Attacher,
+    attach::{AttachError, AttachedDevice, Attacher},
     config::{ConfigError, ContextConfig, HostConfig, NodeConfig, VolumeConfig},
     context::{CommandLock, Context, ContextError, Place},
     damage::{self, Damaged},
-    exports::NodeExports,
+    exports::{self, NodeExports},
     format,
     hooks::{Facts, HookEvent, Hooks},
     jobs::Jobs,
@@ -86,7 +86,6 @@ impl Node {
         std::fs::write(state.join("pid"), pid).with_context(|| format!("write {}/pid", state.display()))?;
         let last_alive = last_alive(state);
         let attacher = Attacher::new(&config.attach, state, config.nbd_socket());
-        attacher.clean_leftovers();
         let peers = Peers::open(&config)?;
         let (state_changes, changes) = mpsc::channel();
         let jobs = Jobs::open(&config.name, state)?;
@@ -108,6 +107,10 @@ impl Node {
         });
         run_state_hooks(Arc::downgrade(&node), changes)?;
         node.open_contexts()?;
+        // Before anything is served: what an earlier daemon attached sees only what it was attached to.
+        let exports = node.exports();
+        node.attacher
+            .settle(|export, identity| exports.identity(export).as_deref() == Some(identity));
         Ok(node)
     }
 
@@ -289,6 +292,19 @@ impl Node {
         self.contexts.read().keys().copied().collect()
     }
 
+    fn exports(self: &Arc<Self>) -> NodeExports {
+        NodeExports::new(Arc::downgrade(self))
+    }
+
+    /// Makes the block device of an export; already so: answers it.
+    ///
+    /// # Errors
+    /// As [`Attacher::attach`].
+    pub fn attach(self: &Arc<Self>, export: &str, read_only: bool) -> Result<AttachedDevice, AttachError> {
+        let identity = self.exports().identity(export);
+        self.attacher.attach(export, identity, read_only)
+    }
+
     /// Makes and undoes block devices.
     #[must_use]
     pub fn attacher(&self) -> &Attacher {
@@ -427,7 +443,7 @@ impl Node {
     /// When the socket cannot be made.
     pub fn serve_nbd(self: &Arc<Self>, handed_over: HandedOver) -> anyhow::Result<()> {
         let path = self.config().nbd_socket();
-        let exports = Arc::new(NodeExports::new(Arc::downgrade(self)));
+        let exports = Arc::new(self.exports());
         let server = nbd::Server::new(exports, nbd::Limits::default());
         let mut is_there = false;
         for (socket, at) in handed_over.unix {
@@ -461,7 +477,7 @@ impl Node {
         nbd.as_ref().map_or(0, |n| {
             n.open_connections()
                 .into_iter()
-                .filter(|(name, _)| matches(name))
+                .filter(|(name, _)| matches(exports::plain(name).0))
                 .map(|(_, n)| n)
                 .sum()
         })
@@ -476,12 +492,13 @@ impl Node {
         }
     }
 
-    /// Stops everything in order: no new request, then the contexts.
-    pub fn shut_down(&self) {
+    /// Stops everything in order: no new request, then the contexts. With `for_a_while`, devices that wait for the next daemon
+    /// stay, with what is mounted on them.
+    pub fn shut_down(&self, for_a_while: bool) {
         self.peers.shut_down();
         self.damaged.lock().clear();
         // A mounted file system still holds writes that were never handed to us.
-        self.attacher.detach_all();
+        self.attacher.leave(for_a_while);
         if let Some(server) = self.nbd.lock().take() {
             server.stop();
         }

@@ -145,6 +145,9 @@ pub enum Command {
         read_only: bool,
         /// `-f`: a full check.
         full_check: bool,
+        /// `--new-uuid`: a file system whose id another device shows too gets one of its own.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        new_uuid: bool,
     },
     /// `rtumnt`.
     Unmount {

@@ -1,21 +1,18 @@
-//! Block devices made of exports.
+//! Block devices made of exports: their names, and what is written down of them.
 
 use super::{
-    AttachError,
-    command::{must, run},
+    AttachError, Fuse, Keepers, Kernel, Line, Method, Place,
+    mount::{unmount, unmount_lazily},
+    mounts,
 };
 use crate::config::{AttachConfig, AttachMethod};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
-
-/// How many complaints about one device are passed on.
-const TOLD_MAX: u64 = 8;
 
 /// Makes block devices of this node's exports.
 #[derive(Debug)]
@@ -23,11 +20,14 @@ pub struct Attacher {
     method: AttachMethod,
     dev_root: PathBuf,
     records: PathBuf,
-    nbd_socket: PathBuf,
+    keepers: Keepers,
+    patience: Duration,
+    /// Held while a device is made or undone: two of them must not choose the same number.
+    changing: Mutex<()>,
 }
 
-/// A device, as recorded on disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A device that is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachedDevice {
     /// The export behind it.
     pub export: String,
@@ -37,13 +37,46 @@ pub struct AttachedDevice {
     pub device: PathBuf,
     /// Where its file system is mounted, if it is.
     pub mounted: Option<PathBuf>,
-    how: How,
 }
 
+/// What is on disk of a device, from before it is made until it is undone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    export: String,
+    /// What the export was when the device was made, if it survives a restart of the daemon ([`Attacher::settle`]).
+    identity: Option<String>,
+    name: PathBuf,
+    how: How,
+    /// Once it is made.
+    device: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum How {
-    Kernel,
-    Fuse { folder: PathBuf, pid: u32 },
+    Nbd,
+    Fuse,
+}
+
+impl How {
+    fn method(self) -> Box<dyn Method> {
+        match self {
+            Self::Nbd => Box::new(Kernel::default()),
+            Self::Fuse => Box::new(Fuse),
+        }
+    }
+}
+
+impl Record {
+    fn attached(self) -> Option<AttachedDevice> {
+        let device = self.device?;
+        Some(AttachedDevice {
+            mounted: mounts::of(&device).into_iter().next(),
+            export: self.export,
+            name: self.name,
+            device,
+        })
+    }
 }
 
 impl Attacher {
@@ -54,7 +87,9 @@ impl Attacher {
             method: config.method,
             dev_root: config.dev_root.clone(),
             records: state_dir.join("attach"),
-            nbd_socket,
+            keepers: Keepers::new(nbd_socket),
+            patience: config.patience.0,
+            changing: Mutex::default(),
         }
     }
 
@@ -64,26 +99,42 @@ impl Attacher {
         self.dev_root.join(device)
     }
 
-    fn record_of(&self, name: &Path) -> PathBuf {
-        let relative = name.strip_prefix(&self.dev_root).unwrap_or(name);
-        self.records.join(format!(
-            "{}.json",
-            relative.display().to_string().replace('/', ".")
-        ))
+    fn place(&self, device: &str) -> Place {
+        Place::new(self.records.join(device.replace('/', ".")))
+    }
+
+    fn read(place: &Place) -> Option<Record> {
+        serde_json::from_slice(&fs::read(place.file("json")).ok()?).ok()
+    }
+
+    fn write(&self, place: &Place, record: &Record) -> Result<(), AttachError> {
+        fs::create_dir_all(&self.records).map_err(AttachError::io(self.records.display()))?;
+        let path = place.file("json");
+        let text = serde_json::to_vec_pretty(record).expect("a record is plain JSON");
+        media::replace_file(&path, &text, 0o600).map_err(AttachError::io(path.display()))
     }
 
     /// What is attached under `device` now.
     #[must_use]
     pub fn find(&self, device: &str) -> Option<AttachedDevice> {
-        let text = fs::read(self.record_of(&self.name_of(device))).ok()?;
-        serde_json::from_slice(&text).ok()
+        Self::read(&self.place(device))?.attached()
     }
 
-    fn record(&self, attached: &AttachedDevice) -> Result<(), AttachError> {
-        fs::create_dir_all(&self.records).map_err(AttachError::io(self.records.display()))?;
-        let path = self.record_of(&attached.name);
-        let text = serde_json::to_vec_pretty(attached).expect("a record is plain JSON");
-        media::replace_file(&path, &text, 0o600).map_err(AttachError::io(path.display()))
+    /// Everything that is attached.
+    #[must_use]
+    pub fn all(&self) -> Vec<AttachedDevice> {
+        let records = self.places().into_iter().filter_map(|p| Self::read(&p));
+        let mut all: Vec<_> = records.filter_map(Record::attached).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// All places that have a record, readable or not.
+    fn places(&self) -> Vec<Place> {
+        let records = fs::read_dir(&self.records).into_iter().flatten().flatten();
+        let paths = records.map(|e| e.path());
+        let paths = paths.filter(|p| p.extension().is_some_and(|e| e == "json"));
+        paths.map(|p| Place::new(p.with_extension(""))).collect()
     }
 
     /// Whether devices can be made at all.
@@ -92,291 +143,164 @@ impl Attacher {
         self.method != AttachMethod::None
     }
 
-    /// Makes the device `device` of `export`; already so: answers it.
+    fn how(&self) -> Result<How, AttachError> {
+        match self.method {
+            AttachMethod::None => Err(AttachError::Disabled),
+            AttachMethod::Nbd => Ok(How::Nbd),
+            AttachMethod::Auto if Kernel::is_there() => Ok(How::Nbd),
+            AttachMethod::Auto | AttachMethod::Fuse => Ok(How::Fuse),
+        }
+    }
+
+    /// Makes a device of `export` under the same name; already so: answers it. With an `identity` it waits for a daemon that is
+    /// away, and a later one serves it again as long as the export has the same ([`Attacher::settle`]).
     ///
     /// # Errors
     /// When a step fails; the steps before it are undone.
-    pub fn attach(&self, device: &str, export: &str, read_only: bool) -> Result<AttachedDevice, AttachError> {
-        if let Some(attached) = self.find(device) {
-            return Ok(attached);
+    pub fn attach(
+        &self,
+        export: &str,
+        identity: Option<String>,
+        read_only: bool,
+    ) -> Result<AttachedDevice, AttachError> {
+        let _changing = self.changing.lock();
+        let place = self.place(export);
+        if let Some(record) = Self::read(&place) {
+            let whole = record.how.method().device(&place);
+            if whole.is_some() && whole == record.device {
+                return Ok(record.attached().expect("it has a device"));
+            }
+            // Its keeper died, or a daemon in the middle of it.
+            self.destroy(&place);
         }
-        let name = self.name_of(device);
-        let kernel = Path::new("/sys/module/nbd").exists();
-        let attached = match self.method {
-            AttachMethod::None => return Err(AttachError::Disabled),
-            AttachMethod::Nbd => self.attach_kernel(name, export, read_only)?,
-            AttachMethod::Auto if kernel => self.attach_kernel(name, export, read_only)?,
-            AttachMethod::Auto | AttachMethod::Fuse => self.attach_fuse(name, export, read_only)?,
+        let how = self.how()?;
+        let identity = identity.filter(|_| !self.patience.is_zero());
+        let mut record = Record {
+            export: export.to_owned(),
+            identity,
+            name: self.name_of(export),
+            how,
+            device: None,
         };
-        let named = self
-            .record(&attached)
-            .and_then(|()| link(&attached.device, &attached.name));
-        if let Err(e) = named {
-            let _ = self.detach(&attached);
+        self.write(&place, &record)?;
+        let identity = record.identity.as_deref();
+        let line = Line {
+            keepers: &self.keepers,
+            export: identity.map_or_else(|| export.to_owned(), |i| format!("{export}#{i}")),
+            patience: if identity.is_some() {
+                self.patience
+            } else {
+                Duration::ZERO
+            },
+            read_only,
+        };
+        let made = how.method().attach(&place, &line).and_then(|device| {
+            record.device = Some(device.clone());
+            self.write(&place, &record)?;
+            link(&device, &record.name)
+        });
+        if let Err(e) = made {
+            self.destroy(&place);
             return Err(e);
         }
-        Ok(attached)
-    }
-
-    fn attach_fuse(
-        &self,
-        name: PathBuf,
-        export: &str,
-        read_only: bool,
-    ) -> Result<AttachedDevice, AttachError> {
-        let folder = self.record_of(&name).with_extension("fuse");
-        fs::create_dir_all(&folder).map_err(AttachError::io(folder.display()))?;
-        let disk = folder.join("disk");
-        let uri = nbd_uri(&self.nbd_socket, export);
-        let mut args = vec![
-            "-P".to_owned(),
-            folder.with_extension("pid").display().to_string(),
-        ];
-        if read_only {
-            args.push("-r".into());
-        }
-        args.extend([disk.display().to_string(), uri]);
-        let mut child = Command::new("nbdfuse")
-            .args(&args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|source| super::CommandError::Start {
-                program: "nbdfuse".into(),
-                source,
-            })?;
-        let pid = child.id();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !disk.exists() {
-            if let Ok(Some(status)) = child.try_wait() {
-                let mut output = String::new();
-                if let Some(mut err) = child.stderr.take() {
-                    let _ = std::io::Read::read_to_string(&mut err, &mut output);
-                }
-                return Err(super::CommandError::Failed {
-                    line: format!("nbdfuse {}", args.join(" ")),
-                    code: status.code().unwrap_or(-1),
-                    output: output.trim().to_owned(),
-                }
-                .into());
-            }
-            if Instant::now() > deadline {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(super::CommandError::Failed {
-                    line: format!("nbdfuse {}", args.join(" ")),
-                    code: -1,
-                    output: "no file after 20 s".into(),
-                }
-                .into());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let device = name.display().to_string();
-        std::thread::spawn(move || attend(child, &device));
-        let how = How::Fuse { folder, pid };
-        let text = disk.display().to_string();
-        let mut losetup = vec!["--find", "--show"];
-        if read_only {
-            losetup.push("--read-only");
-        }
-        losetup.push(&text);
-        match must("losetup", &losetup) {
-            Ok(device) => Ok(AttachedDevice {
-                export: export.to_owned(),
-                name,
-                device: PathBuf::from(device.trim()),
-                mounted: None,
-                how,
-            }),
-            Err(e) => {
-                let _ = drop_fuse(&how);
-                Err(e.into())
-            }
-        }
-    }
-
-    fn attach_kernel(
-        &self,
-        name: PathBuf,
-        export: &str,
-        read_only: bool,
-    ) -> Result<AttachedDevice, AttachError> {
-        let free = (0..256).map(|n| format!("nbd{n}")).find(|n| {
-            let size = fs::read_to_string(format!("/sys/block/{n}/size"));
-            size.is_ok_and(|s| s.trim() == "0")
-        });
-        let device = PathBuf::from(format!(
-            "/dev/{}",
-            free.ok_or_else(|| AttachError::Io {
-                what: "/sys/block/nbd*".into(),
-                source: std::io::Error::new(
-                    std::io::ErrorKind::ResourceBusy,
-                    "no free nbd device (nbds_max)"
-                ),
-            })?
-        ));
-        let (socket, path) = (
-            self.nbd_socket.display().to_string(),
-            device.display().to_string(),
-        );
-        let mut args = vec![
-            "-unix",
-            socket.as_str(),
-            path.as_str(),
-            "-N",
-            export,
-            "-timeout",
-            "0",
-            "-persist",
-        ];
-        if read_only {
-            args.push("-readonly");
-        }
-        must("nbd-client", &args)?;
-        Ok(AttachedDevice {
-            export: export.to_owned(),
-            name,
-            device,
-            mounted: None,
-            how: How::Kernel,
-        })
-    }
-
-    /// Remembers where the device's file system is mounted.
-    ///
-    /// # Errors
-    /// When the record cannot be written.
-    pub fn set_mounted(&self, attached: &mut AttachedDevice, at: Option<PathBuf>) -> Result<(), AttachError> {
-        attached.mounted = at;
-        self.record(attached)
+        Ok(record.attached().expect("it has just got a device"))
     }
 
     /// Undoes [`Attacher::attach`].
     ///
     /// # Errors
-    /// When a step fails; the record then stays, so the same call goes on.
+    /// When somebody uses it, or a step fails; the record then stays, so the same call goes on.
     pub fn detach(&self, attached: &AttachedDevice) -> Result<(), AttachError> {
-        let device = attached.device.display().to_string();
-        match &attached.how {
-            How::Kernel => {
-                must("nbd-client", &["-d", &device])?;
-            }
-            How::Fuse { .. } => {
-                if loop_is_ours(attached) {
-                    must("losetup", &["--detach", &device])?;
-                }
-                drop_fuse(&attached.how)?;
-            }
-        }
-        let _ = fs::remove_file(&attached.name);
-        let mut parent = attached.name.parent();
-        while let Some(folder) = parent.filter(|p| *p != self.dev_root && fs::remove_dir(p).is_ok()) {
-            parent = folder.parent();
-        }
-        let record = self.record_of(&attached.name);
-        fs::remove_file(&record).map_err(AttachError::io(record.display()))
-    }
-
-    /// Everything that is attached.
-    #[must_use]
-    pub fn all(&self) -> Vec<AttachedDevice> {
-        let Ok(folder) = fs::read_dir(&self.records) else {
-            return Vec::new();
+        let _changing = self.changing.lock();
+        let place = self.place(&attached.export);
+        let Some(record) = Self::read(&place) else {
+            return Ok(());
         };
-        let mut all: Vec<AttachedDevice> = folder
-            .filter_map(|entry| {
-                Some(entry.ok()?.path()).filter(|p| p.extension().is_some_and(|e| e == "json"))
-            })
-            .filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok())
-            .collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        all
+        record.how.method().detach(&place)?;
+        self.forget(&place, Some(&record))
     }
 
-    /// Unmounts and detaches everything, as far as nobody has files open there.
-    pub fn detach_all(&self) {
-        let mut all = self.all();
-        all.sort_by_key(|a| std::cmp::Reverse(a.mounted.as_ref().map_or(0, |m| m.components().count())));
-        for attached in all {
-            let unmounted = attached
-                .mounted
-                .as_ref()
-                .map_or(Ok(()), |at| super::mount::unmount(at));
+    /// Undoes whatever there is at a place, however far it came.
+    fn destroy(&self, place: &Place) {
+        let record = Self::read(place);
+        // One that another version wrote is told by what lies beside it.
+        let how = record.as_ref().map(|r| r.how);
+        let how = how.unwrap_or(if place.file("nbd").exists() {
+            How::Nbd
+        } else {
+            How::Fuse
+        });
+        let method = how.method();
+        let mounted: Vec<_> = method.remains(place).iter().flat_map(|d| mounts::of(d)).collect();
+        method.cut(place);
+        for at in mounted {
+            unmount_lazily(&at);
+        }
+        method.destroy(place);
+        if let Err(e) = self.forget(place, record.as_ref()) {
+            tracing::warn!("{e}");
+        }
+    }
+
+    /// Removes name and record of what is undone.
+    fn forget(&self, place: &Place, record: Option<&Record>) -> Result<(), AttachError> {
+        if let Some(record) = record {
+            let _ = fs::remove_file(&record.name);
+            let mut parent = record.name.parent();
+            while let Some(folder) = parent.filter(|p| *p != self.dev_root && fs::remove_dir(p).is_ok()) {
+                parent = folder.parent();
+            }
+        }
+        let path = place.file("json");
+        fs::remove_file(&path).map_err(AttachError::io(path.display()))
+    }
+
+    /// What becomes of what an earlier daemon left: a whole device whose export `serves` under the same identity stays, mounted
+    /// as it is, and its requests are answered again once exports are served. All else is undone: what it stood on is gone, or
+    /// is not what it was.
+    pub fn settle(&self, serves: impl Fn(&str, &str) -> bool) {
+        let _changing = self.changing.lock();
+        let stays = |place: &Place, record: &Record| {
+            let identity = record.identity.as_deref()?;
+            let whole = record.how.method().device(place)?;
+            (record.device.as_ref() == Some(&whole) && serves(&record.export, identity)).then_some(())
+        };
+        let mut leftovers = Vec::new();
+        for place in self.places() {
+            match Self::read(&place) {
+                Some(record) if stays(&place, &record).is_some() => {
+                    tracing::info!(device = %record.name.display(), "still attached");
+                }
+                record => leftovers.push((record.and_then(Record::attached), place)),
+            }
+        }
+        leftovers.sort_by_key(|(attached, _)| std::cmp::Reverse(attached.as_ref().map(depth)));
+        for (_, place) in leftovers {
+            tracing::warn!(device = %place.stem().display(), "left over from an earlier run, undone");
+            self.destroy(&place);
+        }
+    }
+
+    /// Unmounts and detaches, at the daemon's end, as far as nobody uses it; with `for_a_while`, only what would not survive.
+    pub fn leave(&self, for_a_while: bool) {
+        let records = self.places().into_iter().filter_map(|p| Self::read(&p));
+        let goes = records.filter(|r| !(for_a_while && r.identity.is_some()));
+        let mut goes: Vec<_> = goes.filter_map(Record::attached).collect();
+        goes.sort_by_key(|a| std::cmp::Reverse(depth(a)));
+        for attached in goes {
+            let at = attached.mounted.as_ref();
+            let unmounted = at.map_or(Ok(()), |at| unmount(at, &attached.device));
             if let Err(e) = unmounted.and_then(|()| self.detach(&attached)) {
                 tracing::warn!(device = %attached.name.display(), "left attached: {e}");
             }
         }
     }
-
-    /// Undoes what a daemon that died left attached: its exports are gone, so nothing can be read through it any more.
-    pub fn clean_leftovers(&self) {
-        for attached in self.all() {
-            if let Some(at) = &attached.mounted {
-                let _ = run("umount", &["--lazy", &at.display().to_string()]);
-            }
-            if let Err(e) = self.detach(&attached) {
-                tracing::warn!(device = %attached.name.display(), "left over from an earlier run, not detached: {e}");
-            }
-        }
-    }
 }
 
-/// Reads what `nbdfuse` complains, and waits for its end. It writes a line for every request that fails, and serves nothing any
-/// more once nobody reads them: whoever uses the device would hang in the kernel. Unwaited for, it would stay a zombie.
-fn attend(mut child: Child, device: &str) {
-    let lines = child.stderr.take().map(|err| BufReader::new(err).split(b'\n'));
-    let mut told = 0;
-    for line in lines.into_iter().flatten().map_while(Result::ok) {
-        if told < TOLD_MAX {
-            tracing::warn!(device, "{}", String::from_utf8_lossy(&line).trim());
-        }
-        told += 1;
-    }
-    if told > TOLD_MAX {
-        tracing::warn!(device, "nbdfuse: {} lines more", told - TOLD_MAX);
-    }
-    let _ = child.wait();
-}
-
-/// Whether the loop device still stands on our file; its number may have gone to somebody else after a crash.
-fn loop_is_ours(attached: &AttachedDevice) -> bool {
-    let How::Fuse { folder, .. } = &attached.how else {
-        return false;
-    };
-    let Some(name) = attached.device.file_name() else {
-        return false;
-    };
-    fs::read_to_string(Path::new("/sys/block").join(name).join("loop/backing_file"))
-        .is_ok_and(|file| Path::new(file.trim_end().trim_end_matches(" (deleted)")).starts_with(folder))
-}
-
-fn drop_fuse(how: &How) -> Result<(), AttachError> {
-    let How::Fuse { folder, pid } = how else {
-        return Ok(());
-    };
-    let path = folder.display().to_string();
-    let mounted = || fs::read_to_string("/proc/mounts").is_ok_and(|m| m.contains(&format!(" {path} ")));
-    // A loop device lets go of its file a moment after it is detached.
-    for attempt in 0..50 {
-        if !mounted() || run("umount", &[&path])?.code == 0 {
-            break;
-        }
-        if attempt == 49 {
-            must("umount", &["--lazy", &path])?;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let gone = || !Path::new(&format!("/proc/{pid}/exe")).exists();
-    for _ in 0..250 {
-        if gone() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let _ = fs::remove_file(folder.with_extension("pid"));
-    fs::remove_dir(folder).map_err(AttachError::io(path))
+/// How deep in the tree of folders it is mounted: what is mounted in something else goes first.
+#[must_use]
+pub fn depth(attached: &AttachedDevice) -> usize {
+    attached.mounted.as_ref().map_or(0, |m| m.components().count())
 }
 
 fn link(device: &Path, name: &Path) -> Result<(), AttachError> {

@@ -2,21 +2,44 @@
 //!
 //! # Overview
 //!
-//! [`Attacher::attach`] makes a block device of an export and a name for it under `dev_root`; [`mount`] checks and mounts
-//! the file system on it. What is attached is written to `<state_dir>/attach/*.json` before it is used, so that after a
-//! crash of the daemon [`Attacher::clean_leftovers`] finds and undoes it: the export behind it died with the daemon.
+//! [`Attacher::attach`] makes a block device of an export and a name for it under `dev_root`; [`filesystem`] checks what is on
+//! it, [`mount`] mounts it. Two ways to make a device are behind one trait, [`Method`]: the kernel's own NBD client, and
+//! `nbdfuse` with a loop device. In both, the device's connection ends at a process of its own, the [`keeper`], not at the
+//! daemon.
+//!
+//! # Restarts of the daemon
+//!
+//! A device of an export that loses nothing when the daemon is killed (a protected volume, a snapshot without writes) is made
+//! with an *identity*: what the export is now, by the instance and term of its context or the pin of its snapshot. Its keeper
+//! waits for a daemon that is away, and opens the export by a name that holds the identity; the daemon serves that name only
+//! while the export still has it ([`crate::exports`]). So a file system stays mounted over a restart, and one that was mounted
+//! before the volume changed hands never sees what is there now. A vdev's private writes are durable when they were flushed,
+//! and not before: a device of one has no identity, and ends with the daemon.
+//!
+//! # Crash consistency
+//!
+//! A record in `<state_dir>/attach` is written before anything of a device is made and removed when all is undone. What it
+//! stands for is found by names that only this device has, in the mount table, among the loop devices and by the lock of its
+//! keeper; never by a number that was written down. [`Attacher::settle`] decides at the daemon's start what stays.
 //!
 //! # What it does not do
 //!
-//! It does not keep a mounted file system alive over a restart of the daemon, and only ext4 and xfs are checked and mounted. The
-//! kernel's nbd was never run on the machines that Backstay is developed on; there `nbdfuse` with a loop device serves.
+//! The kernel's nbd was never run on the machines that Backstay is developed on: its command lines are tested against a
+//! recorder. A device does not follow a change of its export's size.
 
+mod btrfs;
 mod command;
 pub mod device;
+pub mod filesystem;
+pub mod keeper;
+mod method;
 pub mod mount;
+pub mod mounts;
 
 pub use command::CommandError;
 pub use device::{AttachedDevice, Attacher};
+pub use keeper::{Keepers, Line};
+pub use method::{Fuse, Kernel, Method, Place};
 
 /// Why a device or a file system could not be attached, mounted or undone.
 #[derive(Debug, thiserror::Error)]
@@ -37,12 +60,28 @@ pub enum AttachError {
     #[error("attach.method is 'none' on this node: volumes are served as NBD exports only")]
     Disabled,
     /// Something else is mounted there.
-    #[error("{path}: {device} is mounted there already")]
+    #[error("{path}: {device} is mounted there")]
     ForeignMount {
         /// The mount point.
         path: std::path::PathBuf,
         /// What is mounted.
         device: String,
+    },
+    /// It is mounted, but not there.
+    #[error("{device} is mounted at {path}")]
+    MountedElsewhere {
+        /// The device.
+        device: std::path::PathBuf,
+        /// Where.
+        path: std::path::PathBuf,
+    },
+    /// Another device shows a file system with the same id, and the kernel would take them for one.
+    #[error("{device}: the file system on {twin} has the same id")]
+    Twin {
+        /// The device.
+        device: std::path::PathBuf,
+        /// The other one.
+        twin: std::path::PathBuf,
     },
     /// The file system's checker found what it does not mend by itself.
     #[error("{device}: {checker} ended with {code}: the file system needs a look by hand")]
@@ -54,12 +93,12 @@ pub enum AttachError {
         /// Its exit code.
         code: i32,
     },
-    /// Processes have files open there.
+    /// Somebody uses it.
     #[error("{path} is busy")]
     Busy {
-        /// The mount point.
+        /// The mount point or device.
         path: std::path::PathBuf,
-        /// Who holds it, `pid command`.
+        /// Who holds it, processes as `pid command`.
         holders: Vec<String>,
     },
 }

@@ -1,8 +1,9 @@
-//! Checking, mounting and unmounting file systems.
+//! Mounting and unmounting.
 
 use super::{
     AttachError,
     command::{must, run},
+    filesystem, mounts,
 };
 use crate::config::Filesystem;
 use std::{
@@ -10,140 +11,30 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// How a file system is to be mounted.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct MountOptions {
-    /// Read-only, without replaying its journal; it is not checked then, because checking writes.
-    pub read_only: bool,
-    /// Check all of it, even if it is marked clean.
-    pub full_check: bool,
-}
-
-/// Makes a new file system.
+/// Mounts `device` at the folder `at`.
 ///
 /// # Errors
-/// When the program fails.
-pub fn make(filesystem: Filesystem, device: &Path) -> Result<(), AttachError> {
-    let path = device.display().to_string();
-    match filesystem {
-        Filesystem::Ext4 => must(
-            "mkfs.ext4",
-            &["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", &path],
-        )?,
-        Filesystem::Xfs => must("mkfs.xfs", &["-q", "-f", &path])?,
-    };
-    Ok(())
-}
-
-/// The kind of file system on a device, if `blkid` knows one.
-///
-/// # Errors
-/// When the program cannot be started.
-pub fn probe(device: &Path) -> Result<Option<String>, AttachError> {
-    let done = run(
-        "blkid",
-        &[
-            "--probe",
-            "--output",
-            "value",
-            "--match-tag",
-            "TYPE",
-            &device.display().to_string(),
-        ],
-    )?;
-    Ok(Some(done.output.trim().to_owned()).filter(|t| done.code == 0 && !t.is_empty()))
-}
-
-/// Runs the file system's own checker; `line` gets its words.
-///
-/// ext4's replays the journal and mends what is safe. Of xfs, the kernel replays the log at the mount, and its checker does
-/// not: it runs only for a full check, after a mount at `at` and an unmount, and mends nothing.
-///
-/// # Errors
-/// When it finds what it does not mend by itself.
-pub fn check(
-    filesystem: Filesystem,
-    device: &Path,
-    at: &Path,
-    full: bool,
-    line: &mut dyn FnMut(String),
-) -> Result<(), AttachError> {
-    match filesystem {
-        Filesystem::Ext4 => check_ext4(device, full, line),
-        Filesystem::Xfs if full => check_xfs(device, at, line),
-        Filesystem::Xfs => Ok(()),
-    }
-}
-
-fn check_xfs(device: &Path, at: &Path, line: &mut dyn FnMut(String)) -> Result<(), AttachError> {
-    mount(Filesystem::Xfs, device, at, MountOptions::default())?;
-    unmount(at)?;
-    let path = device.display().to_string();
-    line(format!("xfs_repair -n {path}"));
-    let done = run("xfs_repair", &["-n", &path])?;
-    if done.code == 0 {
-        return Ok(());
-    }
-    done.output.lines().for_each(|l| line(l.to_owned()));
-    Err(AttachError::Unclean {
-        device: path,
-        checker: "xfs_repair",
-        code: done.code,
-    })
-}
-
-fn check_ext4(device: &Path, full: bool, line: &mut dyn FnMut(String)) -> Result<(), AttachError> {
-    let path = device.display().to_string();
-    let mut args = vec!["-p"];
-    if full {
-        args.push("-f");
-    }
-    args.push(&path);
-    line(format!("e2fsck {}", args.join(" ")));
-    let done = run("e2fsck", &args)?;
-    done.output.lines().for_each(|l| line(l.to_owned()));
-    // 0 clean, 1 mended; from 2 on somebody has to act.
-    if (0..=1).contains(&done.code) {
-        return Ok(());
-    }
-    Err(AttachError::Unclean {
-        device: path,
-        checker: "e2fsck",
-        code: done.code,
-    })
-}
-
-/// Mounts `device` at `at`, making the folder if it is missing.
-///
-/// # Errors
-/// When something is mounted there already, or the mount fails.
-pub fn mount(
-    filesystem: Filesystem,
-    device: &Path,
-    at: &Path,
-    options: MountOptions,
-) -> Result<(), AttachError> {
-    if let Some(there) = mounted_at(at) {
+/// When something is mounted there already, the device is mounted elsewhere, or the mount fails.
+pub fn mount(filesystem: Filesystem, device: &Path, at: &Path, read_only: bool) -> Result<(), AttachError> {
+    if let Some(there) = mounts::at(at) {
         return Err(AttachError::ForeignMount {
             path: at.to_owned(),
-            device: there,
+            device: there.display().to_string(),
         });
     }
-    fs::create_dir_all(at).map_err(AttachError::io(at.display()))?;
-    // Views of one xfs have one UUID, and the kernel mounts a UUID once.
-    let flags = match (filesystem, options.read_only) {
-        (Filesystem::Ext4, false) => "rw",
-        (Filesystem::Ext4, true) => "ro,noload",
-        (Filesystem::Xfs, false) => "rw,nouuid",
-        (Filesystem::Xfs, true) => "ro,norecovery,nouuid",
-    };
+    if let Some(elsewhere) = mounts::of(device).into_iter().next() {
+        return Err(AttachError::MountedElsewhere {
+            device: device.to_owned(),
+            path: elsewhere,
+        });
+    }
     must(
         "mount",
         &[
             "-t",
             filesystem.name(),
             "-o",
-            flags,
+            filesystem::mount_options(filesystem, read_only),
             &device.display().to_string(),
             &at.display().to_string(),
         ],
@@ -151,17 +42,48 @@ pub fn mount(
     Ok(())
 }
 
-/// Unmounts `at`.
+/// A mount point, and which folders were made for it, the deepest first.
+#[derive(Debug, Default)]
+pub struct MountPoint(Vec<PathBuf>);
+
+impl MountPoint {
+    /// Makes a folder and those above it that are missing.
+    ///
+    /// # Errors
+    /// When one cannot be made.
+    pub fn make(at: &Path) -> Result<Self, AttachError> {
+        let missing = at.ancestors().take_while(|folder| !folder.exists());
+        let missing = missing.map(Path::to_owned).collect();
+        fs::create_dir_all(at).map_err(AttachError::io(at.display()))?;
+        Ok(Self(missing))
+    }
+
+    /// Removes what was made, as far as it is empty.
+    pub fn undo(self) {
+        self.0.iter().all(|folder| fs::remove_dir(folder).is_ok());
+    }
+}
+
+/// Unmounts `device` from `at`; it is not mounted there: nothing to do.
 ///
 /// # Errors
-/// [`AttachError::Busy`] with the holders when files are open there.
-pub fn unmount(at: &Path) -> Result<(), AttachError> {
-    let path = at.display().to_string();
-    let done = run("umount", &[&path])?;
-    if done.code == 0 || mounted_at(at).is_none() {
+/// [`AttachError::Busy`] with the holders when it is in use, [`AttachError::ForeignMount`] when something else is mounted over it.
+pub fn unmount(at: &Path, device: &Path) -> Result<(), AttachError> {
+    if !mounts::of(device).iter().any(|there| there == at) {
         return Ok(());
     }
-    let holders = holders(at);
+    if let Some(top) = mounts::at(at).filter(|top| top != device) {
+        return Err(AttachError::ForeignMount {
+            path: at.to_owned(),
+            device: top.display().to_string(),
+        });
+    }
+    let path = at.display().to_string();
+    let done = run("umount", &[&path])?;
+    if done.code == 0 {
+        return Ok(());
+    }
+    let holders = mounts::users_of(at, &[]);
     if holders.is_empty() {
         must("umount", &[&path])?;
         return Ok(());
@@ -172,51 +94,13 @@ pub fn unmount(at: &Path) -> Result<(), AttachError> {
     })
 }
 
-/// What is mounted exactly at `at`.
-#[must_use]
-pub fn mounted_at(at: &Path) -> Option<String> {
-    let at = fs::canonicalize(at).ok()?;
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    mounts
-        .lines()
-        .filter_map(|l| l.split_once(' '))
-        .find_map(|(device, rest)| {
-            let point = rest
-                .split(' ')
-                .next()?
-                .replace("\\040", " ")
-                .replace("\\011", "\t");
-            (Path::new(&point) == at).then(|| device.to_owned())
-        })
-}
-
-/// Processes with a file, folder or root below `at`, as `pid command`.
-#[must_use]
-pub fn holders(at: &Path) -> Vec<String> {
-    let Ok(processes) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    let mut found = Vec::new();
-    for process in processes.flatten() {
-        let name = process.file_name();
-        let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else {
-            continue;
-        };
-        let folder = process.path();
-        let mut links = vec![folder.join("cwd"), folder.join("root")];
-        if let Ok(files) = fs::read_dir(folder.join("fd")) {
-            links.extend(files.flatten().map(|f| f.path()));
-        }
-        if links
-            .iter()
-            .filter_map(|l| fs::read_link(l).ok())
-            .any(|target| target.starts_with(at))
-        {
-            let command = fs::read_to_string(folder.join("comm")).unwrap_or_default();
-            found.push(format!("{pid} {}", command.trim()));
-        }
+/// Takes a mount out of the tree of folders, in use or not.
+pub(super) fn unmount_lazily(at: &Path) {
+    let path = at.display().to_string();
+    let gone = run("umount", &[&path]).is_ok_and(|done| done.code == 0);
+    if !gone && let Err(e) = must("umount", &["--lazy", &path]) {
+        tracing::warn!("{e}");
     }
-    found
 }
 
 /// Where a volume with mount point `mount` goes under `root`.

@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    cli::run(std::env::args_os().collect(), &backstay::Program)
+    let words: Vec<_> = std::env::args_os().collect();
+    backstay::attach::keeper::called(&words).unwrap_or_else(|| cli::run(words, &backstay::Program))
 }

@@ -111,6 +111,8 @@ pub enum Filesystem {
     Ext4,
     /// xfs.
     Xfs,
+    /// btrfs, of one device.
+    Btrfs,
 }
 
 impl Filesystem {
@@ -120,13 +122,16 @@ impl Filesystem {
         match self {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
         }
     }
 
     /// The one with this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Ext4, Self::Xfs].into_iter().find(|f| f.name() == name)
+        [Self::Ext4, Self::Xfs, Self::Btrfs]
+            .into_iter()
+            .find(|f| f.name() == name)
     }
 }
 

@@ -58,6 +58,9 @@ pub struct AttachConfig {
     /// Folder of the device names; default `/dev/backstay`.
     #[serde(default = "default_dev_root")]
     pub dev_root: PathBuf,
+    /// How long a device waits for a daemon that is away, before what is asked of it fails.
+    #[serde(default = "default_patience")]
+    pub patience: Age,
 }
 
 impl Default for AttachConfig {
@@ -65,6 +68,7 @@ impl Default for AttachConfig {
         Self {
             method: AttachMethod::default(),
             dev_root: default_dev_root(),
+            patience: default_patience(),
         }
     }
 }
@@ -147,6 +151,10 @@ fn default_dev_root() -> PathBuf {
     PathBuf::from("/dev/backstay")
 }
 
+fn default_patience() -> Age {
+    Age(Duration::from_secs(120))
+}
+
 fn default_hook_timeout() -> Age {
     Age(Duration::from_secs(30))
 }
@@ -181,6 +189,10 @@ impl NodeConfig {
                 &config.state_dir.display().to_string(),
                 "it must be absolute",
             ));
+        }
+        if config.attach.patience.0 > Duration::from_secs(3600) {
+            let patience = config.attach.patience.to_string();
+            return Err(fault("attach.patience", &patience, "at most 1h"));
         }
         if let Some((key, value, why)) = config.hooks.fault() {
             return Err(fault(key, &value, why));

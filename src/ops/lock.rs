@@ -237,6 +237,7 @@ mod tests {
             at_dir: None,
             read_only: false,
             full_check: false,
+            new_uuid: false,
         }
     }
 

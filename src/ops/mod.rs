@@ -363,10 +363,12 @@ fn dispatch(op: &mut Op<'_>, command: &Command) -> Answer {
             at_dir,
             read_only,
             full_check,
+            new_uuid,
         } => {
             let how = mount::How {
                 read_only: *read_only,
                 full_check: *full_check,
+                new_uuid: *new_uuid,
                 at_dir: at_dir.clone(),
             };
             mount::mount(op, *context, *level, &how)

@@ -2,7 +2,7 @@
 
 use super::{Answer, Op, next, part_way, refused};
 use crate::{
-    attach::{AttachError, mount as fs},
+    attach::{AttachError, AttachedDevice, device::depth, filesystem, mount as fs, mounts},
     config::{Filesystem, VolumeConfig},
     context::Context,
 };
@@ -19,6 +19,8 @@ pub struct How {
     pub read_only: bool,
     /// A full check.
     pub full_check: bool,
+    /// A btrfs with a twin gets an id of its own.
+    pub new_uuid: bool,
     /// Another folder than `mount_root`.
     pub at_dir: Option<String>,
 }
@@ -30,9 +32,12 @@ struct Item {
     device: String,
     filesystem: Option<Filesystem>,
     at: Option<PathBuf>,
+    /// The volume's file or device on this host.
+    backing: PathBuf,
 }
 
-fn items(context: &Context, root: &Path, device: impl Fn(&VolumeConfig) -> String) -> Vec<Item> {
+fn items(op: &Op<'_>, context: &Context, root: &Path, device: impl Fn(&VolumeConfig) -> String) -> Vec<Item> {
+    let node = op.node.config();
     let mut items: Vec<Item> = context
         .config
         .volumes
@@ -42,6 +47,7 @@ fn items(context: &Context, root: &Path, device: impl Fn(&VolumeConfig) -> Strin
             device: device(v),
             filesystem: v.filesystem,
             at: v.mount.as_ref().map(|m| fs::under(root, m)),
+            backing: v.backing_on(&node.name, &node.state_dir, context.config.id),
         })
         .collect();
     // A file system mounted inside another needs its parent first.
@@ -64,13 +70,19 @@ pub fn mount(op: &mut Op<'_>, id: u32, level: Option<u32>, how: &How) -> Answer 
                     "--level and --read-only are for snapshots, on the recovery host",
                 ));
             }
+            if how.new_uuid {
+                return Err(Failure::new(
+                    Code::Usage,
+                    "--new-uuid is for vdevs, on the recovery host: a protected volume keeps its UUID",
+                ));
+            }
             if !context.is_running() {
                 return Err(super::not_running(op, &context));
             }
             (
                 None,
                 None,
-                items(&context, &root, |v| format!("c{}/{}", context.id(), v.name)),
+                items(op, &context, &root, |v| format!("c{}/{}", context.id(), v.name)),
             )
         }
         Role::Recovery => {
@@ -86,12 +98,18 @@ pub fn mount(op: &mut Op<'_>, id: u32, level: Option<u32>, how: &How) -> Answer 
                 );
             }
             let kind = if how.read_only { "rsn" } else { "sn" };
-            let items = items(&context, &root, |v| {
+            let items = items(op, &context, &root, |v| {
                 format!("c{}/{kind}{}/{}", context.id(), snapshot.level, v.name)
             });
             (Some(snapshot.level.0), Some(point), items)
         }
     };
+    if how.new_uuid && items.iter().all(|i| i.filesystem != Some(Filesystem::Btrfs)) {
+        return Err(Failure::new(
+            Code::Usage,
+            format!("--new-uuid is for btrfs, and no volume of context {id} has one"),
+        ));
+    }
     if op.options.dry_run {
         let steps = items.iter().map(|i| match &i.at {
             Some(at) => format!("attach {}, check it, mount it at {}", i.device, at.display()),
@@ -116,31 +134,66 @@ pub fn mount(op: &mut Op<'_>, id: u32, level: Option<u32>, how: &How) -> Answer 
     ))
 }
 
-/// Attaches, checks and mounts all items; what was done is undone when one fails.
-fn mount_all(op: &mut Op<'_>, items: &[Item], how: &How) -> Result<Vec<MountInfo>, Failure> {
-    let mut done = Vec::new();
-    for item in items {
-        match mount_one(op, item, how) {
-            Ok(info) => done.push(info),
-            Err(e) => {
-                for (info, item) in done.iter().zip(items).rev().filter(|(info, _)| !info.already) {
-                    if let Err(e) = unmount_one(op, &item.device) {
-                        op.line(format!("not undone: {}: {e}", info.device));
-                    }
-                }
-                let mut failure = Failure::from_error(Code::Refused, &e);
-                if let AttachError::Busy { holders, .. } = &e {
-                    failure = failure.with_holders(holders.clone());
-                }
-                failure.error = format!("{}: {}", item.volume, failure.error);
-                return Err(failure);
-            }
-        }
-    }
-    Ok(done)
+/// What was being done when it failed.
+struct Failed {
+    step: &'static str,
+    error: AttachError,
+    /// Something could not be undone.
+    left: bool,
 }
 
-fn mount_one(op: &mut Op<'_>, item: &Item, how: &How) -> Result<MountInfo, AttachError> {
+/// Names the step of an error.
+fn at(step: &'static str) -> impl Fn(AttachError) -> Failed {
+    move |error| Failed {
+        step,
+        error,
+        left: false,
+    }
+}
+
+/// Attaches, checks and mounts all items; what was done is undone when one fails.
+fn mount_all(op: &mut Op<'_>, items: &[Item], how: &How) -> Result<Vec<MountInfo>, Failure> {
+    let mut done: Vec<(MountInfo, fs::MountPoint)> = Vec::new();
+    for item in items {
+        let failed = match mount_one(op, item, how) {
+            Ok(info) => {
+                done.push(info);
+                continue;
+            }
+            Err(failed) => failed,
+        };
+        let mut failure = Failure::from_error(Code::Refused, &failed.error);
+        failure.error = format!("{}: {}: {}", item.volume, failed.step, failure.error);
+        if failed.left {
+            failure.code = Code::PartWay;
+        }
+        for ((info, point), item) in done.into_iter().zip(items).rev() {
+            if info.already {
+                continue;
+            }
+            match unmount_one(op, &item.device) {
+                Ok(_) => point.undo(),
+                Err(e) => {
+                    failure.code = Code::PartWay;
+                    op.line(format!("not undone: {}: {e}", info.device));
+                }
+            }
+        }
+        return Err(match failed.error {
+            AttachError::Busy { holders, .. } => failure.with_holders(holders),
+            AttachError::Twin { .. } if how.read_only => {
+                failure.with_hint("unmount that one first, or mount the vdevs with --new-uuid")
+            }
+            AttachError::Twin { .. } => {
+                failure.with_hint("rtmnt --new-uuid gives this one a UUID of its own")
+            }
+            _ => failure,
+        });
+    }
+    Ok(done.into_iter().map(|(info, _)| info).collect())
+}
+
+fn mount_one(op: &mut Op<'_>, item: &Item, how: &How) -> Result<(MountInfo, fs::MountPoint), Failed> {
     let attacher = op.node.attacher();
     let mut info = MountInfo {
         volume: item.volume.clone(),
@@ -150,69 +203,116 @@ fn mount_one(op: &mut Op<'_>, item: &Item, how: &How) -> Result<MountInfo, Attac
         already: false,
     };
     let found = attacher.find(&item.device);
-    info.already = found
-        .as_ref()
-        .is_some_and(|a| item.at.is_none() || a.mounted.is_some());
-    if info.already {
-        return Ok(info);
+    let attached = op
+        .node
+        .attach(&item.device, how.read_only)
+        .map_err(at("attach"))?;
+    // One that was found broken is made anew.
+    let fresh = found.is_none_or(|f| f.device != attached.device || f.mounted != attached.mounted);
+    let (Some(filesystem), Some(point)) = (item.filesystem, &item.at) else {
+        info.already = !fresh;
+        return Ok((info, fs::MountPoint::default()));
+    };
+    let is_there = mounts::of(&attached.device).iter().any(|there| there == point);
+    if is_there && mounts::at(point).as_ref() == Some(&attached.device) {
+        info.already = true;
+        return Ok((info, fs::MountPoint::default()));
     }
-    let fresh = found.is_none();
-    let mut attached = attacher.attach(&item.device, &item.device, how.read_only)?;
-    let (Some(filesystem), Some(at)) = (item.filesystem, &item.at) else {
-        return Ok(info);
-    };
-    let mut work = || {
-        // Only vdevs and the acting production are ever checked: a check writes.
-        if !how.read_only {
-            let mut lines = Vec::new();
-            let checked = fs::check(filesystem, &attached.name, at, how.full_check, &mut |l| {
-                lines.push(l)
+    let mut made = fs::MountPoint::default();
+    let work = mount_device(op, item, filesystem, point, &attached, how, &mut made);
+    match work {
+        Ok(()) => Ok((info, made)),
+        Err(mut failed) => {
+            // The check of some file systems mounts too. What was mounted before stays.
+            let unmounted = match &attached.mounted {
+                Some(_) => Ok(()),
+                None => fs::unmount(point, &attached.device),
+            };
+            let undone = unmounted.and_then(|()| {
+                made.undo();
+                if fresh {
+                    op.node.attacher().detach(&attached)
+                } else {
+                    Ok(())
+                }
             });
-            let mut lines = lines.into_iter();
-            if let Some(command) = lines.next() {
-                op.step(Step::Checking { command });
+            if let Err(e) = undone {
+                failed.left = true;
+                op.line(format!("not undone: {}: {e}", info.device));
             }
-            lines.for_each(|l| op.line(l));
-            checked?;
-        }
-        op.step(Step::Mounting {
-            path: at.display().to_string(),
-        });
-        let options = fs::MountOptions {
-            read_only: how.read_only,
-            full_check: how.full_check,
-        };
-        fs::mount(filesystem, &attached.device, at, options)?;
-        op.node.attacher().set_mounted(&mut attached, Some(at.clone()))
-    };
-    match work() {
-        Ok(()) => Ok(info),
-        Err(e) => {
-            if fresh {
-                let _ = op.node.attacher().detach(&attached);
-            }
-            Err(e)
+            Err(failed)
         }
     }
 }
 
+/// Checks and mounts what is attached. Only vdevs and the acting production are ever checked: a check writes.
+fn mount_device(
+    op: &mut Op<'_>,
+    item: &Item,
+    filesystem: Filesystem,
+    point: &Path,
+    attached: &AttachedDevice,
+    how: &How,
+    made: &mut fs::MountPoint,
+) -> Result<(), Failed> {
+    let device = &attached.device;
+    if let Some(path) = attached.mounted.clone() {
+        let over = mounts::at(&path).filter(|top| path == point && top != device);
+        return Err(at("mount")(match over {
+            Some(top) => AttachError::ForeignMount {
+                path,
+                device: top.display().to_string(),
+            },
+            None => AttachError::MountedElsewhere {
+                device: attached.name.clone(),
+                path,
+            },
+        }));
+    }
+    // A check that its daemon did not outlive may still run.
+    let holders = mounts::users_of_device(device);
+    if !holders.is_empty() {
+        let path = device.clone();
+        return Err(at("attach")(AttachError::Busy { path, holders }));
+    }
+    *made = fs::MountPoint::make(point).map_err(at("mount"))?;
+    let mut lines = Vec::new();
+    let told = filesystem::alone(filesystem, device, point, &item.backing, how.new_uuid, &mut |l| {
+        lines.push(l)
+    });
+    lines.drain(..).for_each(|l| op.line(l));
+    told.map_err(at("UUID"))?;
+    if !how.read_only {
+        let checked = filesystem::check(filesystem, attached, point, how.full_check, &mut |l| {
+            lines.push(l)
+        });
+        let mut lines = lines.into_iter();
+        if let Some(command) = lines.next() {
+            op.step(Step::Checking { command });
+        }
+        lines.for_each(|l| op.line(l));
+        checked.map_err(at("check"))?;
+    }
+    op.step(Step::Mounting {
+        path: point.display().to_string(),
+    });
+    fs::mount(filesystem, device, point, how.read_only).map_err(at("mount"))
+}
+
 /// Unmounts and detaches one device; not attached: nothing to do. Answers where it was mounted.
 fn unmount_one(op: &mut Op<'_>, device: &str) -> Result<Option<PathBuf>, AttachError> {
-    let attacher = op.node.attacher();
-    let Some(mut attached) = attacher.find(device) else {
+    let Some(attached) = op.node.attacher().find(device) else {
         return Ok(None);
     };
-    let at = attached.mounted.clone();
-    if let Some(at) = &at {
+    for path in mounts::of(&attached.device) {
         op.step(Step::Unmounting {
             device: attached.name.display().to_string(),
-            path: at.display().to_string(),
+            path: path.display().to_string(),
         });
-        fs::unmount(at)?;
-        op.node.attacher().set_mounted(&mut attached, None)?;
+        fs::unmount(&path, &attached.device)?;
     }
     op.node.attacher().detach(&attached)?;
-    Ok(at)
+    Ok(attached.mounted)
 }
 
 /// `rtumnt`.
@@ -255,7 +355,7 @@ pub fn unmount(op: &mut Op<'_>, id: u32, drain: bool, replica_side: bool, force:
     ))
 }
 
-fn attached_of(op: &Op<'_>, context: &Context, snapshots: bool) -> Vec<crate::attach::AttachedDevice> {
+fn attached_of(op: &Op<'_>, context: &Context, snapshots: bool) -> Vec<AttachedDevice> {
     let prefix = format!("c{}/", context.id());
     let mut all: Vec<_> = op
         .node
@@ -268,7 +368,7 @@ fn attached_of(op: &Op<'_>, context: &Context, snapshots: bool) -> Vec<crate::at
                 .is_some_and(|rest| rest.contains('/') == snapshots)
         })
         .collect();
-    all.sort_by_key(|a| std::cmp::Reverse(a.mounted.as_ref().map_or(0, |m| m.components().count())));
+    all.sort_by_key(|a| std::cmp::Reverse(depth(a)));
     all
 }
 
@@ -286,11 +386,10 @@ pub fn unmount_all(
     }
     op.step(Step::DeterminingUnmounts);
     // All or none: who is busy is known before anything is unmounted.
-    let busy: Vec<String> = attached
-        .iter()
-        .filter_map(|a| a.mounted.as_ref())
-        .flat_map(|at| fs::holders(at))
-        .collect();
+    let ours: Vec<PathBuf> = attached.iter().flat_map(|a| mounts::of(&a.device)).collect();
+    let mut busy: Vec<String> = ours.iter().flat_map(|at| mounts::users_of(at, &ours)).collect();
+    let bare = attached.iter().filter(|a| a.mounted.is_none());
+    busy.extend(bare.flat_map(|a| mounts::users_of_device(&a.device)));
     if !busy.is_empty() {
         if !force {
             return Err(refused("file systems are in use")
@@ -306,11 +405,17 @@ pub fn unmount_all(
     let mut done = Vec::new();
     for device in attached {
         let name = device.name.display().to_string();
-        let at = unmount_one(op, &device.export).map_err(|e| match &e {
-            AttachError::Busy { holders, .. } if done.is_empty() => {
-                refused(e.to_string()).with_holders(holders.clone())
+        let at = unmount_one(op, &device.export).map_err(|e| {
+            // It may have been unmounted and not detached.
+            let is_same = op.node.attacher().find(&device.export).as_ref() == Some(&device);
+            let failure = match done.is_empty() && is_same {
+                true => refused(e.to_string()),
+                false => part_way(&e),
+            };
+            match e {
+                AttachError::Busy { holders, .. } => failure.with_holders(holders),
+                _ => failure,
             }
-            _ => part_way(&e),
         })?;
         done.push(MountInfo {
             volume: device.export.rsplit('/').next().unwrap_or_default().to_owned(),

@@ -2,7 +2,7 @@
 
 use super::{Answer, Op, next, refused};
 use crate::{
-    attach::mount as fs,
+    attach::filesystem as fs,
     config::{ContextConfig, Filesystem, Size, VolumeConfig},
     context::{Context, Running},
     peer::{CONFIGURE, PeerError},
@@ -132,6 +132,7 @@ pub fn protect(op: &mut Op<'_>, wanted: &Protect) -> Answer {
         let how = super::mount::How {
             read_only: false,
             full_check: false,
+            new_uuid: false,
             at_dir: None,
         };
         super::mount::mount(op, id, None, &how).map_err(part_way)?;
@@ -204,7 +205,7 @@ fn volume_config(spec: &VolumeSpec, production: &str, recovery: &str) -> Result<
         None if spec.mount.is_some() => Some(Filesystem::Ext4),
         None => None,
         Some(name) => Some(Filesystem::named(name).ok_or_else(|| {
-            let text = format!("file system '{name}' is not part of this version: ext4, xfs");
+            let text = format!("file system '{name}' is not part of this version: ext4, xfs, btrfs");
             Failure::new(Code::Usage, text)
         })?),
     };
@@ -230,11 +231,7 @@ fn ready(
     let config = op.node.config();
     if let Some(filesystem) = volume.filesystem {
         let failed = |e: crate::attach::AttachError| Failure::from_error(Code::PartWay, &e);
-        let attached = op
-            .node
-            .attacher()
-            .attach(&device, &device, false)
-            .map_err(failed)?;
+        let attached = op.node.attach(&device, false).map_err(failed)?;
         let made = match fs::probe(&attached.device).map_err(failed)?.as_deref() {
             Some(name) if name == filesystem.name() => Ok(()),
             None if created => {
@@ -263,10 +260,11 @@ fn ready(
         recovery_backing,
         created,
         filesystem: volume.filesystem.map(|f| f.name().to_owned()),
-        mount: volume
-            .mount
-            .as_ref()
-            .map(|m| fs::under(&config.mount_root, m).display().to_string()),
+        mount: volume.mount.as_ref().map(|m| {
+            crate::attach::mount::under(&config.mount_root, m)
+                .display()
+                .to_string()
+        }),
         mounted: false,
     })
 }

@@ -214,6 +214,7 @@ fn letters_of_the_other_commands() {
         at_dir: at_dir.map(Into::into),
         read_only,
         full_check,
+        new_uuid: false,
     };
     let unmount = |drain, replica_side, force| Command::Unmount {
         context: 1,

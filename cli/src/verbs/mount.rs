@@ -1,6 +1,6 @@
 //! `rtmnt` and `rtumnt`.
 
-use super::{Given, Verb, at_most_one};
+use super::{Given, Verb, at_most_one, only_where};
 use crate::{args::ContextArg, error::CliError};
 use clap::Args;
 use control::Command;
@@ -22,10 +22,18 @@ pub(crate) struct Mnt {
     /// Check the filesystem in full
     #[arg(short = 'f', long)]
     full_check: bool,
+    /// Give a btrfs whose UUID another device shows too one of its own
+    #[arg(long)]
+    new_uuid: bool,
 }
 
 impl Verb for Mnt {
     fn command(&self, _: &Given<'_>) -> Result<Command, CliError> {
+        only_where(&[(
+            self.new_uuid,
+            !self.read_only,
+            "--new-uuid writes: not with --read-only",
+        )])?;
         let at_dir = self
             .at_dir
             .as_deref()
@@ -37,6 +45,7 @@ impl Verb for Mnt {
             at_dir,
             read_only: self.read_only,
             full_check: self.full_check,
+            new_uuid: self.new_uuid,
         })
     }
 }

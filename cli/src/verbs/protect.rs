@@ -27,7 +27,7 @@ pub(crate) struct Protect {
     /// New sparse file (NAME=1G), or device or file to adopt (NAME=/dev/...)
     #[arg(value_name = "NAME=SIZE|PATH")]
     volumes: Vec<String>,
-    /// Filesystem to make or expect (this version: ext4, xfs)
+    /// Filesystem to make or expect (ext4, xfs, btrfs)
     #[arg(long, value_name = "[NAME=]TYPE")]
     fs: Vec<String>,
     /// Where to mount it

@@ -252,6 +252,7 @@ fn mount(
     let how = super::mount::How {
         read_only: false,
         full_check: false,
+        new_uuid: false,
         at_dir: None,
     };
     match super::mount::mount(op, context.id().0, None, &how) {
