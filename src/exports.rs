@@ -121,13 +121,17 @@ pub(crate) fn plain(name: &str) -> (&str, Option<&str>) {
 
 impl NodeExports {
     /// What an export is now, as a word: another one means that it changed hands or stands for something else. `None` for what
-    /// does not survive the daemon: a vdev's writes are durable once they are flushed, and the rest goes with it.
+    /// does not survive the daemon: a vdev's writes are durable once they are flushed, and the rest goes with it; after a failed
+    /// sync the next daemon may not find what this one has answered.
     #[must_use]
     pub fn identity(&self, name: &str) -> Option<String> {
         let row = |context: &Context| context.row().notes.get("instance").cloned();
         match parse(name)? {
             Name::Head { context, .. } => {
                 let (context, running) = self.find(context).ok()?;
+                if context.journal.poisoned().is_some() {
+                    return None;
+                }
                 let instance = row(&context)?;
                 matches!(*running, Running::Production(_)).then(|| format!("t{}-{instance}", context.term()))
             }
@@ -143,6 +147,11 @@ impl NodeExports {
             }
             Name::Level { .. } | Name::At { .. } => None,
         }
+    }
+
+    /// Whether this is what an export is now.
+    pub(crate) fn is(&self, name: &str, identity: &str) -> bool {
+        self.identity(name).as_deref() == Some(identity)
     }
 }
 
@@ -213,7 +222,7 @@ impl Exports for NodeExports {
         let (name, wanted) = plain(name);
         let export = self.open_plain(name)?;
         // Asked behind the opening: a change of hands in between leaves an export that fails.
-        if wanted.is_some() && self.identity(name).as_deref() != wanted {
+        if wanted.is_some_and(|identity| !self.is(name, identity)) {
             return Err(OpenError::Refused(format!(
                 "{name} is not any more what it was when it was attached"
             )));

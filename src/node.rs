@@ -110,7 +110,7 @@ impl Node {
         // Before anything is served: what an earlier daemon attached sees only what it was attached to.
         let exports = node.exports();
         node.attacher
-            .settle(|export, identity| exports.identity(export).as_deref() == Some(identity));
+            .settle(|export, identity| exports.is(export, identity));
         Ok(node)
     }
 
@@ -305,6 +305,13 @@ impl Node {
         self.attacher.attach(export, identity, read_only)
     }
 
+    /// Devices whose exports are not what they were, or have failed, do not outlive this daemon.
+    pub(crate) fn disown(self: &Arc<Self>) {
+        let exports = self.exports();
+        self.attacher
+            .disown(|export, identity| exports.is(export, identity));
+    }
+
     /// Makes and undoes block devices.
     #[must_use]
     pub fn attacher(&self) -> &Attacher {
@@ -494,10 +501,11 @@ impl Node {
 
     /// Stops everything in order: no new request, then the contexts. With `for_a_while`, devices that wait for the next daemon
     /// stay, with what is mounted on them.
-    pub fn shut_down(&self, for_a_while: bool) {
+    pub fn shut_down(self: &Arc<Self>, for_a_while: bool) {
         self.peers.shut_down();
         self.damaged.lock().clear();
         // A mounted file system still holds writes that were never handed to us.
+        self.disown();
         self.attacher.leave(for_a_while);
         if let Some(server) = self.nbd.lock().take() {
             server.stop();

@@ -397,6 +397,59 @@ fn a_volume_that_changed_hands_is_not_served_to_an_old_mount() {
     pair.cli(PROD, &["rtumnt", "-FC", "1"]).ok();
 }
 
+/// What failed to be written may be missing when the next daemon looks: who was answered before sees errors, and never an older
+/// state as if nothing had been.
+#[test]
+fn a_volume_that_failed_is_not_served_to_an_old_mount() {
+    if !root_for("a_volume_that_failed_is_not_served_to_an_old_mount") {
+        return;
+    }
+    let pair = Pair::new("failed", &mounting());
+    let small = pair.scratch.folder("small");
+    let mount = |words: &[&str]| run(Command::new("mount").args(words).arg(&small), LONG).ok();
+    mount(&["-t", "tmpfs", "-o", "size=24M", "small"]);
+    // A file of holes, for which there is no room.
+    let image = small.join("image");
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let mut mkfs = Command::new(need_tool("mkfs.ext4"));
+    run(mkfs.arg("-q").arg(&image), LONG).ok();
+    let data = pair.scratch.join("data");
+    let (adopted, at) = (format!("data={}", image.display()), data.to_str().unwrap());
+    pair.cli(
+        PROD,
+        &["protect", "-C", "1", &adopted, "--fs", "ext4", "--mount", at],
+    )
+    .ok();
+    let has_identity = || {
+        let record = fs::read(attach_folder(&pair, PROD).join("c1.data.json")).unwrap();
+        let record: Value = serde_json::from_slice(&record).unwrap();
+        record["identity"].is_string()
+    };
+    assert!(has_identity());
+    let mut bytes = vec![0; 40 << 20];
+    StdRng::seed_from_u64(5).fill_bytes(&mut bytes);
+    // It is told of the failure, or is not: that is a race.
+    let _ = fs::File::create(data.join("large")).and_then(|mut file| {
+        file.write_all(&bytes)?;
+        file.sync_all()
+    });
+    until("the device to end with the daemon", LONG, || {
+        (!has_identity()).then_some(())
+    });
+    pair.kill9(PROD);
+    mount(&["-o", "remount,size=128M"]);
+    pair.start(PROD);
+    assert_eq!(device_at(&data), None, "{}", pair.log(PROD));
+    until("nothing to be left", LONG, || {
+        leftovers(&attach_folder(&pair, PROD)).is_empty().then_some(())
+    });
+    // Everything that was answered is in the journal.
+    pair.cli(PROD, &["rtmnt", "-C", "1", "-f"]).ok();
+    assert!(device_at(&data).is_some());
+    pair.cli(PROD, &["rtumnt", "-FC", "1"]).ok();
+    run(Command::new("umount").arg("--lazy").arg(&small), LONG).ok();
+}
+
 /// A vdev's writes are durable when they were flushed, and a file system may have been told otherwise: it goes with the daemon.
 #[test]
 fn a_snapshot_without_writes_survives_and_a_vdev_does_not() {

@@ -281,6 +281,29 @@ impl Attacher {
         }
     }
 
+    /// Takes their identity from devices of which `holds` does not confirm it: they end with this daemon.
+    pub fn disown(&self, holds: impl Fn(&str, &str) -> bool) {
+        let _changing = self.changing.lock();
+        for place in self.places() {
+            let Some(mut record) = Self::read(&place) else {
+                continue;
+            };
+            if record
+                .identity
+                .take_if(|identity| !holds(&record.export, identity))
+                .is_none()
+            {
+                continue;
+            }
+            tracing::warn!(device = %record.name.display(), "ends with this daemon");
+            if let Err(e) = self.write(&place, &record) {
+                // What cannot be said durably is done at once.
+                tracing::error!("{e}");
+                record.how.method().cut(&place);
+            }
+        }
+    }
+
     /// Unmounts and detaches, at the daemon's end, as far as nobody uses it; with `for_a_while`, only what would not survive.
     pub fn leave(&self, for_a_while: bool) {
         let records = self.places().into_iter().filter_map(|p| Self::read(&p));

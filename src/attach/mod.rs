@@ -13,7 +13,8 @@
 //! with an *identity*: what the export is now, by the instance and term of its context or the pin of its snapshot. Its keeper
 //! waits for a daemon that is away, and opens the export by a name that holds the identity; the daemon serves that name only
 //! while the export still has it ([`crate::exports`]). So a file system stays mounted over a restart, and one that was mounted
-//! before the volume changed hands never sees what is there now. A vdev's private writes are durable when they were flushed,
+//! before the volume changed hands never sees what is there now. A volume that failed has no identity any more: what it answered
+//! may be missing next time, and whoever was answered must see an error. A vdev's private writes are durable when they were flushed,
 //! and not before: a device of one has no identity, and ends with the daemon.
 //!
 //! # Crash consistency

@@ -418,6 +418,9 @@ impl Context {
                 if context.journal.poisoned().is_some() {
                     ended();
                     context.bells.durable.ring();
+                    if let Some(node) = context.node.upgrade() {
+                        node.disown();
+                    }
                 }
             })
             .expect("a thread can be started")
