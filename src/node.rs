@@ -460,7 +460,7 @@ impl Node {
         }
         for (socket, at) in handed_over.tcp {
             tracing::info!(%at, "NBD on a socket that was handed over");
-            server.adopt_tcp(socket)?;
+            server.adopt_tcp(socket, nbd::Security::Plain)?;
         }
         if !is_there {
             server

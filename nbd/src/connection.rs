@@ -6,14 +6,14 @@
 //! at a time has rounds of one and waits for nobody, and one that sends many has large group commits.
 
 use crate::{
-    DefaultExport, Limits, Mutation, Op, Reply,
+    Limits, Mutation, Op, Reply,
     chunk::{Form, Style},
-    handshake::{Handshake, Progress, World, greeting},
+    handshake::{Handshake, Progress, TlsMode, World, greeting},
     inbox::Inbox,
     outbox::{MUTATION_BYTES, Outbox},
     reads::{self, Gathered, Inline},
     request::{Header, Refusal, Request, StatusAsked, judge, judge_status},
-    server::Shared,
+    server::{Reception, Security, Shared},
     session::Session,
     transport::{Transport, Wait, send_all},
 };
@@ -31,12 +31,17 @@ const ROUND_REQUESTS: usize = 4096;
 
 /// Serves a client until it leaves. `chosen` is told the name of its export.
 pub(crate) fn run(
-    transport: &Arc<dyn Transport>,
+    transport: Arc<dyn Transport>,
     shared: &Shared,
-    default: Option<DefaultExport>,
+    reception: Reception,
     chosen: impl FnOnce(&str),
 ) -> io::Result<()> {
-    let Some((session, inbox)) = negotiate(&**transport, shared, default)? else {
+    let Some(Negotiated {
+        session,
+        inbox,
+        transport,
+    }) = negotiate(transport, shared, reception)?
+    else {
         return Ok(());
     };
     chosen(&session.name);
@@ -51,7 +56,7 @@ pub(crate) fn run(
         out: Gathered::default(),
     };
     Connection {
-        transport: &**transport,
+        transport: &*transport,
         shared,
         inbox,
         round,
@@ -59,21 +64,34 @@ pub(crate) fn run(
     .serve()
 }
 
+/// What a negotiation has led to.
+struct Negotiated {
+    session: Session,
+    inbox: Inbox,
+    /// In TLS, if the client asked for it.
+    transport: Arc<dyn Transport>,
+}
+
 /// The negotiation, within its time; `None` when the client only asked.
 fn negotiate(
-    transport: &dyn Transport,
+    mut transport: Arc<dyn Transport>,
     shared: &Shared,
-    default: Option<DefaultExport>,
-) -> io::Result<Option<(Session, Inbox)>> {
+    reception: Reception,
+) -> io::Result<Option<Negotiated>> {
     let deadline = Instant::now() + shared.limits.negotiation_timeout;
-    let in_time = || match deadline.checked_duration_since(Instant::now()) {
+    let in_time = |transport: &dyn Transport| match deadline.checked_duration_since(Instant::now()) {
         Some(left) if !left.is_zero() => transport.set_timeout(Some(left)),
         _ => Err(io::ErrorKind::TimedOut.into()),
     };
-    let mut machine = Handshake::new(default);
+    let (mode, tls) = match reception.security {
+        Security::Plain => (TlsMode::None, None),
+        Security::Offered(tls) => (TlsMode::Offered, Some(tls)),
+        Security::Required(tls) => (TlsMode::Required, Some(tls)),
+    };
+    let mut machine = Handshake::new(mode, reception.default);
     let mut inbox = Inbox::new();
     let mut out = greeting();
-    loop {
+    let ended = loop {
         let world = World {
             exports: &*shared.exports,
             options_max: shared.limits.options_max,
@@ -84,28 +102,40 @@ fn negotiate(
         let used = inbox.len() - input.0.len();
         inbox.take(used);
         if !out.is_empty() {
-            in_time()?;
-            send_all(transport, &out, &[])?;
+            in_time(&*transport)?;
+            send_all(&*transport, &out, &[])?;
             out.clear();
         }
         match progress {
             Progress::Again => {}
             Progress::More => {
-                in_time()?;
-                if inbox.receive(transport, Wait::Block)? == 0 {
-                    return Ok(None);
+                in_time(&*transport)?;
+                if inbox.receive(&*transport, Wait::Block)? == 0 {
+                    break "the client leaves";
                 }
+            }
+            Progress::StartTls => {
+                // It has to wait for the answer. What came before that is of somebody else, or must not count as secret.
+                if inbox.len() > 0 {
+                    break "something was said between the question for TLS and its answer";
+                }
+                let tls = tls.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+                transport = transport.secure(tls)?;
             }
             Progress::Chosen(session) => {
                 transport.set_timeout(None)?;
-                return Ok(Some((session, inbox)));
+                return Ok(Some(Negotiated {
+                    session,
+                    inbox,
+                    transport,
+                }));
             }
-            Progress::Close(why) => {
-                tracing::debug!(why, "negotiation ends");
-                return Ok(None);
-            }
+            Progress::Close(why) => break why,
         }
-    }
+    };
+    tracing::debug!(why = ended, "negotiation ends");
+    transport.close();
+    Ok(None)
 }
 
 struct Connection<'a> {

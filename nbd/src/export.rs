@@ -16,6 +16,13 @@ pub trait Exports: Send + Sync {
     /// # Errors
     /// The text of the error goes to the client.
     fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError>;
+
+    /// Whether this name, if it is one, may be listed and opened without TLS where TLS is at the client's choice
+    /// ([`Security::Offered`](crate::Security::Offered)). Nothing is opened to answer it.
+    fn may_be_plain(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
 }
 
 /// One line of the list of exports.

@@ -4,7 +4,7 @@
 use crate::{
     Errno, Export, ExportEntry, ExportInfo, Exports, Extent, MetaContext, Mutation, OpenError, Status,
     chunk::{Form, Style},
-    handshake::{Handshake, Progress, World, greeting},
+    handshake::{Handshake, Progress, TlsMode, World, greeting},
     proto::{Put, Take, hello, info, magic, opt},
     session::Session,
 };
@@ -37,6 +37,10 @@ impl Exports for Fake {
             "c1/held" => Err(OpenError::Refused("c1 is not production here".into())),
             _ => Err(OpenError::Unknown(format!("no volume {name}"))),
         }
+    }
+
+    fn may_be_plain(&self, name: &str) -> bool {
+        name.starts_with("c1/vol@")
     }
 }
 
@@ -117,16 +121,23 @@ pub(crate) struct Talk {
     pub(crate) last: Vec<u8>,
     pub(crate) session: Option<Session>,
     pub(crate) closed: Option<&'static str>,
+    /// How often TLS was begun.
+    pub(crate) tls: u32,
 }
 
 impl Talk {
     pub(crate) fn new() -> Self {
+        Self::with(TlsMode::None)
+    }
+
+    pub(crate) fn with(tls: TlsMode) -> Self {
         let mut talk = Self {
-            machine: Handshake::new(None),
+            machine: Handshake::new(tls, None),
             text: String::new(),
             last: Vec::new(),
             session: None,
             closed: None,
+            tls: 0,
         };
         talk.line('S', &greeting());
         talk
@@ -158,10 +169,15 @@ impl Talk {
             stopping: false,
         };
         let (mut input, mut out) = (Take(bytes), Vec::new());
+        let mut tls_from_here = false;
         loop {
             match self.machine.advance(&mut input, &world, &mut out) {
                 Progress::Again => {}
                 Progress::More => break,
+                Progress::StartTls => {
+                    tls_from_here = true;
+                    break;
+                }
                 Progress::Chosen(session) => {
                     self.session = Some(session);
                     break;
@@ -173,6 +189,9 @@ impl Talk {
             }
         }
         self.last = out;
+        if tls_from_here {
+            self.tls += 1;
+        }
     }
 
     pub(crate) fn hello(&mut self, flags: u16) {
@@ -236,7 +255,7 @@ fn the_handshake_of_a_modern_client_is_pinned() {
     t.hello(hello::FIXED_NEWSTYLE | hello::NO_ZEROES);
     t.note("an option from the future: unsupported, and the talk goes on");
     t.option(12, b"");
-    t.note("starttls: not yet");
+    t.note("starttls: there is none here");
     t.option(5, b"");
     t.note("contexts before structured replies: invalid");
     t.contexts(opt::SET_META_CONTEXT, "c1/vol", &["base:allocation"]);
@@ -305,6 +324,49 @@ fn the_handshake_of_an_old_client_is_pinned() {
     t.option(opt::EXPORT_NAME, b"c1/vol@mark:eod");
     assert_eq!(t.session.as_ref().unwrap().terms.style, Style::Simple);
     check("handshake-export-name.txt", &t.text);
+}
+
+#[test]
+fn the_handshake_of_a_server_that_requires_tls_is_pinned() {
+    let mut t = Talk::with(TlsMode::Required);
+    t.hello(hello::FIXED_NEWSTYLE | hello::NO_ZEROES);
+    t.note("nothing is told before TLS: list, go, and what nobody knows");
+    t.option(opt::LIST, b"");
+    t.go(opt::GO, "c1/vol", &[]);
+    t.option(99, b"");
+    t.note("starttls with something in it: invalid; without: ack, and everything below is in TLS");
+    t.option(opt::STARTTLS, b"x");
+    t.option(opt::STARTTLS, b"");
+    assert_eq!(t.tls, 1);
+    t.note("starttls again: invalid");
+    t.option(opt::STARTTLS, b"");
+    t.option(opt::LIST, b"");
+    t.go(opt::GO, "c1/vol", &[]);
+    assert!(t.session.is_some() && t.tls == 1);
+    check("handshake-tls-required.txt", &t.text);
+}
+
+#[test]
+fn the_handshake_of_a_server_that_offers_tls_is_pinned() {
+    let mut t = Talk::with(TlsMode::Offered);
+    t.hello(hello::FIXED_NEWSTYLE | hello::NO_ZEROES);
+    t.note("in the clear only what may be plain is listed and told of; what does not exist needs TLS too");
+    t.option(opt::LIST, b"");
+    t.go(opt::INFO, "c1/vol", &[]);
+    t.go(opt::INFO, "c1/none", &[]);
+    t.go(opt::INFO, "c1/vol@mark:eod", &[]);
+    t.note("extended headers and a context are negotiated, in the clear");
+    t.option(opt::EXTENDED_HEADERS, b"");
+    t.contexts(opt::SET_META_CONTEXT, "c1/vol", &["base:allocation"]);
+    t.contexts(opt::SET_META_CONTEXT, "c1/vol@mark:eod", &["base:allocation"]);
+    t.note("starttls: all of it is forgotten, and everything below is in TLS");
+    t.option(opt::STARTTLS, b"");
+    assert_eq!(t.tls, 1);
+    t.contexts(opt::SET_META_CONTEXT, "c1/vol@mark:eod", &["base:allocation"]);
+    t.go(opt::GO, "c1/vol@mark:eod", &[]);
+    let terms = t.session.as_ref().unwrap().terms.clone();
+    assert!(terms.contexts.count() == 0 && terms.style == Style::Simple);
+    check("handshake-tls-offered.txt", &t.text);
 }
 
 #[test]

@@ -26,7 +26,8 @@
 //! | `outbox` | who may write to the socket, back-pressure, bytes in flight | yes |
 //! | `reads` | reads and block status run against an export | yes |
 //! | `session` | what a negotiation agreed on | no |
-//! | `transport` | a socket; later also TLS and a pair of pipes | yes |
+//! | `tls` | certificates, and a connection in TLS | yes |
+//! | `transport` | what a connection needs of a socket or of TLS over it | yes |
 //! | `connection` | the thread of one client | yes |
 //! | `relay` | a client that outlives its server, and serves what it gets | yes |
 //! | `listen` | listening sockets | yes |
@@ -68,6 +69,7 @@ mod reply;
 mod request;
 mod server;
 mod session;
+mod tls;
 mod transport;
 
 pub use errno::Errno;
@@ -79,4 +81,5 @@ pub use limits::Limits;
 pub use listen::ListenError;
 pub use relay::{Relay, RelayError, RelayEvent, Relayed};
 pub use reply::Reply;
-pub use server::Server;
+pub use server::{Security, Server};
+pub use tls::{Tls, TlsError, TlsFiles};

@@ -122,28 +122,33 @@ impl Outbox {
         while !state.pending.is_empty() {
             let mut batch = mem::take(&mut state.pending);
             let cost = mem::take(&mut state.pending_cost);
-            let sent = MutexGuard::unlocked(&mut state, || {
-                self.transport.send(&[IoSlice::new(&batch)], Wait::Never)
-            });
-            let sent = match sent {
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(_) => {
-                    self.give_back(&mut state, cost);
-                    return self.fail(&mut state);
-                }
+            let sent = MutexGuard::unlocked(&mut state, || self.send_at_once(&batch));
+            let Ok((taken, all_sent)) = sent else {
+                self.give_back(&mut state, cost);
+                return self.fail(&mut state);
             };
-            if sent == batch.len() {
+            if all_sent {
                 self.give_back(&mut state, cost);
                 continue;
             }
-            batch.drain(..sent);
+            batch.drain(..taken);
             batch.append(&mut state.pending);
             state.pending = batch;
             state.pending_cost += cost;
             return self.hand_over(&mut state);
         }
         self.rest(&mut state);
+    }
+
+    /// How much the transport took without waiting, and whether all of it is in the socket.
+    fn send_at_once(&self, batch: &[u8]) -> io::Result<(usize, bool)> {
+        let at_once = |done: io::Result<usize>| match done {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            done => done.map(Some),
+        };
+        let taken = at_once(self.transport.send(&[IoSlice::new(batch)], Wait::Never))?.unwrap_or(0);
+        let flushed = at_once(self.transport.flush(Wait::Never).map(|()| 0))?.is_some();
+        Ok((taken, taken == batch.len() && flushed))
     }
 
     /// The socket is full: lets a thread that may wait hold the role until all is sent.
@@ -176,21 +181,26 @@ impl Outbox {
         self.write(&mut state, data)
     }
 
-    /// Writes until nothing is pending, then gives up the role.
+    /// Writes until nothing is pending or held back, then gives up the role.
     fn write(&self, state: &mut MutexGuard<'_, State>, mut data: &[u8]) -> io::Result<()> {
-        while !(state.pending.is_empty() && data.is_empty()) {
+        loop {
             let batch = mem::take(&mut state.pending);
             let cost = mem::take(&mut state.pending_cost);
-            let sent = MutexGuard::unlocked(state, || send_all(&*self.transport, &batch, data));
+            let sent = MutexGuard::unlocked(state, || {
+                send_all(&*self.transport, &batch, data)?;
+                self.transport.flush(Wait::Block)
+            });
             data = &[];
             self.give_back(state, cost);
             if let Err(e) = sent {
                 self.fail(state);
                 return Err(e);
             }
+            if state.pending.is_empty() {
+                self.rest(state);
+                return Ok(());
+            }
         }
-        self.rest(state);
-        Ok(())
     }
 
     fn give_back(&self, state: &mut State, cost: usize) {
@@ -245,7 +255,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Reply, chunk::Style};
+    use crate::{Reply, chunk::Style, tls::Tls};
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     /// A client that can stop to read.
@@ -287,6 +297,10 @@ mod tests {
 
         fn set_timeout(&self, _: Option<Duration>) -> io::Result<()> {
             Ok(())
+        }
+
+        fn secure(self: Arc<Self>, _: &Tls) -> io::Result<Arc<dyn Transport>> {
+            Err(io::ErrorKind::Unsupported.into())
         }
 
         fn close_read(&self) {}

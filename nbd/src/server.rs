@@ -3,6 +3,7 @@
 use crate::{
     DefaultExport, Exports, Limits, connection,
     listen::{self, ListenError, Listener},
+    tls::Tls,
     transport::{Socket, Transport},
 };
 use parking_lot::{Condvar, Mutex};
@@ -24,6 +25,25 @@ use std::{
 const CUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, which is nearly always a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a socket says to TLS: the three modes of the protocol.
+#[derive(Clone, Debug, Default)]
+pub enum Security {
+    /// There is none (`NOTLS`): whoever reaches the socket may do everything.
+    #[default]
+    Plain,
+    /// At the client's choice (`SELECTIVETLS`), but for exports that [may not be plain](Exports::may_be_plain): these are
+    /// neither shown nor opened before.
+    Offered(Tls),
+    /// Before anything else (`FORCEDTLS`).
+    Required(Tls),
+}
+
+/// How a client is received.
+pub(crate) struct Reception {
+    pub(crate) default: Option<DefaultExport>,
+    pub(crate) security: Security,
+}
 
 /// A server of exports. Dropping it stops it.
 pub struct Server {
@@ -48,6 +68,7 @@ struct Register {
 }
 
 struct Open {
+    /// The socket, also of a connection in TLS: to end it is all that is done here.
     transport: Arc<dyn Transport>,
     /// Known once negotiation is over.
     export: Option<String>,
@@ -75,16 +96,16 @@ impl Server {
     /// # Errors
     /// When the socket cannot be made, or somebody listens there.
     pub fn listen_unix(&self, path: &Path, mode: u32) -> Result<(), ListenError> {
-        self.listen(listen::unix(path, mode)?)
+        self.listen(listen::unix(path, mode)?, Security::Plain)
     }
 
     /// Listens on TCP and tells where: port 0 takes a free one.
     ///
     /// # Errors
     /// When the address cannot be bound.
-    pub fn listen_tcp(&self, addr: SocketAddr) -> Result<SocketAddr, ListenError> {
+    pub fn listen_tcp(&self, addr: SocketAddr, security: Security) -> Result<SocketAddr, ListenError> {
         let (listener, bound) = listen::tcp(addr)?;
-        self.listen(listener)?;
+        self.listen(listener, security)?;
         Ok(bound)
     }
 
@@ -94,25 +115,29 @@ impl Server {
     /// # Errors
     /// When the socket cannot be used.
     pub fn adopt_unix(&self, listener: UnixListener) -> Result<(), ListenError> {
-        self.listen(listen::adopted_unix(listener)?)
+        self.listen(listen::adopted_unix(listener)?, Security::Plain)
     }
 
     /// Listens on a TCP socket that somebody else made, as [`Server::adopt_unix`].
     ///
     /// # Errors
     /// When the socket cannot be used.
-    pub fn adopt_tcp(&self, listener: TcpListener) -> Result<(), ListenError> {
-        self.listen(listen::adopted_tcp(listener)?)
+    pub fn adopt_tcp(&self, listener: TcpListener, security: Security) -> Result<(), ListenError> {
+        self.listen(listen::adopted_tcp(listener)?, security)
     }
 
     /// Serves one client that is connected already. The empty name, by which it may ask for whatever is the default, means
     /// this export.
     pub fn serve(&self, client: UnixStream, default: DefaultExport) {
         let transport = Arc::new(Socket::unix(client.into()));
-        self.shared.admit(transport, Some(default));
+        let reception = Reception {
+            default: Some(default),
+            security: Security::Plain,
+        };
+        self.shared.admit(transport, reception);
     }
 
-    fn listen(&self, listener: Listener) -> Result<(), ListenError> {
+    fn listen(&self, listener: Listener, security: Security) -> Result<(), ListenError> {
         let listener = Arc::new(listener);
         let mut listeners = self.listeners.lock();
         if self.shared.stopping.load(Ordering::SeqCst) {
@@ -121,7 +146,7 @@ impl Server {
         let (shared, accepting) = (self.shared.clone(), listener.clone());
         let thread = thread::Builder::new()
             .name("nbd-accept".into())
-            .spawn(move || accept(&shared, &accepting))
+            .spawn(move || accept(&shared, &accepting, &security))
             .map_err(ListenError::Thread)?;
         listeners.push((listener, thread));
         Ok(())
@@ -197,7 +222,7 @@ impl Shared {
     }
 
     /// Starts a connection, unless there are too many.
-    fn admit(self: &Arc<Self>, transport: Arc<dyn Transport>, default: Option<DefaultExport>) {
+    fn admit(self: &Arc<Self>, transport: Arc<dyn Transport>, reception: Reception) {
         let id = {
             let mut register = self.register.lock();
             // Read under the lock of the register: a stop either finds the connection in it or is seen here.
@@ -228,7 +253,7 @@ impl Shared {
         };
         let spawned = thread::Builder::new()
             .name(format!("nbd-{id}"))
-            .spawn(move || registered.serve(&transport, default));
+            .spawn(move || registered.serve(transport, reception));
         if let Err(e) = spawned {
             tracing::error!(error = %e, "no thread for a connection: it is turned away");
         }
@@ -242,8 +267,8 @@ struct Registered {
 }
 
 impl Registered {
-    fn serve(self, transport: &Arc<dyn Transport>, default: Option<DefaultExport>) {
-        let served = connection::run(transport, &self.shared, default, |name| {
+    fn serve(self, transport: Arc<dyn Transport>, reception: Reception) {
+        let served = connection::run(transport, &self.shared, reception, |name| {
             tracing::debug!(connection = self.id, export = name, "connected");
             if let Some(open) = self.shared.register.lock().open.get_mut(&self.id) {
                 open.export = Some(name.to_owned());
@@ -266,11 +291,17 @@ impl Drop for Registered {
     }
 }
 
-fn accept(shared: &Arc<Shared>, listener: &Listener) {
+fn accept(shared: &Arc<Shared>, listener: &Listener, security: &Security) {
     loop {
         match listener.accept() {
             Ok(None) => return,
-            Ok(Some(transport)) => shared.admit(transport, None),
+            Ok(Some(transport)) => {
+                let reception = Reception {
+                    default: None,
+                    security: security.clone(),
+                };
+                shared.admit(transport, reception);
+            }
             Err(e)
                 if matches!(
                     e.kind(),

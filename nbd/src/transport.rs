@@ -1,5 +1,6 @@
-//! What carries the bytes of a connection. Sockets now; TLS and a pair of pipes will be two more.
+//! What carries the bytes of a connection: a socket, or TLS over one.
 
+use crate::tls::{Tls, TlsStream};
 use rustix::{
     buffer::spare_capacity,
     io::Errno as Os,
@@ -7,7 +8,8 @@ use rustix::{
 };
 use std::{
     io::{self, IoSlice},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,11 +27,20 @@ pub(crate) trait Transport: Send + Sync {
     /// Appends what has arrived to the spare capacity of `buf`, which must not be empty. 0 is the end of the stream.
     fn recv(&self, buf: &mut Vec<u8>, wait: Wait) -> io::Result<usize>;
 
-    /// Sends a part of these slices.
+    /// Takes a part of these slices. What it took may still be held back when it must not wait: see [`Transport::flush`].
     fn send(&self, bufs: &[IoSlice<'_>], wait: Wait) -> io::Result<usize>;
 
-    /// Bounds every blocking call from now on.
+    /// Sends what was taken and held back.
+    fn flush(&self, wait: Wait) -> io::Result<()> {
+        let _ = wait;
+        Ok(())
+    }
+
+    /// Bounds every blocking call from now on, or all of them together.
     fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
+
+    /// The same connection in TLS, from the next byte on in both directions.
+    fn secure(self: Arc<Self>, tls: &Tls) -> io::Result<Arc<dyn Transport>>;
 
     /// Ends the stream of requests: what has arrived can still be read.
     fn close_read(&self);
@@ -69,6 +80,12 @@ impl Socket {
     }
 }
 
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Transport for Socket {
     fn recv(&self, buf: &mut Vec<u8>, wait: Wait) -> io::Result<usize> {
         let flags = match wait {
@@ -103,6 +120,10 @@ impl Transport for Socket {
             sockopt::Timeout::Send,
             timeout,
         )?)
+    }
+
+    fn secure(self: Arc<Self>, tls: &Tls) -> io::Result<Arc<dyn Transport>> {
+        Ok(Arc::new(TlsStream::begin(self, tls)?))
     }
 
     fn close_read(&self) {

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Fixture, Memory, ok, raw::Raw};
-use nbd::{ExportInfo, Limits, ListenError};
+use nbd::{ExportInfo, Limits, ListenError, Security};
 use std::{
     fs,
     io::{Read, Write},
@@ -96,7 +96,9 @@ fn a_socket_that_was_handed_over_outlives_the_server() {
         format!("nbd://127.0.0.1:{port}/vol"),
     ];
     f.server.adopt_unix(unix.try_clone().unwrap()).unwrap();
-    f.server.adopt_tcp(tcp.try_clone().unwrap()).unwrap();
+    f.server
+        .adopt_tcp(tcp.try_clone().unwrap(), Security::Plain)
+        .unwrap();
     for uri in &uris {
         ok("nbdinfo", &["--size", uri]);
     }
@@ -105,7 +107,7 @@ fn a_socket_that_was_handed_over_outlives_the_server() {
     let early = UnixStream::connect(&path).unwrap();
     let next = Fixture::new();
     next.server.adopt_unix(unix).unwrap();
-    next.server.adopt_tcp(tcp).unwrap();
+    next.server.adopt_tcp(tcp, Security::Plain).unwrap();
     Raw::greet(early).go("vol");
     for uri in &uris {
         ok("nbdinfo", &["--size", uri]);

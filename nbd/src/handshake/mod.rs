@@ -23,6 +23,8 @@ pub(crate) enum Progress {
     More,
     /// Send what was put out, call again: the input may hold more.
     Again,
+    /// Send what was put out; what comes next must be TLS, and inside it the talk begins anew.
+    StartTls,
     /// Send what was put out; the rest of the input are requests.
     Chosen(Session),
     /// Send what was put out, then close: the client is done, or breaks the protocol.
@@ -44,9 +46,24 @@ pub(crate) struct World<'a> {
     pub(crate) stopping: bool,
 }
 
+/// What is said to TLS. Once it is spoken, nothing more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TlsMode {
+    /// There is none.
+    None,
+    /// The client may; for some exports it must.
+    Offered,
+    /// The client must, before anything else.
+    Required,
+    /// It is spoken.
+    Spoken,
+}
+
 /// One negotiation.
 pub(crate) struct Handshake {
     state: State,
+    tls: TlsMode,
+    fixed: bool,
     no_zeroes: bool,
     style: Style,
     options: u32,
@@ -73,9 +90,11 @@ pub(crate) fn greeting() -> Vec<u8> {
 }
 
 impl Handshake {
-    pub(crate) fn new(default: Option<DefaultExport>) -> Self {
+    pub(crate) fn new(tls: TlsMode, default: Option<DefaultExport>) -> Self {
         Self {
             state: State::Flags,
+            tls,
+            fixed: false,
             no_zeroes: false,
             style: Style::Simple,
             options: 0,
@@ -97,7 +116,11 @@ impl Handshake {
                     return Progress::More;
                 }
                 self.state = State::Option;
-                Answer { out, option }.error(rep::ERR_TOO_BIG, "the option is too long");
+                let refused = match self.tls {
+                    TlsMode::Required => needs_tls(),
+                    _ => Refused::new(rep::ERR_TOO_BIG, "the option is too long"),
+                };
+                Answer { out, option }.refuse(&refused);
                 Progress::Again
             }
             State::Option => self.option(input, world, out),
@@ -112,6 +135,10 @@ impl Handshake {
             return Progress::Close("the client asks for unknown handshake flags");
         }
         self.no_zeroes = flags & u32::from(hello::NO_ZEROES) != 0;
+        self.fixed = flags & u32::from(hello::FIXED_NEWSTYLE) != 0;
+        if self.tls == TlsMode::Required && !self.fixed {
+            return Progress::Close("the client cannot be told that it needs TLS");
+        }
         self.state = State::Option;
         Progress::Again
     }
@@ -146,6 +173,16 @@ impl Handshake {
         }
         let mut answer = Answer { out, option };
         match option {
+            opt::STARTTLS => match self.start_tls(payload) {
+                Ok(()) => {
+                    answer.ack();
+                    Progress::StartTls
+                }
+                Err(refused) => {
+                    answer.refuse(&refused);
+                    Progress::Again
+                }
+            },
             opt::EXPORT_NAME => self.export_name(payload, world, answer.out),
             opt::ABORT => {
                 answer.ack();
@@ -171,6 +208,26 @@ impl Handshake {
         }
     }
 
+    /// Forgets all that was said in the clear, where somebody else may have said it; what is said from now on is the client's.
+    fn start_tls(&mut self, payload: &[u8]) -> Result<(), Refused> {
+        option::empty(payload)?;
+        match self.tls {
+            TlsMode::None => Err(Refused::new(rep::ERR_POLICY, "there is no TLS here")),
+            TlsMode::Spoken => Err(Refused::new(rep::ERR_INVALID, "TLS is spoken already")),
+            TlsMode::Offered if !self.fixed => Err(Refused::new(
+                rep::ERR_POLICY,
+                "TLS needs the fixed newstyle handshake",
+            )),
+            TlsMode::Offered | TlsMode::Required => {
+                self.tls = TlsMode::Spoken;
+                self.style = Style::Simple;
+                self.opened = None;
+                self.selected = None;
+                Ok(())
+            }
+        }
+    }
+
     /// An option that changes nothing but what the machine knows, and never ends the talk.
     fn ask(
         &mut self,
@@ -179,11 +236,14 @@ impl Handshake {
         world: &World<'_>,
         answer: &mut Answer<'_>,
     ) -> Result<(), Refused> {
+        if self.tls == TlsMode::Required {
+            return Err(needs_tls());
+        }
         match option {
             opt::LIST => {
                 option::empty(payload)?;
                 for e in world.exports.list() {
-                    if e.name.len() <= STRING_BYTES_MAX {
+                    if e.name.len() <= STRING_BYTES_MAX && self.may_show(&e.name, world) {
                         answer.server(&e.name, &e.description);
                     }
                 }
@@ -216,6 +276,9 @@ impl Handshake {
     }
 
     fn export_name(&mut self, payload: &[u8], world: &World<'_>, out: &mut Vec<u8>) -> Progress {
+        if self.tls == TlsMode::Required {
+            return Progress::Close("the client asks for an export without TLS");
+        }
         if self.style == Style::Extended {
             return Progress::Close("the client asks for an export in the old way, with extended headers");
         }
@@ -241,7 +304,13 @@ impl Handshake {
         world: &World<'_>,
         answer: &mut Answer<'_>,
     ) -> Result<Session, Refused> {
+        if self.tls == TlsMode::Required {
+            return Err(needs_tls());
+        }
         let query = option::info_query(payload)?;
+        if !self.may_show(query.name, world) {
+            return Err(needs_tls());
+        }
         let export = self.open(query.name, world)?;
         let session = self.session(query.name, export);
         let told = &session.terms.info;
@@ -323,6 +392,9 @@ impl Handshake {
         if world.stopping {
             return Err(Refused::new(rep::ERR_SHUTDOWN, "the server is shutting down"));
         }
+        if !self.may_show(name, world) {
+            return Err(Refused::new(rep::ERR_POLICY, "this export needs TLS"));
+        }
         if let Some(default) = self.default.as_ref().filter(|_| name.is_empty()) {
             return Ok(default.export.clone());
         }
@@ -335,6 +407,15 @@ impl Handshake {
         let export = world.exports.open(name)?;
         self.opened = Some((name.to_owned(), export.clone()));
         Ok(export)
+    }
+
+    /// Whether this name may be told of, and opened, as things are. A name that is none is not told from one that needs TLS.
+    fn may_show(&self, name: &str, world: &World<'_>) -> bool {
+        match self.tls {
+            TlsMode::None | TlsMode::Spoken => true,
+            TlsMode::Offered => world.exports.may_be_plain(name),
+            TlsMode::Required => false,
+        }
     }
 
     fn session(&self, name: &str, export: Arc<dyn Export>) -> Session {
@@ -353,6 +434,10 @@ impl Handshake {
             export,
         }
     }
+}
+
+fn needs_tls() -> Refused {
+    Refused::new(rep::ERR_TLS_REQD, "TLS is needed first")
 }
 
 #[cfg(test)]

@@ -104,7 +104,7 @@ fn a_stopping_server_opens_nothing() {
         options_max: 9,
         stopping: true,
     };
-    let mut machine = Handshake::new(None);
+    let mut machine = Handshake::new(TlsMode::None, None);
     let mut out = Vec::new();
     let mut p = 1u32.to_be_bytes().to_vec();
     p.put_u64(magic::OPTION);
@@ -130,7 +130,7 @@ fn bytes_may_come_one_at_a_time() {
         options_max: 9,
         stopping: false,
     };
-    let mut machine = Handshake::new(None);
+    let mut machine = Handshake::new(TlsMode::None, None);
     let mut stream = 3u32.to_be_bytes().to_vec();
     for (option, payload) in [
         (opt::STRUCTURED_REPLY, &b""[..]),
@@ -150,7 +150,7 @@ fn bytes_may_come_one_at_a_time() {
                 Progress::Again => {}
                 Progress::More => break false,
                 Progress::Chosen(_) => break true,
-                Progress::Close(why) => panic!("{why}"),
+                other => panic!("{other:?}"),
             }
         };
         let used = have.len() - input.0.len();

@@ -1,11 +1,12 @@
 //! What the tests serve, and how they run the clients of others.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod pki;
 pub mod raw;
 
 use nbd::{
     Errno, Export, ExportEntry, ExportInfo, Exports, Extent, Limits, MetaContext, Mutation, Op, OpenError,
-    Reply, Server, Status,
+    Reply, Security, Server, Status,
 };
 use std::{
     ops::Range,
@@ -272,6 +273,8 @@ pub struct Fixture {
     pub vol: Arc<Memory>,
     pub ro: Arc<Memory>,
     pub huge: Arc<Void>,
+    /// How often an export was opened.
+    pub opened: Arc<AtomicUsize>,
     pub server: Server,
     pub folder: TempDir,
     pub port: u16,
@@ -281,6 +284,7 @@ struct Names {
     vol: Arc<Memory>,
     ro: Arc<Memory>,
     huge: Arc<Void>,
+    opened: Arc<AtomicUsize>,
 }
 
 impl Exports for Names {
@@ -292,7 +296,12 @@ impl Exports for Names {
         vec![entry("vol", &self.vol), entry("ro", &self.ro)]
     }
 
+    fn may_be_plain(&self, name: &str) -> bool {
+        name == "ro"
+    }
+
     fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
+        self.opened.fetch_add(1, Ordering::SeqCst);
         match name {
             "" | "vol" => Ok(self.vol.clone()),
             "ro" => Ok(self.ro.clone()),
@@ -326,15 +335,21 @@ impl Fixture {
             vol: vol.clone(),
             ro: ro.clone(),
             huge: huge.clone(),
+            opened: Arc::default(),
         };
+        let opened = names.opened.clone();
         let server = Server::new(Arc::new(names), limits);
         let folder = tempfile::tempdir().unwrap();
         server.listen_unix(&folder.path().join("s"), 0o600).unwrap();
-        let port = server.listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap().port();
+        let port = server
+            .listen_tcp("127.0.0.1:0".parse().unwrap(), Security::Plain)
+            .unwrap()
+            .port();
         Self {
             vol,
             ro,
             huge,
+            opened,
             server,
             folder,
             port,
