@@ -4,8 +4,8 @@ set -euo pipefail
 declare -A package=(
   [c++]=g++ [clang]=clang [nbdkit]=nbdkit [nbdinfo]=libnbd-bin [nbdcopy]=libnbd-bin [nbdfuse]=libnbd-bin
   [qemu-img]=qemu-utils [qemu-io]=qemu-utils [fio]=fio [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [losetup]=mount [sqlite3]=sqlite3
-  [ip]=iproute2 [nsenter]=util-linux [systemd-socket-activate]=systemd [mkfs.btrfs]=btrfs-progs [qemu-storage-daemon]=qemu-utils
-  [perl]=perl
+  [ip]=iproute2 [openssl]=openssl [nsenter]=util-linux [systemd-socket-activate]=systemd [mkfs.btrfs]=btrfs-progs
+  [qemu-storage-daemon]=qemu-utils [perl]=perl
 )
 missing=()
 for tool in "${!package[@]}"; do

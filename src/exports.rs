@@ -61,6 +61,17 @@ enum Name<'a> {
     },
 }
 
+impl Name<'_> {
+    /// What it is a state of.
+    fn volume(&self) -> (u32, &str) {
+        match self {
+            Self::Head { context, volume }
+            | Self::Level { context, volume, .. }
+            | Self::At { context, volume, .. } => (*context, volume),
+        }
+    }
+}
+
 fn parse(name: &str) -> Option<Name<'_>> {
     let (context, rest) = name.strip_prefix('c')?.split_once('/')?;
     let context = context.parse().ok()?;
@@ -218,6 +229,14 @@ impl Exports for NodeExports {
         out
     }
 
+    fn may_be_plain(&self, name: &str) -> bool {
+        let (Some(name), Some(node)) = (parse(name), self.node.upgrade()) else {
+            return false;
+        };
+        let (context, volume) = name.volume();
+        node.config().nbd.plain.contains(&format!("c{context}/{volume}"))
+    }
+
     fn open(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
         let (name, wanted) = plain(name);
         let export = self.open_plain(name)?;
@@ -358,6 +377,19 @@ impl Faults {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_state_of_a_volume_is_of_that_volume() {
+        for name in [
+            "c1/data",
+            "c1/rsn10/data",
+            "c1/sn10/data",
+            "c1/data@latest",
+            "c1/data@mark:c2/log+rw",
+        ] {
+            assert_eq!(parse(name).unwrap().volume(), (1, "data"), "{name}");
+        }
+    }
 
     #[test]
     fn names_are_taken_apart() {

@@ -160,7 +160,9 @@ fn node_config(args: &InitArgs, name: &str, listen: String) -> NodeConfig {
         listen: ListenConfig {
             peer: Some(listen),
             nbd: None,
+            nbd_tcp: None,
         },
+        nbd: crate::config::NbdConfig::default(),
         attach: crate::config::AttachConfig::default(),
         hooks: crate::config::HooksConfig::default(),
         hosts: Vec::new(),

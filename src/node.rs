@@ -3,7 +3,7 @@
 use crate::{
     activation::HandedOver,
     attach::{AttachError, AttachedDevice, Attacher},
-    config::{ConfigError, ContextConfig, HostConfig, NodeConfig, VolumeConfig},
+    config::{ConfigError, ContextConfig, HostConfig, NbdConfig, NodeConfig, TlsMode, VolumeConfig},
     context::{CommandLock, Context, ContextError, Place},
     damage::{self, Damaged},
     exports::{self, NodeExports},
@@ -458,9 +458,17 @@ impl Node {
             tracing::info!(path = ?at, "NBD on a socket that was handed over");
             server.adopt_unix(socket)?;
         }
-        for (socket, at) in handed_over.tcp {
-            tracing::info!(%at, "NBD on a socket that was handed over");
-            server.adopt_tcp(socket, nbd::Security::Plain)?;
+        let tcp = self.config().listen.nbd_tcp;
+        if tcp.is_some() || !handed_over.tcp.is_empty() {
+            let security = nbd_security(&self.config().nbd)?;
+            for (socket, at) in handed_over.tcp {
+                tracing::info!(%at, ?security, "NBD on a socket that was handed over");
+                server.adopt_tcp(socket, security.clone())?;
+            }
+            if let Some(tcp) = tcp {
+                let at = server.listen_tcp(tcp.parse().context("listen.nbd_tcp")?, security.clone())?;
+                tracing::info!(%at, ?security, "NBD on TCP");
+            }
         }
         if !is_there {
             server
@@ -514,6 +522,21 @@ impl Node {
             context.shut_down();
         }
     }
+}
+
+/// What clients on TCP must do.
+fn nbd_security(config: &NbdConfig) -> anyhow::Result<nbd::Security> {
+    let tls = || {
+        let files = config.files().map_err(|missing| {
+            anyhow::anyhow!("NBD on TCP needs {missing}, or nbd.tls = \"none\": then whoever reaches the port may do everything")
+        })?;
+        nbd::Tls::load(&files).context("NBD on TCP")
+    };
+    Ok(match config.tls {
+        TlsMode::None => nbd::Security::Plain,
+        TlsMode::Offered => nbd::Security::Offered(tls()?),
+        TlsMode::Required => nbd::Security::Required(tls()?),
+    })
 }
 
 /// Where a node's last known status is.

@@ -180,6 +180,7 @@ fn a_daemon_takes_the_sockets_that_it_is_handed() {
 #[test]
 fn a_daemon_is_handed_tcp_beside_its_own_socket() {
     let pair = Pair::stopped("tcp", &Setup::volumes(&VOLUMES));
+    pair.configure(PROD, "", "[nbd]\ntls = \"none\"\n");
     let port = testkit::proc::free_port();
     let daemon = activated(&pair, PROD, &[&format!("127.0.0.1:{port}")], "nbd");
     let uri = format!("nbd://127.0.0.1:{port}/c1/data");

@@ -4,11 +4,13 @@
 //! because a misspelt limit that is silently ignored is found on the worst night.
 
 mod context;
+mod nbd;
 mod node;
 mod size;
 mod window;
 
 pub use context::{ContextConfig, Filesystem, HistoryOnProduction, OnStartAlone, VolumeConfig};
+pub use nbd::{NbdConfig, TlsMode};
 pub use node::{AttachConfig, AttachMethod, HooksConfig, HostConfig, ListenConfig, NodeConfig};
 pub use size::{Age, Size};
 pub use window::RollbackWindow;

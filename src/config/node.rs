@@ -1,6 +1,6 @@
 //! A node's own file, `/etc/backstay/NAME.toml`.
 
-use super::{Age, ConfigError, read, write};
+use super::{Age, ConfigError, NbdConfig, read, write};
 use crate::hooks::HookEvent;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -25,6 +25,9 @@ pub struct NodeConfig {
     /// Where the node listens.
     #[serde(default)]
     pub listen: ListenConfig,
+    /// NBD on TCP.
+    #[serde(default, skip_serializing_if = "NbdConfig::is_default")]
+    pub nbd: NbdConfig,
     /// How volumes are attached as block devices.
     #[serde(default)]
     pub attach: AttachConfig,
@@ -46,6 +49,9 @@ pub struct ListenConfig {
     /// Unix socket of the NBD exports; default `<state_dir>/nbd.sock`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbd: Option<PathBuf>,
+    /// Address of the NBD exports on TCP (`0.0.0.0:10809`), secured as `[nbd]` says; none: there is no such socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbd_tcp: Option<String>,
 }
 
 /// How volumes are attached.
@@ -194,7 +200,8 @@ impl NodeConfig {
             let patience = config.attach.patience.to_string();
             return Err(fault("attach.patience", &patience, "at most 1h"));
         }
-        if let Some((key, value, why)) = config.hooks.fault() {
+        let of_nbd = || config.nbd.fault(config.listen.nbd_tcp.as_deref());
+        if let Some((key, value, why)) = config.hooks.fault().or_else(of_nbd) {
             return Err(fault(key, &value, why));
         }
         for host in &config.hosts {
@@ -268,6 +275,7 @@ pub(super) fn name_is_plain(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TlsMode;
 
     fn load(text: &str) -> Result<NodeConfig, String> {
         let dir = tempfile::tempdir().unwrap();
@@ -316,5 +324,49 @@ mod tests {
         );
         let unknown = load("[hooks]\nrequired = [\"prefailover\"]\n").unwrap_err();
         assert!(unknown.contains("did you mean 'pre-failover'"), "{unknown}");
+    }
+
+    const FILES: &str = "certificate = \"/c\"\nkey = \"/k\"\nclient_ca = \"/a\"\n";
+
+    #[test]
+    fn nbd_on_tcp_needs_tls_unless_it_is_said_that_it_has_none() {
+        let with = |tcp: &str, nbd: &str| load(&format!("[listen]\nnbd_tcp = \"{tcp}\"\n[nbd]\n{nbd}"));
+        let config = with("0.0.0.0:10809", FILES).unwrap();
+        assert_eq!(config.nbd.tls, TlsMode::Required);
+        assert!(config.nbd.files().is_ok());
+        let offered = format!("{FILES}tls = \"offered\"\nplain = [\"c1/data\"]\n");
+        assert_eq!(with("[::]:10809", &offered).unwrap().nbd.plain, ["c1/data"]);
+        assert_eq!(
+            with("127.0.0.1:1", "tls = \"none\"\n").unwrap().nbd.tls,
+            TlsMode::None
+        );
+        for (tcp, nbd, expected) in [
+            ("10809", FILES, "listen.nbd_tcp = 10809: an address and a port"),
+            ("0.0.0.0:10809", "", "nbd.certificate = (none): TLS needs it"),
+            (
+                "0.0.0.0:10809",
+                "certificate = \"/c\"\nkey = \"/k\"\n",
+                "nbd.client_ca = (none): TLS needs it",
+            ),
+            (
+                "0.0.0.0:10809",
+                "certificate = \"c\"\n",
+                "nbd.certificate = c: it must be absolute",
+            ),
+            ("0.0.0.0:10809", "tls = \"maybe\"\n", "TOML parse error"),
+            (
+                "0.0.0.0:10809",
+                &format!("{FILES}plain = [\"c1/data\"]\n"),
+                "nbd.plain = c1/data: it has a meaning only with",
+            ),
+            (
+                "0.0.0.0:10809",
+                &format!("{FILES}tls = \"offered\"\nplain = [\"data\"]\n"),
+                "nbd.plain = data: volumes, as c1/data",
+            ),
+        ] {
+            let said = with(tcp, nbd).unwrap_err();
+            assert!(said.starts_with(expected), "{said}");
+        }
     }
 }

@@ -165,6 +165,14 @@ impl Pair {
         }
     }
 
+    /// Adds keys of `[listen]`, and tables, to the file of a node that is stopped.
+    pub fn configure(&self, node: &str, listen: &str, tables: &str) {
+        let path = self.scratch.join(format!("etc/{node}.toml"));
+        let text = fs::read_to_string(&path).unwrap();
+        let text = text.replacen("[listen]\n", &format!("[listen]\n{listen}"), 1);
+        fs::write(&path, text + tables).unwrap();
+    }
+
     /// Starts a node's daemon and waits until it serves.
     pub fn start(&self, node: &str) {
         self.start_with(node, &[]);
