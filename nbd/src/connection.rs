@@ -29,22 +29,21 @@ const ROUND_BYTES: usize = 4 << 20;
 /// and so many requests.
 const ROUND_REQUESTS: usize = 4096;
 
-/// Serves a client until it leaves. `chosen` is told the name of its export.
+/// Serves a client until it leaves. `chosen` is told the name of its export, before the client knows that it has it.
 pub(crate) fn run(
     transport: Arc<dyn Transport>,
     shared: &Shared,
     reception: Reception,
-    chosen: impl FnOnce(&str),
+    chosen: impl Fn(&str),
 ) -> io::Result<()> {
     let Some(Negotiated {
         session,
         inbox,
         transport,
-    }) = negotiate(transport, shared, reception)?
+    }) = negotiate(transport, shared, reception, chosen)?
     else {
         return Ok(());
     };
-    chosen(&session.name);
     let limits = &shared.limits;
     let outbox = Outbox::new(transport.clone(), limits.in_flight_bytes_max);
     let round = Round {
@@ -77,6 +76,7 @@ fn negotiate(
     mut transport: Arc<dyn Transport>,
     shared: &Shared,
     reception: Reception,
+    chosen: impl Fn(&str),
 ) -> io::Result<Option<Negotiated>> {
     let deadline = Instant::now() + shared.limits.negotiation_timeout;
     let in_time = |transport: &dyn Transport| match deadline.checked_duration_since(Instant::now()) {
@@ -101,6 +101,9 @@ fn negotiate(
         let progress = machine.advance(&mut input, &world, &mut out);
         let used = inbox.len() - input.0.len();
         inbox.take(used);
+        if let Progress::Chosen(session) = &progress {
+            chosen(&session.name);
+        }
         if !out.is_empty() {
             in_time(&*transport)?;
             send_all(&*transport, &out, &[])?;
@@ -236,6 +239,10 @@ impl Connection<'_> {
                 self.round
                     .inline
                     .push((form, Inline::Read { range, unfragmented }));
+            }
+            Ok(Request::Cache { offset, len }) => {
+                let range = offset..offset + len;
+                self.round.inline.push((form, Inline::Cache { range }));
             }
             Ok(Request::BlockStatus(asked)) => self.block_status(form, asked),
             Ok(Request::BlockStatusIn { payload }) => return self.block_status_in(h, payload),

@@ -5,7 +5,8 @@ use std::time::Duration;
 /// Bounds on what clients can make the server hold or wait for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at one time; further ones are closed at once.
+    /// Connections at one time. One more takes the place of the one that has negotiated longest; where all are past that, it
+    /// is turned away.
     pub connections_max: usize,
     /// Time from connect to the end of negotiation.
     pub negotiation_timeout: Duration,

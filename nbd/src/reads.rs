@@ -18,6 +18,8 @@ const CHUNK_BYTES: u64 = 1 << 20;
 const SPARSE_READ_BYTES: usize = 32 << 10;
 /// Extents asked for at a time, for one read.
 const EXTENTS_MAX: usize = 256;
+/// A hint to cache is followed so far: the requests behind it wait.
+const CACHED_BYTES_MAX: u64 = 32 << 20;
 /// A buffer that a large read made longer than this is given back.
 const KEPT_BYTES: usize = 2 << 20;
 
@@ -25,6 +27,7 @@ const KEPT_BYTES: usize = 2 << 20;
 #[derive(Clone, Debug)]
 pub(crate) enum Inline {
     Read { range: Range<u64>, unfragmented: bool },
+    Cache { range: Range<u64> },
     BlockStatus(StatusAsked),
 }
 
@@ -75,6 +78,10 @@ pub(crate) fn run(
             Style::Simple => read_simple(range, form, session, out),
             Style::Structured | Style::Extended if unfragmented => read_whole(range, form, session, out),
             Style::Structured | Style::Extended => read_chunks(range, form, session, out, outbox)?,
+        },
+        Inline::Cache { range } => match cache(range, session) {
+            Ok(()) => form.success(&mut out.0),
+            Err(e) => form.failure(&mut out.0, e, &e.to_string()),
         },
         Inline::BlockStatus(asked) => {
             let ask = Ask {
@@ -134,6 +141,17 @@ fn read_chunks(
             }
         }
         out.flush_if_long(outbox)?;
+    }
+    Ok(())
+}
+
+/// Reads for nobody: what keeps the bytes below the export has them at hand when they are asked for.
+fn cache(range: Range<u64>, session: &Session) -> Result<(), Errno> {
+    let range = range.start..range.end.min(range.start + CACHED_BYTES_MAX);
+    let mut nobody = Vec::new();
+    for (piece, _) in pieces(&range, session).into_iter().filter(|(_, zero)| !zero) {
+        nobody.resize(length(&piece), 0);
+        session.export.read(piece.start, &mut nobody)?;
     }
     Ok(())
 }

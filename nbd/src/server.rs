@@ -70,8 +70,45 @@ struct Register {
 struct Open {
     /// The socket, also of a connection in TLS: to end it is all that is done here.
     transport: Arc<dyn Transport>,
-    /// Known once negotiation is over.
-    export: Option<String>,
+    stage: Stage,
+}
+
+/// How far a connection has come.
+enum Stage {
+    /// It can be turned out for a newer one: nobody knows who it is, or whether it will ever ask for anything.
+    Negotiating,
+    /// It was turned out, and ends.
+    TurnedOut,
+    /// It has an export, by this name.
+    Serving(String),
+}
+
+impl Register {
+    /// Makes room for one more; false when there is none. Who was turned out counts no more as a connection, but as a thread
+    /// that ends: there are never twice as many threads as connections.
+    fn make_room(&mut self, limit: usize) -> bool {
+        let turned_out = |o: &&Open| matches!(o.stage, Stage::TurnedOut);
+        let leaving = self.open.values().filter(turned_out).count();
+        let full = self.open.len() - leaving >= limit;
+        self.open.len() < limit.saturating_mul(2) && (!full || self.turn_out_oldest())
+    }
+
+    /// Ends the connection that has negotiated longest.
+    fn turn_out_oldest(&mut self) -> bool {
+        let negotiating = |(_, o): &(&u64, &mut Open)| matches!(o.stage, Stage::Negotiating);
+        let oldest = self
+            .open
+            .iter_mut()
+            .filter(negotiating)
+            .min_by_key(|(id, _)| **id);
+        let Some((id, open)) = oldest else {
+            return false;
+        };
+        tracing::debug!(connection = id, "too many connections: it negotiates no more");
+        open.stage = Stage::TurnedOut;
+        open.transport.close();
+        true
+    }
 }
 
 impl Server {
@@ -156,7 +193,7 @@ impl Server {
     pub fn open_connections(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for open in self.shared.register.lock().open.values() {
-            if let Some(name) = &open.export {
+            if let Stage::Serving(name) = &open.stage {
                 *counts.entry(name.clone()).or_insert(0) += 1;
             }
         }
@@ -170,7 +207,7 @@ impl Server {
         let of_it = register
             .open
             .values()
-            .filter(|o| o.export.as_deref() == Some(export));
+            .filter(|o| matches!(&o.stage, Stage::Serving(name) if name == export));
         of_it.map(|o| o.transport.close_read()).count()
     }
 
@@ -229,7 +266,7 @@ impl Shared {
             if self.stopping.load(Ordering::SeqCst) {
                 return;
             }
-            if register.open.len() >= self.limits.connections_max {
+            if !register.make_room(self.limits.connections_max) {
                 tracing::warn!(
                     limit = self.limits.connections_max,
                     "too many connections: one is turned away"
@@ -242,7 +279,7 @@ impl Shared {
                 id,
                 Open {
                     transport: transport.clone(),
-                    export: None,
+                    stage: Stage::Negotiating,
                 },
             );
             id
@@ -270,8 +307,10 @@ impl Registered {
     fn serve(self, transport: Arc<dyn Transport>, reception: Reception) {
         let served = connection::run(transport, &self.shared, reception, |name| {
             tracing::debug!(connection = self.id, export = name, "connected");
-            if let Some(open) = self.shared.register.lock().open.get_mut(&self.id) {
-                open.export = Some(name.to_owned());
+            if let Some(open) = self.shared.register.lock().open.get_mut(&self.id)
+                && matches!(open.stage, Stage::Negotiating)
+            {
+                open.stage = Stage::Serving(name.to_owned());
             }
         });
         match served {
@@ -309,6 +348,8 @@ fn accept(shared: &Arc<Shared>, listener: &Listener, security: &Security) {
                 ) => {}
             Err(e) => {
                 tracing::warn!(error = %e, "cannot accept a connection");
+                // Whoever only waits may be what the descriptors are lacking for.
+                shared.register.lock().turn_out_oldest();
                 thread::sleep(ACCEPT_PAUSE);
             }
         }

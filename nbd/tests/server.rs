@@ -28,6 +28,14 @@ fn connect(f: &Fixture) -> UnixStream {
     s
 }
 
+/// A connection that has said nothing yet.
+fn greeted(f: &Fixture) -> UnixStream {
+    let mut s = UnixStream::connect(f.socket()).unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    s.read_exact(&mut [0; 18]).unwrap();
+    s
+}
+
 fn flush(s: &mut UnixStream, cookie: u64) {
     let mut p = vec![0x25, 0x60, 0x95, 0x13, 0, 0, 0, 3];
     p.extend(cookie.to_be_bytes());
@@ -178,6 +186,32 @@ fn connections_past_the_limit_are_turned_away() {
         let mut s = UnixStream::connect(f.socket()).unwrap();
         s.read_exact(&mut [0; 18]).is_ok()
     });
+}
+
+/// Who has an export keeps it; who only negotiates makes room, the longest first.
+#[test]
+fn a_newcomer_takes_the_place_of_who_negotiates_longest() {
+    let limits = Limits {
+        connections_max: 3,
+        negotiation_timeout: Duration::from_secs(3600),
+        ..Limits::default()
+    };
+    let f = Fixture::with(limits, 1 << 20);
+    let mut served = connect(&f);
+    let mut idle: Vec<UnixStream> = (0..2).map(|_| greeted(&f)).collect();
+    let mut newcomer = connect(&f);
+    assert!(is_cut(&mut idle[0]));
+    let mut last = greeted(&f);
+    assert!(is_cut(&mut idle[1]));
+    for s in [&mut served, &mut newcomer] {
+        flush(s, 1);
+        assert_eq!(hear(s), 0);
+    }
+    last.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\x03vol")
+        .unwrap();
+    last.read_exact(&mut [0; 10]).unwrap();
+    // Now all have an export.
+    assert!(is_cut(&mut UnixStream::connect(f.socket()).unwrap()));
 }
 
 #[test]

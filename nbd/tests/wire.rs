@@ -11,7 +11,7 @@ use common::{
     },
 };
 use nbd::{Errno, Limits};
-use std::{io::Write, net::Shutdown, time::Duration};
+use std::{io::Write, net::Shutdown, sync::atomic::Ordering, time::Duration};
 
 const SIZE: u64 = 80 << 20;
 const PAYLOAD_MAX: u64 = 32 << 20;
@@ -65,6 +65,25 @@ fn wrong_requests_are_answered_and_the_connection_lives() {
         }
     }
     assert!(!f.vol.bytes().contains(&0xee), "no refused write was carried out");
+}
+
+/// To cache is to read for nobody, data only, and no more than a payload may have.
+#[test]
+fn what_shall_be_cached_is_read() {
+    let f = fixture();
+    f.vol.fill(0..1 << 20, 1);
+    f.vol.fill(40 << 20..41 << 20, 1);
+    *f.vol.bad_from.lock().unwrap() = 60 << 20;
+    f.vol.fill(61 << 20..62 << 20, 1);
+    for style in STYLES {
+        let mut raw = Raw::open(&f, "vol", style);
+        let before = f.vol.read_bytes.load(Ordering::SeqCst);
+        assert_eq!(raw.ask(CACHE, 0, 0, 60 << 20).errno(), 0);
+        let read = f.vol.read_bytes.load(Ordering::SeqCst) - before;
+        assert_eq!(read, 1 << 20, "{style:?}");
+        assert_eq!(raw.ask(CACHE, 0, 61 << 20, 4096).errno(), IO);
+        assert!(raw.is_alive());
+    }
 }
 
 #[test]

@@ -121,6 +121,10 @@ pub(crate) enum Request {
         fua: bool,
     },
     Flush,
+    Cache {
+        offset: u64,
+        len: u64,
+    },
     BlockStatus(StatusAsked),
     /// Length and contexts follow the header in so many bytes, which [`judge_status`] is for.
     BlockStatusIn {
@@ -202,6 +206,7 @@ pub(crate) fn judge(h: &Header, terms: &Terms) -> Result<Request, Refusal> {
             may_trim: h.flags & flag::NO_HOLE == 0,
         },
         cmd::TRIM => Request::Trim { offset, len, fua },
+        cmd::CACHE => Request::Cache { offset, len },
         _ => Request::Nothing { is_read: false },
     })
 }

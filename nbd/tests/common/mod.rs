@@ -39,6 +39,7 @@ pub struct Memory {
     /// Reads at or past this offset fail.
     pub bad_from: Mutex<u64>,
     pub submitted_bytes: AtomicUsize,
+    pub read_bytes: AtomicUsize,
 }
 
 /// Holds answers back while it is shut.
@@ -66,6 +67,7 @@ impl Memory {
             gate: Gate::default(),
             bad_from: Mutex::new(u64::MAX),
             submitted_bytes: AtomicUsize::new(0),
+            read_bytes: AtomicUsize::new(0),
         })
     }
 
@@ -120,6 +122,7 @@ impl Export for Memory {
         if offset + buf.len() as u64 > *self.bad_from.lock().unwrap() {
             return Err(Errno::Io);
         }
+        self.read_bytes.fetch_add(buf.len(), Ordering::SeqCst);
         let at = usize::try_from(offset).unwrap();
         buf.copy_from_slice(&self.bytes.lock().unwrap()[at..at + buf.len()]);
         Ok(())
