@@ -55,6 +55,8 @@ mod context;
 mod errno;
 mod export;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod golden;
 mod handshake;
 mod inbox;

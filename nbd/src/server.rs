@@ -114,15 +114,8 @@ impl Register {
 impl Server {
     /// A server that listens nowhere yet.
     pub fn new(exports: Arc<dyn Exports>, limits: Limits) -> Self {
-        let shared = Shared {
-            exports,
-            limits,
-            stopping: AtomicBool::new(false),
-            register: Mutex::default(),
-            ended: Condvar::new(),
-        };
         Self {
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared::new(exports, limits)),
             listeners: Mutex::default(),
         }
     }
@@ -245,6 +238,16 @@ impl Drop for Server {
 }
 
 impl Shared {
+    pub(crate) fn new(exports: Arc<dyn Exports>, limits: Limits) -> Self {
+        Self {
+            exports,
+            limits,
+            stopping: AtomicBool::new(false),
+            register: Mutex::default(),
+            ended: Condvar::new(),
+        }
+    }
+
     /// Does something to all connections, then waits for them to end. Returns how many did not.
     fn end_all(&self, limit: Duration, act: impl Fn(&dyn Transport)) -> usize {
         let deadline = Instant::now() + limit;
