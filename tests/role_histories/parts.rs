@@ -11,7 +11,7 @@
 
 use super::{
     host::REGION,
-    lab::{FAILOVER, RESYNC, over_and_back, resync, seq, unplanned},
+    lab::{FAILOVER, over_and_back, resync, seq, unplanned},
     operator::{Command, FORCE},
     world::{Side, Step, World},
 };

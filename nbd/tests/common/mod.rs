@@ -366,6 +366,7 @@ impl Fixture {
             vol: self.vol.clone(),
             ro: self.ro.clone(),
             huge: self.huge.clone(),
+            opened: self.opened.clone(),
         };
         self.server = Server::new(Arc::new(exports), limits);
         self.server.listen_unix(&self.socket(), 0o600).unwrap();
