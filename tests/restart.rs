@@ -186,7 +186,8 @@ fn mounted_volumes_survive_restarts() {
         "{mounted}"
     );
     files.iter().for_each(check_files);
-    pair.cli(PROD, &["rtumnt", "-FC", "1"]).ok();
+    pair.cli(PROD, &["rtumnt", "-C", "1"]).ok();
+    pair.waits(PROD, "drained");
     pair.drain();
     pair.same_files(&["data", "log"]);
     for node in [PROD, REC] {
@@ -269,6 +270,7 @@ fn qemus_client_sees_a_pause() {
     .ok();
     check_files(&files);
     mount("umount");
+    pair.waits(PROD, "drained");
     pair.drain();
     pair.same_files(&["data"]);
 }
@@ -394,7 +396,7 @@ fn a_volume_that_changed_hands_is_not_served_to_an_old_mount() {
     assert_eq!(fs::read_to_string(data.join("kept")).unwrap(), "kept");
     assert!(Client::connect(&pair.socket(PROD), &name).is_err());
     assert_ne!(attached_name(&pair, PROD, "c1/data"), name);
-    pair.cli(PROD, &["rtumnt", "-FC", "1"]).ok();
+    pair.cli(PROD, &["rtumnt", "-C", "1"]).ok();
 }
 
 /// What failed to be written may be missing when the next daemon looks: who was answered before sees errors, and never an older
@@ -446,7 +448,7 @@ fn a_volume_that_failed_is_not_served_to_an_old_mount() {
     // Everything that was answered is in the journal.
     pair.cli(PROD, &["rtmnt", "-C", "1", "-f"]).ok();
     assert!(device_at(&data).is_some());
-    pair.cli(PROD, &["rtumnt", "-FC", "1"]).ok();
+    pair.cli(PROD, &["rtumnt", "-C", "1"]).ok();
     run(Command::new("umount").arg("--lazy").arg(&small), LONG).ok();
 }
 
@@ -562,6 +564,6 @@ fn patience_ends() {
     pair.cli(PROD, &["rtumnt", "-C", "1"]).ok();
     pair.cli(PROD, &["rtmnt", "-C", "1"]).ok();
     assert_eq!(fs::read_to_string(data.join("kept")).unwrap(), "kept");
-    pair.cli(PROD, &["rtumnt", "-FC", "1"]).ok();
+    pair.cli(PROD, &["rtumnt", "-C", "1"]).ok();
     assert_eq!(leftovers(&attach_folder(&pair, PROD)), Vec::<String>::new());
 }
