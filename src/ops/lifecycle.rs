@@ -102,45 +102,32 @@ fn set_stopped(context: &Context, by: Option<&str>) -> Result<(), Failure> {
 pub fn stop(op: &mut Op<'_>, id: u32, unmount: bool, drain_first: bool) -> Answer {
     let context = op.context(id)?;
     let production = context.role() == Role::Production;
+    let already = context.is_stopped();
     if op.options.dry_run {
         let mut steps = Vec::new();
+        if already {
+            return super::planned(None, steps);
+        }
         if unmount {
+            if !op.options.force {
+                super::mount::busy(op, &context, !production)?;
+            }
             steps.push("unmount and detach".into());
+        } else {
+            closed(op, &context)?;
         }
         if drain_first && production {
+            reachable(&context)?;
             steps.push("drain to the recovery host".into());
         }
         steps.push(format!("stop {}, close the volumes", agent(context.role())));
         return super::planned(None, steps);
     }
-    let already = context.is_stopped();
     if !already {
         if unmount {
             super::mount::unmount_all(op, &context, !production, op.options.force)?;
         }
-        let prefix = format!("c{}/", context.id());
-        let attached: Vec<String> = op
-            .node
-            .attacher()
-            .all()
-            .into_iter()
-            .filter(|a| a.export.starts_with(&prefix))
-            .map(|a| format!("{} attached as {}", a.export, a.name.display()))
-            .collect();
-        let connections = connections(op, |name| name.starts_with(&prefix));
-        if !attached.is_empty() || connections > 0 {
-            let holders = if attached.is_empty() {
-                vec![format!(
-                    "{connections} NBD connections to volumes of context {}",
-                    context.id()
-                )]
-            } else {
-                attached
-            };
-            return Err(refused(format!("volumes of context {id} are open"))
-                .with_holders(holders)
-                .with_hint_command(format!("rtumnt -C {id}"), op.node.name()));
-        }
+        closed(op, &context)?;
         if drain_first && production {
             op.step(Step::SyncAny);
             drain(op, &context)?;
@@ -175,6 +162,44 @@ pub fn stop(op: &mut Op<'_>, id: u32, unmount: bool, drain_first: bool) -> Answe
         Reply::Stop(reply),
         next(format!("rtstart -C {id}"), op.node.name()),
     ))
+}
+
+/// Refuses while anything of the context is open.
+fn closed(op: &Op<'_>, context: &Context) -> Result<(), Failure> {
+    let id = context.id();
+    let prefix = format!("c{id}/");
+    let attached: Vec<String> = op
+        .node
+        .attacher()
+        .all()
+        .into_iter()
+        .filter(|a| a.export.starts_with(&prefix))
+        .map(|a| format!("{} attached as {}", a.export, a.name.display()))
+        .collect();
+    let connections = connections(op, |name| name.starts_with(&prefix));
+    let holders = match (attached.is_empty(), connections) {
+        (true, 0) => return Ok(()),
+        (true, open) => vec![format!("{open} NBD connections to volumes of context {id}")],
+        (false, _) => attached,
+    };
+    Err(refused(format!("volumes of context {id} are open"))
+        .with_holders(holders)
+        .with_hint_command(format!("rtumnt -C {id}"), op.node.name()))
+}
+
+/// Not now, when the peer cannot be drained to.
+pub(super) fn reachable(context: &Context) -> Result<(), Failure> {
+    if context.running().is_none() || context.peer().connected {
+        return Ok(());
+    }
+    let cursors = context.journal.cursors();
+    let (target, _) = context.journal.line_cursors();
+    let text = format!(
+        "{} is not reachable: {} records are not there yet",
+        context.peer_name(),
+        target.0.saturating_sub(cursors.received_by_peer.0)
+    );
+    Err(Failure::new(Code::NotNow, text).with_hint("run the same command again when it is, or leave out -S (and -F): what is missing stays in the journal"))
 }
 
 /// Waits until the peer has received all, it is away, or the time is over.
@@ -220,15 +245,7 @@ fn drain_all(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(), Failure> {
             break;
         }
         if !peer.connected {
-            return Err(Failure::new(
-                Code::NotNow,
-                format!(
-                    "{} is not reachable: {} records are not there yet",
-                    context.peer_name(),
-                    target.0 - cursors.received_by_peer.0.min(target.0)
-                ),
-            )
-            .with_hint("run the same command again when it is, or leave out -S (and -F): what is missing stays in the journal"));
+            reachable(context)?;
         }
         // A rolled-back replica applies nothing, but it has everything.
         if copied && peer.rolled_back && cursors.received_by_peer >= target {

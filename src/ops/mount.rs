@@ -326,13 +326,20 @@ pub fn unmount(op: &mut Op<'_>, id: u32, drain: bool, replica_side: bool, force:
         ));
     }
     if op.options.dry_run {
-        let steps = attached_of(op, &context, snapshots)
+        if !force {
+            busy(op, &context, snapshots)?;
+        }
+        let unmounted = attached_of(op, &context, snapshots)
             .into_iter()
             .map(|a| match a.mounted {
                 Some(at) => format!("unmount {}, detach {}", at.display(), a.name.display()),
                 None => format!("detach {}", a.name.display()),
-            })
-            .collect();
+            });
+        let mut steps: Vec<String> = unmounted.collect();
+        if drain {
+            super::lifecycle::reachable(&context)?;
+            steps.push("drain to the recovery host".into());
+        }
         return super::planned(None, steps);
     }
     let volumes = unmount_all(op, &context, snapshots, force)?;
@@ -372,6 +379,21 @@ fn attached_of(op: &Op<'_>, context: &Context, snapshots: bool) -> Vec<AttachedD
     all
 }
 
+/// Refuses while somebody uses a file system of this side.
+pub(super) fn busy(op: &Op<'_>, context: &Context, snapshots: bool) -> Result<(), Failure> {
+    let attached = attached_of(op, context, snapshots);
+    let ours: Vec<PathBuf> = attached.iter().flat_map(|a| mounts::of(&a.device)).collect();
+    let mut busy: Vec<String> = ours.iter().flat_map(|at| mounts::users_of(at, &ours)).collect();
+    let bare = attached.iter().filter(|a| a.mounted.is_none());
+    busy.extend(bare.flat_map(|a| mounts::users_of_device(&a.device)));
+    if busy.is_empty() {
+        return Ok(());
+    }
+    Err(refused("file systems are in use")
+        .with_holders(busy)
+        .with_hint("end these processes, or let rtumnt -f end them"))
+}
+
 /// Unmounts and detaches everything of one side of a context.
 pub fn unmount_all(
     op: &mut Op<'_>,
@@ -386,16 +408,11 @@ pub fn unmount_all(
     }
     op.step(Step::DeterminingUnmounts);
     // All or none: who is busy is known before anything is unmounted.
-    let ours: Vec<PathBuf> = attached.iter().flat_map(|a| mounts::of(&a.device)).collect();
-    let mut busy: Vec<String> = ours.iter().flat_map(|at| mounts::users_of(at, &ours)).collect();
-    let bare = attached.iter().filter(|a| a.mounted.is_none());
-    busy.extend(bare.flat_map(|a| mounts::users_of_device(&a.device)));
-    if !busy.is_empty() {
+    if let Err(failure) = busy(op, context, snapshots) {
         if !force {
-            return Err(refused("file systems are in use")
-                .with_holders(busy)
-                .with_hint("end these processes, or let rtumnt -f end them"));
+            return Err(failure);
         }
+        let busy = failure.holders;
         op.ask(Question::Text {
             lines: busy.clone(),
             question: "These processes will be ended. Do you wish to continue?".into(),

@@ -295,9 +295,12 @@ fn planned(context: &Context, point: PointInfo, row: &RestoreRow) -> Answer {
         Ok((plan.count(history)?, undo))
     });
     let (blocks, undo) = counted.map_err(|e| part_way(&e))?;
-    let free = context
-        .room()
-        .map_or("an unknown number of".to_owned(), |room| room.to_string());
+    let room = context.room().ok();
+    if let Some(free) = room.filter(|free| undo > *free) {
+        let no_room = RestoreError::NoRoom { needed: undo, free };
+        return Err(Failure::from_error(Code::Refused, &no_room));
+    }
+    let free = room.map_or("an unknown number of".to_owned(), |room| room.to_string());
     let plan = PlanReply {
         point: Some(point),
         steps: vec![

@@ -153,10 +153,6 @@ pub fn snapshot(op: &mut Op<'_>, id: u32, target: &str, name: Option<&str>) -> A
     let parsed = parse(target)?;
     let point = views.resolve(&parsed).map_err(|e| failure(&context, &e))?;
     op.resolved(None, point_info(&context, &point, Some(target)));
-    if op.options.dry_run {
-        let step = format!("pin record {} and make a snapshot there", point.seq);
-        return super::planned(Some(point_info(&context, &point, Some(target))), vec![step]);
-    }
     if let Some(name) = name
         && model::EventMark::name_fault(name).is_some()
     {
@@ -164,6 +160,10 @@ pub fn snapshot(op: &mut Op<'_>, id: u32, target: &str, name: Option<&str>) -> A
             Code::Usage,
             format!("'{name}' cannot name a snapshot"),
         ));
+    }
+    if op.options.dry_run {
+        let step = format!("pin record {} and make a snapshot there", point.seq);
+        return super::planned(Some(point_info(&context, &point, Some(target))), vec![step]);
     }
     let (snapshot, already) = views
         .create(&parsed, name, &op.options.operator)

@@ -118,6 +118,13 @@ pub fn probe(op: &mut Op<'_>, id: u32) -> Answer {
             format!("{} is not connected", context.peer_name()),
         ));
     }
+    if op.options.dry_run {
+        let steps = vec![
+            "set a mark and seal the container".into(),
+            format!("wait for it at {}, and print the times", context.peer_name()),
+        ];
+        return super::planned(None, steps);
+    }
     let started = Instant::now();
     let name = format!("probe-{}", model::Timestamp::now().0);
     let failed = |e: journal::JournalError| Failure::from_error(Code::Refused, &e);

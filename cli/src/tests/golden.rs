@@ -146,3 +146,39 @@ fn head_lines_name_host_context_role_term_and_peer() {
         "rec1 · context 1 (failover 2) · REPLICA · term 3 · peer prod1 unreachable since 03:11:52"
     );
 }
+
+#[test]
+fn json_has_the_members_that_are_documented() {
+    let mut text = String::new();
+    for (command, reply) in [
+        ("status", Reply::Status(replies::status())),
+        ("pins", Reply::Pins(replies::pins())),
+        ("jobs", Reply::Jobs(replies::jobs())),
+        ("jobs", Reply::Job(Box::new(replies::jobs().jobs.remove(1)))),
+        ("log", Reply::Log(replies::log())),
+        ("scrt_ra", Reply::Snapshot(replies::snapshot("43.2"))),
+        ("scrt_ra", Reply::Restore(replies::restore())),
+        ("scrt_ra", Reply::Release(replies::release())),
+        ("scrt_ra", Reply::Windows(replies::windows())),
+        ("rtmark", Reply::Mark(replies::marks().remove(0))),
+        ("rtmnt", Reply::Mount(replies::mounts())),
+        ("rtumnt", Reply::Unmount(control::reply::UnmountReply::default())),
+        ("rtstart", Reply::Start(control::reply::StartReply::default())),
+        ("rtstop", Reply::Stop(control::reply::StopReply::default())),
+        ("rtdr", Reply::Role(control::reply::RoleReply::default())),
+        ("scconfig", Reply::Dirty(control::reply::DirtyReply::default())),
+        ("map", Reply::Map(control::reply::MapReply::default())),
+        ("protect", Reply::Protect(replies::protect())),
+        ("rtstop", Reply::Plan(replies::plan())),
+    ] {
+        let outcome = control::Outcome::ok(reply)
+            .with_head(replies::head())
+            .with_next("backstay status", "rec1");
+        text.push_str(&show::json(command, &outcome, None));
+    }
+    let failure = control::Failure::new(control::Code::NotNow, "another command works on context 1")
+        .with_hint("--wait-lock SECONDS waits for it")
+        .with_hint_command("backstay jobs show 7", "prod1");
+    text.push_str(&show::json("rtmark", &control::Outcome::failed(failure), None));
+    check("json.jsonl", &text);
+}

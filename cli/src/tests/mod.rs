@@ -1,5 +1,6 @@
 //! Whole command lines, against fixed replies and a daemon that plays a part.
 
+mod conformance;
 mod daemon;
 mod golden;
 mod letters;

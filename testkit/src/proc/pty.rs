@@ -38,7 +38,17 @@ impl Pty {
     #[track_caller]
     #[must_use]
     pub fn start(command: &Command) -> Self {
-        let (keyboard, terminal) = open().unwrap_or_else(|e| panic!("a terminal: {e}"));
+        Self::sized(command, 80)
+    }
+
+    /// As [`Pty::start`], on a terminal of so many columns.
+    ///
+    /// # Panics
+    /// As [`Pty::start`].
+    #[track_caller]
+    #[must_use]
+    pub fn sized(command: &Command, columns: u16) -> Self {
+        let (keyboard, terminal) = open(columns).unwrap_or_else(|e| panic!("a terminal: {e}"));
         let stream = || terminal.try_clone().expect("a file handle can be copied");
         // A controlling terminal is taken by a session's leader; `setsid` becomes one and goes on as the command.
         let mut prefix = Command::new("setsid");
@@ -197,7 +207,7 @@ impl Drop for Pty {
 }
 
 /// The two ends of a new terminal.
-fn open() -> std::io::Result<(File, File)> {
+fn open(columns: u16) -> std::io::Result<(File, File)> {
     let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     grantpt(&keyboard)?;
     unlockpt(&keyboard)?;
@@ -206,7 +216,7 @@ fn open() -> std::io::Result<(File, File)> {
     let terminal = rustix::fs::open(name.as_c_str(), flags, Mode::empty())?;
     let size = Winsize {
         ws_row: 24,
-        ws_col: 80,
+        ws_col: columns,
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
