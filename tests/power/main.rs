@@ -322,6 +322,56 @@ fn what_was_flushed_survives_power_cuts_on_either_host() {
     assert!(lost > 0, "no cut lost anything: they do not bite");
 }
 
+/// `CAN_MULTI_CONN` is a promise: what was answered on any connection before a flush on another one is durable after it.
+#[test]
+fn a_flush_on_one_connection_covers_the_writes_on_others() {
+    if !can_cut() {
+        return;
+    }
+    const CONNECTIONS: u64 = 4;
+    let mut lost = 0;
+    for kinds in KINDS {
+        let mut bench = Bench::start("connections", kinds);
+        for round in 0..6 * factor() as u64 {
+            let why = format!("cut {round} on {kinds:?}");
+            // Each round writes to blocks of its own, a pair a connection: one before the flush, one behind it.
+            let at =
+                |connection: u64, behind: u64| ((round * CONNECTIONS + connection) * 2 + behind) * BLOCK_SIZE;
+            let written = [round as u8 + 1; BLOCK_SIZE as usize];
+            let open = |_| bench.pair.open(PROD, "c1/data");
+            let mut clients: Vec<_> = (0..CONNECTIONS).map(open).collect();
+            for (n, client) in (0..).zip(&mut clients) {
+                client.write(at(n, 0), &written, false).unwrap();
+            }
+            clients[usize::try_from(round % CONNECTIONS).unwrap()]
+                .flush()
+                .unwrap();
+            for (n, client) in (0..).zip(&mut clients) {
+                client.write(at(n, 1), &written, false).unwrap();
+            }
+            bench.cut(PROD);
+            bench.disk(PROD).back();
+            bench.pair.start(PROD);
+            let mut client = bench.pair.open(PROD, "c1/data");
+            for n in 0..CONNECTIONS {
+                let found = client.read(at(n, 0), BLOCK_SIZE).unwrap();
+                assert!(
+                    found == written,
+                    "{why}: connection {n} wrote it before the flush"
+                );
+                let behind = client.read(at(n, 1), BLOCK_SIZE).unwrap();
+                assert!(
+                    behind == written || behind.iter().all(|byte| *byte == 0),
+                    "{why}: half of a write of connection {n}"
+                );
+                lost += u64::from(behind != written);
+            }
+        }
+    }
+    println!("nothing flushed was lost; {lost} writes behind the flushes were");
+    assert!(lost > 0, "no cut lost anything: they do not bite");
+}
+
 /// Writes into the first half of the first volume until told to stop or until the server is gone.
 fn write_first_half(session: &mut Session, seed: u64, end: &AtomicBool) {
     let mut rng = StdRng::seed_from_u64(seed);
