@@ -16,7 +16,7 @@ use crate::{
     node::Node,
 };
 use head::HeadExport;
-use model::{Level, Role, Target, VolumeIndex};
+use model::{EventMark, Level, LfcId, Role, Target, Timestamp, VolumeIndex, WriteSeq};
 use nbd::{Export, ExportEntry, Exports, OpenError};
 use past::{Past, PastExport};
 use std::{
@@ -212,7 +212,7 @@ impl Exports for NodeExports {
                             for (kind, word) in [("rsn", "snapshot"), ("sn", "vdev")] {
                                 out.push(ExportEntry {
                                     name: format!("c{id}/{kind}{}/{}", snapshot.level, volume.name),
-                                    description: describe(word, snapshot.point()),
+                                    description: describe_point(&context, word, snapshot.point()),
                                 });
                             }
                         }
@@ -220,7 +220,7 @@ impl Exports for NodeExports {
                     for mark in context.journal.marks() {
                         out.extend(context.config.volumes.iter().map(|v| ExportEntry {
                             name: format!("c{id}/{}@mark:{}", v.name, mark.name),
-                            description: format!("event mark of {}: {}", mark.time, mark.description),
+                            description: describe_mark(&context, &mark),
                         }));
                     }
                 }
@@ -314,7 +314,7 @@ impl NodeExports {
                     e @ SnapshotError::NotConsistent => OpenError::Refused(e.to_string()),
                     e => OpenError::Failed(e.to_string()),
                 })?;
-                let description = describe(if writable { "vdev" } else { "snapshot" }, reader.view.point());
+                let description = describe_point(&context, word(writable), reader.view.point());
                 let past = Past::read_by_name(&context, &running, reader, views.lifeline(), index);
                 Ok(Arc::new(PastExport::new(past, description)))
             }
@@ -322,11 +322,30 @@ impl NodeExports {
     }
 }
 
-fn describe(word: &str, point: &model::Point) -> String {
-    format!(
-        "{word} at {} (LFC {}, record {})",
-        point.time, point.lfc, point.seq
-    )
+fn word(writable: bool) -> &'static str {
+    if writable { "vdev" } else { "snapshot" }
+}
+
+/// What a point is, when it was, and how far it lies behind the newest write that was received.
+fn describe(context: &Context, word: &str, (time, lfc, seq): (Timestamp, LfcId, WriteSeq)) -> String {
+    let newest = context.journal.newest_clock();
+    let behind = match newest.0.saturating_sub(time.0) / 1_000_000_000 {
+        0 => "less than a second".into(),
+        seconds => format!("{seconds} s"),
+    };
+    format!("{word} at {time} (LFC {lfc}, record {seq}), {behind} behind the newest write")
+}
+
+fn describe_point(context: &Context, word: &str, point: &model::Point) -> String {
+    describe(context, word, (point.time, point.lfc, point.seq))
+}
+
+fn describe_mark(context: &Context, mark: &EventMark) -> String {
+    let text = describe(context, "event mark", (mark.time, mark.lfc, mark.seq));
+    match mark.description.as_str() {
+        "" => text,
+        said => format!("{text}: {said}"),
+    }
 }
 
 fn open_snapshot(
@@ -348,7 +367,7 @@ fn open_snapshot(
         }
         Err(_) => None,
     };
-    let description = describe(if writable { "vdev" } else { "snapshot" }, snapshot.point());
+    let description = describe_point(context, word(writable), snapshot.point());
     let past = Past::snapshot(
         context,
         running,

@@ -58,7 +58,21 @@ fn nbdinfo_sees_what_there_is() {
             .map(|e| e["export-name"].as_str().unwrap().to_owned())
             .collect()
     };
+    let descriptions = |node: &str| {
+        let uri = format!("nbd+unix:///?socket={}", pair.socket(node).display());
+        tool("nbdinfo", &["--list", &uri]).ok()
+    };
     assert_eq!(names(PROD), ["c1/data", "c1/log"]);
+    assert!(descriptions(PROD).contains("protected volume of context 1"));
+    let told = descriptions(REC);
+    for word in [
+        "event mark at ",
+        "snapshot at ",
+        "vdev at ",
+        " behind the newest write",
+    ] {
+        assert!(told.contains(word), "{word} is not in {told}");
+    }
     let listed = names(REC);
     for wanted in [
         format!("c1/rsn{level}/data"),
