@@ -262,6 +262,22 @@ impl Journal {
         })
     }
 
+    /// A frame of a container in the store at or before the one that holds `from`: a peer that catches up asks for every frame
+    /// of a container one after the other, and must not read all before it each time.
+    fn first_stored(&self, row: &LfcRow, from: WriteSeq) -> u32 {
+        let (mut low, mut high) = (0, row.frames);
+        while row.first_seq < from && low < high {
+            let middle = low + (high - low) / 2;
+            match self.frame_at(row.generation, row.lfc, middle) {
+                Ok(frame) if frame.last_seq() < from => low = middle + 1,
+                Ok(_) => high = middle,
+                // One that cannot be read is told of by who reads past it.
+                Err(_) => return 0,
+            }
+        }
+        low
+    }
+
     /// Frames of a container in the store from the one that holds `from` on.
     fn stored_frames(
         &self,
@@ -269,7 +285,7 @@ impl Journal {
         from: WriteSeq,
         bytes_max: u64,
     ) -> Result<Vec<Arc<Frame>>, JournalError> {
-        let first = keys::redo(row.generation, row.lfc, 0);
+        let first = keys::redo(row.generation, row.lfc, self.first_stored(row, from));
         let last = keys::redo(row.generation, LfcId(row.lfc.0 + 1), 0);
         let mut frames = Vec::new();
         let mut bytes = 0;
