@@ -129,7 +129,7 @@ fn page(short: &str) -> Page {
              client gets EXPORT by the empty name, and whatever it names otherwise. Under socket activation ($LISTEN_FDS) the\n\
              clients of the socket are served until the process is ended. It works on the host of the daemon.",
             &[
-                "nbdinfo [ backstay nbd --stdio c1/data@mark:end-of-day ]",
+                "nbdinfo -- [ backstay nbd --stdio c1/data@mark:end-of-day ]",
                 "nbdcopy -- [ ssh rec1 backstay nbd --stdio c1/data@-10m ] image",
             ],
         ),
