@@ -10,8 +10,9 @@
 //!
 //! Batches are synced through the write-ahead log. RocksDB may end that log silently at a damaged record; the caller's
 //! counter in every batch finds that out (`rules.md` T7). It may do the same with its list of files: `manifest` looks
-//! at that before RocksDB does. Half-built files are removed on open.
+//! at that before RocksDB does, and `log_file` looks for what RocksDB would read for ever. Half-built files are removed on open.
 
+mod log_file;
 mod manifest;
 
 use crate::parts::IndexFloors;
@@ -154,6 +155,9 @@ impl RocksStore {
         };
         manifest::check(dir)
             .map_err(io_error("check the list of files"))?
+            .map_err(failed)?;
+        log_file::check(dir)
+            .map_err(io_error("check the logs"))?
             .map_err(failed)?;
         let mut o = Options::default();
         o.create_if_missing(true);

@@ -11,17 +11,10 @@
 //!
 //! The checksum of a record does not cover its length. So all lengths that fit into the file are tried: of a record that was cut
 //! off none fits the checksum, and of a whole one its true length does, with the end of the file or another record behind
-//! it. All other damage is found by RocksDB itself.
-//!
-//! # Format
-//!
-//! Blocks of 32 KiB. A record is a masked CRC-32C of type and bytes (4), a length (2), a type (1), and the bytes; fewer than 7
-//! bytes at the end of a block are not used.
+//! it. All other damage is found by RocksDB itself, but for the one that [`super::log_file`] looks for.
 
+use super::log_file::{BLOCK_BYTES, HEADER_BYTES, next_start, unmask, whole};
 use std::{fs, io, path::Path};
-
-const BLOCK_BYTES: usize = 32 << 10;
-const HEADER_BYTES: usize = 7;
 
 /// Looks at the list of files that `dir` names as its current one.
 ///
@@ -61,26 +54,6 @@ pub(super) fn check(dir: &Path) -> io::Result<Result<(), String>> {
     })
 }
 
-/// A record's length and where the next one starts, if a whole one with a right checksum stands at `at`.
-fn whole(bytes: &[u8], at: usize) -> Option<usize> {
-    let header = bytes.get(at..at + HEADER_BYTES)?;
-    let len = usize::from(u16::from_le_bytes([header[4], header[5]]));
-    let end = at + HEADER_BYTES + len;
-    let body = bytes.get(at + HEADER_BYTES - 1..end)?;
-    (crc32c::crc32c(body) == unmask(header) && header[6] != 0).then_some(end)
-}
-
-fn unmask(header: &[u8]) -> u32 {
-    let masked = u32::from_le_bytes([header[0], header[1], header[2], header[3]]).wrapping_sub(0xa282_ead8);
-    masked.rotate_left(15)
-}
-
-/// Where the next record can start.
-fn next_start(at: usize) -> usize {
-    let left = BLOCK_BYTES - at % BLOCK_BYTES;
-    if left < HEADER_BYTES { at + left } else { at }
-}
-
 /// Where the record stands whose length passes the end of the file although it is whole.
 fn wrong_length(bytes: &[u8]) -> Option<usize> {
     let mut at = 0;
@@ -112,6 +85,7 @@ fn wrong_length(bytes: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::log_file::tests::{record, records};
     use super::*;
     use crate::RocksStore;
     use bytes::Bytes;
@@ -133,16 +107,6 @@ mod tests {
             .to_owned();
         let bytes = fs::read(dir.path().join(&name)).unwrap();
         (dir, name, bytes)
-    }
-
-    fn records(bytes: &[u8]) -> Vec<usize> {
-        let (mut at, mut out) = (0, Vec::new());
-        while let Some(end) = whole(bytes, at) {
-            out.push(at);
-            at = next_start(end);
-        }
-        assert_eq!(at, bytes.len(), "every record is understood");
-        out
     }
 
     #[test]
@@ -189,20 +153,10 @@ mod tests {
     #[test]
     fn records_span_blocks() {
         // The last bytes of a block that hold no header are passed over.
-        let record = |len: usize| {
-            let body: Vec<u8> = std::iter::once(1)
-                .chain((0..len).map(|i| (i % 251) as u8))
-                .collect();
-            let masked = crc32c::crc32c(&body).rotate_right(15).wrapping_add(0xa282_ead8);
-            let mut out = masked.to_le_bytes().to_vec();
-            out.extend(u16::try_from(len).unwrap().to_le_bytes());
-            out.extend(body);
-            out
-        };
-        let mut bytes = record(BLOCK_BYTES - 2 * HEADER_BYTES + 3);
+        let mut bytes = record(1, BLOCK_BYTES - 2 * HEADER_BYTES + 3);
         bytes.resize(BLOCK_BYTES, 0);
-        bytes.extend(record(100));
-        bytes.extend(record(50));
+        bytes.extend(record(1, 100));
+        bytes.extend(record(1, 50));
         assert_eq!(records(&bytes), [0, BLOCK_BYTES, BLOCK_BYTES + 107]);
         assert_eq!(wrong_length(&bytes), None);
         for at in [BLOCK_BYTES, BLOCK_BYTES + 107] {
