@@ -194,21 +194,7 @@ fn a_killed_daemon_leaves_no_broken_mounts() {
         return;
     }
     let pair = Pair::new("left", &mounting());
-    let data = pair.scratch.join("data");
-    pair.cli(
-        PROD,
-        &[
-            "protect",
-            "-C",
-            "1",
-            "data=64M",
-            "--fs",
-            "ext4",
-            "--mount",
-            data.to_str().unwrap(),
-        ],
-    )
-    .ok();
+    let data = pair.protect_mounted();
     fs::write(data.join("kept"), "kept").unwrap();
     pair.cli(PROD, &["rtmark", "-C", "1", "--name", "kept"]).ok();
     pair.kill9(PROD);
@@ -226,13 +212,7 @@ fn a_fenced_device_fails_and_does_not_hang() {
         return;
     }
     let pair = Pair::new("fenced", &mounting());
-    let data = pair.scratch.join("data");
-    let at = data.to_str().unwrap();
-    pair.cli(
-        PROD,
-        &["protect", "-C", "1", "data=64M", "--fs", "ext4", "--mount", at],
-    )
-    .ok();
+    let data = pair.protect_mounted();
     fs::write(data.join("kept"), "kept").unwrap();
     pair.cli(PROD, &["rtmark", "-C", "1", "--name", "kept"]).ok();
     pair.cli(REC, &["rtdr", "-C", "1", "failover", "-f", "-q", "--no-mount"])

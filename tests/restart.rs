@@ -350,13 +350,7 @@ fn a_volume_that_changed_hands_is_not_served_to_an_old_mount() {
         return;
     }
     let pair = Pair::new("hands", &mounting());
-    let data = pair.scratch.join("data");
-    let at = data.to_str().unwrap();
-    pair.cli(
-        PROD,
-        &["protect", "-C", "1", "data=64M", "--fs", "ext4", "--mount", at],
-    )
-    .ok();
+    let data = pair.protect_mounted();
     fs::write(data.join("kept"), "kept").unwrap();
     pair.cli(PROD, &["rtmark", "-C", "1", "--name", "kept"]).ok();
     let name = attached_name(&pair, PROD, "c1/data");
@@ -459,21 +453,7 @@ fn a_snapshot_without_writes_survives_and_a_vdev_does_not() {
         return;
     }
     let pair = Pair::new("views-restart", &mounting());
-    let data = pair.scratch.join("data");
-    pair.cli(
-        PROD,
-        &[
-            "protect",
-            "-C",
-            "1",
-            "data=64M",
-            "--fs",
-            "ext4",
-            "--mount",
-            data.to_str().unwrap(),
-        ],
-    )
-    .ok();
+    let data = pair.protect_mounted();
     for n in 0..40 {
         fs::create_dir(data.join(format!("d{n}"))).unwrap();
         fs::write(data.join(format!("d{n}/file")), format!("{n}")).unwrap();
@@ -537,21 +517,7 @@ fn patience_ends() {
     .unwrap();
     pair.start(PROD);
     pair.start(REC);
-    let data = pair.scratch.join("data");
-    pair.cli(
-        PROD,
-        &[
-            "protect",
-            "-C",
-            "1",
-            "data=64M",
-            "--fs",
-            "ext4",
-            "--mount",
-            data.to_str().unwrap(),
-        ],
-    )
-    .ok();
+    let data = pair.protect_mounted();
     fs::write(data.join("kept"), "kept").unwrap();
     pair.cli(PROD, &["rtmark", "-C", "1", "--name", "kept"]).ok();
     pair.kill9(PROD);

@@ -169,20 +169,12 @@ impl Journal {
         if seq >= row.last_seq {
             return Ok((row.last_seq, row.end_digest));
         }
-        let mut best = (WriteSeq(row.first_seq.0 - 1), row.prev_digest);
-        // Frames end at rising records.
-        let (mut low, mut high) = (0, row.frames);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let frame = self.frame_at(generation, row.lfc, middle)?;
-            if frame.last_seq() > seq {
-                high = middle;
-            } else {
-                best = (frame.last_seq(), frame.digest());
-                low = middle + 1;
-            }
-        }
-        Ok(best)
+        let ended = self.frames_before(&row, |frame| frame.last_seq() <= seq)?;
+        let Some(last) = ended.checked_sub(1) else {
+            return Ok((WriteSeq(row.first_seq.0 - 1), row.prev_digest));
+        };
+        let frame = self.frame_at(generation, row.lfc, last)?;
+        Ok((frame.last_seq(), frame.digest()))
     }
 
     /// Opens a generation: what is open is sealed and ingested, the generation and its start are durable, then its first

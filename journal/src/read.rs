@@ -262,20 +262,25 @@ impl Journal {
         })
     }
 
-    /// A frame of a container in the store at or before the one that holds `from`: a peer that catches up asks for every frame
-    /// of a container one after the other, and must not read all before it each time.
-    fn first_stored(&self, row: &LfcRow, from: WriteSeq) -> u32 {
+    /// How many of a container's first frames are before a place; frames end at rising records.
+    ///
+    /// # Errors
+    /// When one that is looked at cannot be read.
+    pub(crate) fn frames_before(
+        &self,
+        row: &LfcRow,
+        is_before: impl Fn(&Frame) -> bool,
+    ) -> Result<u32, JournalError> {
         let (mut low, mut high) = (0, row.frames);
-        while row.first_seq < from && low < high {
+        while low < high {
             let middle = low + (high - low) / 2;
-            match self.frame_at(row.generation, row.lfc, middle) {
-                Ok(frame) if frame.last_seq() < from => low = middle + 1,
-                Ok(_) => high = middle,
-                // One that cannot be read is told of by who reads past it.
-                Err(_) => return 0,
+            if is_before(&*self.frame_at(row.generation, row.lfc, middle)?) {
+                low = middle + 1;
+            } else {
+                high = middle;
             }
         }
-        low
+        Ok(low)
     }
 
     /// Frames of a container in the store from the one that holds `from` on.
@@ -285,7 +290,15 @@ impl Journal {
         from: WriteSeq,
         bytes_max: u64,
     ) -> Result<Vec<Arc<Frame>>, JournalError> {
-        let first = keys::redo(row.generation, row.lfc, self.first_stored(row, from));
+        // A peer that catches up asks for every frame of a container one after the other, and must not read all before it each
+        // time. A frame that cannot be read is told of by who reads past it.
+        let passed = if row.first_seq < from {
+            self.frames_before(row, |frame| frame.last_seq() < from)
+                .unwrap_or(0)
+        } else {
+            0
+        };
+        let first = keys::redo(row.generation, row.lfc, passed);
         let last = keys::redo(row.generation, LfcId(row.lfc.0 + 1), 0);
         let mut frames = Vec::new();
         let mut bytes = 0;

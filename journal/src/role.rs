@@ -203,7 +203,7 @@ impl Journal {
     /// # Errors
     /// When the journal cannot be read.
     pub fn common(&self, theirs: &[LinePart]) -> Result<Option<Position>, JournalError> {
-        let ours = self.line_parts();
+        let (ours, _) = self.undigested();
         let both = ours.iter().rev().find_map(|our| {
             let their = theirs.iter().find(|t| t.id == our.id)?;
             let upto = our.upto.min(their.upto);

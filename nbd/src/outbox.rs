@@ -255,7 +255,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Reply, chunk::Style, tls::Tls};
+    use crate::{Reply, chunk::Style};
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     /// A client that can stop to read.
@@ -297,10 +297,6 @@ mod tests {
 
         fn set_timeout(&self, _: Option<Duration>) -> io::Result<()> {
             Ok(())
-        }
-
-        fn secure(self: Arc<Self>, _: &Tls) -> io::Result<Arc<dyn Transport>> {
-            Err(io::ErrorKind::Unsupported.into())
         }
 
         fn close_read(&self) {}

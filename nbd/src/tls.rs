@@ -327,10 +327,6 @@ impl Transport for TlsStream {
         self.socket.set_timeout(timeout)
     }
 
-    fn secure(self: Arc<Self>, _: &Tls) -> io::Result<Arc<dyn Transport>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
     fn close_read(&self) {
         self.socket.close_read();
     }

@@ -39,8 +39,10 @@ pub(crate) trait Transport: Send + Sync {
     /// Bounds every blocking call from now on, or all of them together.
     fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
 
-    /// The same connection in TLS, from the next byte on in both directions.
-    fn secure(self: Arc<Self>, tls: &Tls) -> io::Result<Arc<dyn Transport>>;
+    /// The same connection in TLS, from the next byte on in both directions; only a bare socket can become that.
+    fn secure(self: Arc<Self>, _tls: &Tls) -> io::Result<Arc<dyn Transport>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Ends the stream of requests: what has arrived can still be read.
     fn close_read(&self);

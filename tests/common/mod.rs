@@ -303,6 +303,16 @@ impl Pair {
         WriteSeq(self.status(node)["cursors"][name].as_u64().unwrap())
     }
 
+    /// Protects a new volume, `data` of 64 MiB, with ext4 on it, mounted; where.
+    #[track_caller]
+    pub fn protect_mounted(&self) -> PathBuf {
+        let data = self.scratch.join("data");
+        let at = data.to_str().unwrap();
+        let mounted = ["protect", "-C", "1", "data=64M", "--fs", "ext4", "--mount", at];
+        self.cli(PROD, &mounted).ok();
+        data
+    }
+
     /// Waits until the replica is consistent.
     #[track_caller]
     pub fn consistent(&self) {

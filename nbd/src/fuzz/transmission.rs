@@ -15,7 +15,6 @@ use crate::{
     Errno, Limits, connection,
     proto::{Put, Take, cmd, flag},
     server::{Reception, Security, Shared},
-    tls::Tls,
     transport::{Transport, Wait},
 };
 use parking_lot::Mutex;
@@ -233,10 +232,6 @@ impl Transport for Line {
 
     fn set_timeout(&self, _: Option<Duration>) -> io::Result<()> {
         Ok(())
-    }
-
-    fn secure(self: Arc<Self>, _: &Tls) -> io::Result<Arc<dyn Transport>> {
-        Err(io::ErrorKind::Unsupported.into())
     }
 
     fn close_read(&self) {}
