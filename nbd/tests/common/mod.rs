@@ -14,7 +14,7 @@ use std::{
     process::{Command, Output},
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
         mpsc,
     },
     thread,
@@ -45,8 +45,8 @@ pub struct Memory {
 /// Holds answers back while it is shut.
 #[derive(Default)]
 struct Gate {
-    held: Mutex<Vec<Reply>>,
-    shut: AtomicBool,
+    /// While it is shut; under one lock, so that nothing is held back after the gate was opened.
+    held: Mutex<Option<Vec<Reply>>>,
     changed: Condvar,
 }
 
@@ -81,26 +81,25 @@ impl Memory {
 
     /// From now on no mutation is answered.
     pub fn shut_gate(&self) {
-        self.gate.shut.store(true, Ordering::SeqCst);
+        self.gate.held.lock().unwrap().get_or_insert_default();
     }
 
     /// Answers all that was held back, and from now on everything.
     pub fn open_gate(&self) {
-        self.gate.shut.store(false, Ordering::SeqCst);
-        let held = std::mem::take(&mut *self.gate.held.lock().unwrap());
-        Reply::finish_all(held.into_iter().map(|r| (r, Ok(()))));
+        let held = self.gate.held.lock().unwrap().take();
+        Reply::finish_all(held.into_iter().flatten().map(|r| (r, Ok(()))));
     }
 
     /// Waits until so many mutations are held back.
     pub fn wait_held(&self, n: usize) {
         let mut held = self.gate.held.lock().unwrap();
-        while held.len() < n {
+        while held.as_ref().is_none_or(|held| held.len() < n) {
             held = self.gate.changed.wait(held).unwrap();
         }
     }
 
     pub fn held(&self) -> usize {
-        self.gate.held.lock().unwrap().len()
+        self.gate.held.lock().unwrap().as_ref().map_or(0, Vec::len)
     }
 
     /// Whether this was submitted, with FUA or without.
@@ -156,10 +155,14 @@ impl Export for Memory {
             };
             let durable = m.fua || m.op == Op::Flush;
             self.log.lock().unwrap().push((what, m.fua));
-            if self.gate.shut.load(Ordering::SeqCst) {
-                self.gate.held.lock().unwrap().push(m.reply);
+            let mut held = self.gate.held.lock().unwrap();
+            if let Some(held) = &mut *held {
+                held.push(m.reply);
                 self.gate.changed.notify_all();
-            } else if durable {
+                continue;
+            }
+            drop(held);
+            if durable {
                 self.syncer.lock().unwrap().send(m.reply).unwrap();
             } else {
                 m.reply.done(Ok(()));
