@@ -133,6 +133,10 @@ impl Listener {
     }
 }
 
+/// Clients that may wait to be accepted; the kernel takes no more than `net.core.somaxconn`. Many do not wait at a full one but
+/// give up (libnbd: "server backlog overflowed").
+const BACKLOG: i32 = 4096;
+
 pub(crate) fn tcp(addr: SocketAddr) -> Result<(Listener, SocketAddr), ListenError> {
     let failed = |source| ListenError::Tcp { addr, source };
     let listener = TcpListener::bind(addr).map_err(failed)?;
@@ -163,7 +167,7 @@ pub(crate) fn unix(path: &Path, mode: u32) -> Result<Listener, ListenError> {
         net::bind(&socket, &SocketAddrUnix::new(path)?)?;
         // Before it listens, nobody can connect: there is no moment at which the mode is not yet right.
         fs::chmod(path, Mode::from_raw_mode(mode))?;
-        net::listen(&socket, 128)?;
+        net::listen(&socket, BACKLOG)?;
         Ok(socket)
     };
     let failed = |source| ListenError::Unix {

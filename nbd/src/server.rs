@@ -23,6 +23,8 @@ use std::{
 
 /// How long a stop waits for connections that were cut: their threads may be inside an export.
 const CUT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a new connection waits for those that were turned out: their threads may be inside an export.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after a failed accept, which is nearly always a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -87,10 +89,18 @@ impl Register {
     /// Makes room for one more; false when there is none. Who was turned out counts no more as a connection, but as a thread
     /// that ends: there are never twice as many threads as connections.
     fn make_room(&mut self, limit: usize) -> bool {
+        let full = self.open.len() - self.leaving() >= limit;
+        self.has_thread(limit) && (!full || self.turn_out_oldest())
+    }
+
+    fn has_thread(&self, limit: usize) -> bool {
+        self.open.len() < limit.saturating_mul(2)
+    }
+
+    /// How many were turned out and have not ended.
+    fn leaving(&self) -> usize {
         let turned_out = |o: &&Open| matches!(o.stage, Stage::TurnedOut);
-        let leaving = self.open.values().filter(turned_out).count();
-        let full = self.open.len() - leaving >= limit;
-        self.open.len() < limit.saturating_mul(2) && (!full || self.turn_out_oldest())
+        self.open.values().filter(turned_out).count()
     }
 
     /// Ends the connection that has negotiated longest.
@@ -265,6 +275,12 @@ impl Shared {
     fn admit(self: &Arc<Self>, transport: Arc<dyn Transport>, reception: Reception) {
         let id = {
             let mut register = self.register.lock();
+            // Those who were turned out go in a moment; whoever comes amid a burst is not the one to suffer for it.
+            let until = Instant::now() + LEAVE_TIMEOUT;
+            while !register.has_thread(self.limits.connections_max)
+                && register.leaving() > 0
+                && !self.ended.wait_until(&mut register, until).timed_out()
+            {}
             // Read under the lock of the register: a stop either finds the connection in it or is seen here.
             if self.stopping.load(Ordering::SeqCst) {
                 return;
