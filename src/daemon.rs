@@ -4,6 +4,7 @@ use crate::{activation, node::Node, ops};
 use anyhow::Context as _;
 use control::server::{self, Session};
 use control::{Code, Command, Failure, Outcome};
+use rustix::fs::Mode;
 use std::{os::unix::net::UnixListener, path::Path, sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -22,6 +23,8 @@ pub fn serve(config: &Path) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .try_init();
+    // What a node writes is its owner's alone; what others must pass through is opened where it is made.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     // Before any other thread: it changes the environment.
     let handed_over = activation::take()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -116,6 +116,7 @@ fn local(args: &InitArgs, production: &str, recovery: &str) -> Done<InitReport> 
             name: configs[other].name.clone(),
             endpoints: configs[other].listen.peer.iter().cloned().collect(),
             identity: keys[other].clone(),
+            backings: Vec::new(),
         };
         configs[mine].hosts.push(host);
     }

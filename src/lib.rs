@@ -26,6 +26,7 @@ pub mod ops;
 pub mod peer;
 pub mod restoring;
 pub mod roles;
+mod strangers;
 pub mod volume_identity;
 
 use cli::{Hooks, InitArgs, InitReport};

@@ -367,16 +367,28 @@ impl Node {
         Some(address)
     }
 
-    /// Adds or renews a host that has proven itself.
+    /// Adds a host that has proven itself, or renews its endpoints. What the node's file allows it stays.
     ///
     /// # Errors
-    /// When the name is ours or the file cannot be written.
-    pub(crate) fn learn_host(&self, host: HostConfig) -> Result<(), String> {
+    /// When the name is ours or that of another key, or the file cannot be written. Who was shown a pairing string may
+    /// join, and not step into the place of a host that is there.
+    pub(crate) fn learn_host(&self, mut host: HostConfig) -> Result<(), String> {
         if host.name == self.name() {
             return Err(format!(
                 "both nodes are called {}: name one otherwise (backstay init --name)",
                 host.name
             ));
+        }
+        if let Some(there) = self.config().host(&host.name) {
+            if there.identity != host.identity {
+                return Err(format!(
+                    "{} knows a host {} with another identity: take its [[host]] out of the node's file and start it again, or name the new one \
+                     otherwise (backstay init --name)",
+                    self.name(),
+                    host.name
+                ));
+            }
+            host.backings.clone_from(&there.backings);
         }
         self.change_config(|config| {
             config.hosts.retain(|h| h.name != host.name);
@@ -386,7 +398,7 @@ impl Node {
     }
 
     /// Takes the configuration of a context from its production and becomes its recovery.
-    pub(crate) fn take_context(self: &Arc<Self>, text: &[u8]) -> Result<String, String> {
+    pub(crate) fn take_context(self: &Arc<Self>, asker: &str, text: &[u8]) -> Result<String, String> {
         let text = std::str::from_utf8(text).map_err(|e| e.to_string())?;
         let config =
             ContextConfig::from_text(Path::new("(from the peer)"), text).map_err(|e| e.to_string())?;
@@ -398,6 +410,13 @@ impl Node {
                 config.recovery_node()
             ));
         }
+        if config.production != asker {
+            return Err(format!(
+                "context {} names {} as its production: {asker} cannot bring it",
+                config.id, config.production
+            ));
+        }
+        self.check_places(asker, &config)?;
         if let Some(there) = self
             .context(config.id)
             .or_else(|| self.context(config.failover_id))
@@ -431,6 +450,23 @@ impl Node {
             return Err(e.to_string());
         }
         Ok(backings)
+    }
+
+    /// Whether a host may have its replicas where its context says.
+    fn check_places(&self, asker: &str, config: &ContextConfig) -> Result<(), String> {
+        let node = self.config();
+        let host = node.host(asker);
+        let named = config.volumes.iter().filter_map(|v| v.backing.get(&node.name));
+        for path in named {
+            if !host.is_some_and(|h| h.may_place(path)) {
+                return Err(format!(
+                    "{asker} may not place a replica at {}: leave its place to {}, or allow the folder there ([[host]] backings of {asker})",
+                    path.display(),
+                    node.name
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Where the volumes of a context are on this node, a line each.

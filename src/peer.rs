@@ -6,6 +6,7 @@ use crate::{
     damage, jobs,
     node::Node,
     roles,
+    strangers::{STRANGERS_MAX, Stranger, Strangers},
 };
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -87,6 +88,7 @@ pub struct Peers {
     fingerprint: Fingerprint,
     runtime: tokio::runtime::Handle,
     known: Mutex<Vec<Fingerprint>>,
+    strangers: Strangers,
     listener: Mutex<Option<LinkHandle>>,
 }
 
@@ -105,6 +107,7 @@ impl Peers {
             fingerprint,
             runtime: tokio::runtime::Handle::current(),
             known: Mutex::default(),
+            strangers: Strangers::default(),
             listener: Mutex::default(),
         };
         peers.set_pins(config);
@@ -152,13 +155,23 @@ impl Peers {
             .runtime
             .block_on(TcpListener::bind(&address))
             .with_context(|| format!("listen at {address} for peers"))?;
+        let strangers = self.strangers.clone();
         let node = Arc::downgrade(node);
         *self.listener.lock() = Some(LinkHandle::spawn(&self.runtime, |mut stop| async move {
             loop {
                 tokio::select! {
                     accepted = listener.accept() => match accepted {
                         Ok((tcp, from)) => {
-                            tokio::spawn(serve(node.clone(), tcp, from.to_string()));
+                            let mut stranger = strangers.admit(from.ip());
+                            let node = node.clone();
+                            tokio::spawn(async move {
+                                let from = from.to_string();
+                                let Some(known) = let_in(&node, tcp, &from, &mut stranger).await else {
+                                    return;
+                                };
+                                drop(stranger);
+                                serve(node, known, from).await;
+                            });
                         }
                         Err(e) => {
                             tracing::warn!("accepting a peer: {e}");
@@ -359,19 +372,43 @@ async fn exchange(
     }
 }
 
-/// Serves one connection from a peer.
-async fn serve(node: Weak<Node>, tcp: TcpStream, from: String) {
-    let Some(node) = node.upgrade() else { return };
+/// Finds out who has connected; a node that comes to pair is served here.
+async fn let_in(
+    node: &Weak<Node>,
+    tcp: TcpStream,
+    from: &str,
+    stranger: &mut Stranger,
+) -> Option<wire::Accepted<TcpStream>> {
+    let node = node.upgrade()?;
     if let Err(e) = wire::conn::prepare(&tcp) {
-        return tracing::debug!("{from}: {e}");
+        tracing::debug!("{from}: {e}");
+        return None;
     }
-    let accepted = match node.peers().tls.accept(tcp).await {
-        Ok(accepted) => accepted,
-        Err(e) => return tracing::warn!("{from}: not let in: {e}"),
+    let known = async {
+        match node.peers().tls.accept(tcp).await {
+            Ok(accepted) if accepted.purpose == Purpose::Pairing => {
+                pair(&node, accepted).await;
+                None
+            }
+            Ok(accepted) => Some(accepted),
+            Err(e) => {
+                tracing::warn!("{from}: not let in: {e}");
+                None
+            }
+        }
     };
-    if accepted.purpose == Purpose::Pairing {
-        return pair(&node, accepted).await;
+    tokio::select! {
+        known = known => known,
+        () = stranger.turned_out() => {
+            tracing::warn!("{from}: turned out: {STRANGERS_MAX} others wait to be let in");
+            None
+        }
     }
+}
+
+/// Serves one connection from a peer.
+async fn serve(node: Weak<Node>, accepted: wire::Accepted<TcpStream>, from: String) {
+    let Some(node) = node.upgrade() else { return };
     let peer = accepted.peer;
     let (mut incoming, outgoing) =
         Connection::new(accepted.stream, peer, ConnectionOptions::default()).split();
@@ -402,7 +439,8 @@ async fn serve(node: Weak<Node>, tcp: TcpStream, from: String) {
             context.set_link(link);
         }
         _ => {
-            let (code, text) = match node.damaged_context(hello.context.0) {
+            let damaged = node.damaged_context(hello.context.0);
+            let (code, text) = match damaged.filter(|d| known.as_deref() == Some(d.peer())) {
                 Some(damaged) => {
                     damaged.ring();
                     let text = format!("context {} is damaged on {}", hello.context, node.name());
@@ -429,6 +467,7 @@ async fn pair(node: &Arc<Node>, accepted: wire::Accepted<TcpStream>) {
         name: joining.card().name.clone(),
         endpoints: joining.card().endpoints.clone(),
         identity: joining.fingerprint().to_string(),
+        backings: Vec::new(),
     };
     match node.learn_host(host) {
         Ok(()) => {
@@ -493,7 +532,7 @@ async fn answer(node: &Arc<Node>, asker: &str, mut incoming: Incoming<TcpStream>
 /// Answers one request that leaves nothing behind on its connection.
 async fn done_for(node: Arc<Node>, asker: String, kind: u16, body: Bytes) -> Result<Bytes, String> {
     crate::agent::blocking(move || match kind {
-        CONFIGURE => node.take_context(&body).map(Bytes::from),
+        CONFIGURE => node.take_context(&asker, &body).map(Bytes::from),
         damage::FRAMES => damage::answer(&node, &asker, &body),
         roles::peer::STANDING
         | roles::peer::STALE

@@ -2,7 +2,7 @@
 
 use super::{
     AttachError, Fuse, Keepers, Kernel, Line, Method, Place,
-    mount::{unmount, unmount_lazily},
+    mount::{passable, unmount, unmount_lazily},
     mounts,
 };
 use crate::config::{AttachConfig, AttachMethod};
@@ -328,7 +328,7 @@ pub fn depth(attached: &AttachedDevice) -> usize {
 
 fn link(device: &Path, name: &Path) -> Result<(), AttachError> {
     if let Some(parent) = name.parent() {
-        fs::create_dir_all(parent).map_err(AttachError::io(parent.display()))?;
+        passable(parent)?;
     }
     if name.is_symlink() {
         fs::remove_file(name).map_err(AttachError::io(name.display()))?;

@@ -7,7 +7,9 @@ use super::{
 };
 use crate::config::Filesystem;
 use std::{
-    fs,
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -42,6 +44,27 @@ pub fn mount(filesystem: Filesystem, device: &Path, at: &Path, read_only: bool) 
     Ok(())
 }
 
+/// Makes a folder and those above it that are missing, such that everybody may pass, whatever the umask; which, the deepest
+/// first.
+///
+/// # Errors
+/// When one cannot be made.
+pub fn passable(at: &Path) -> Result<Vec<PathBuf>, AttachError> {
+    let missing = at.ancestors().take_while(|folder| !folder.exists());
+    let missing: Vec<PathBuf> = missing.map(Path::to_owned).collect();
+    for folder in missing.iter().rev() {
+        let made =
+            fs::create_dir(folder).and_then(|()| fs::set_permissions(folder, Permissions::from_mode(0o755)));
+        match made {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(AttachError::io(folder.display())(e));
+            }
+            _ => {}
+        }
+    }
+    Ok(missing)
+}
+
 /// A mount point, and which folders were made for it, the deepest first.
 #[derive(Debug, Default)]
 pub struct MountPoint(Vec<PathBuf>);
@@ -52,10 +75,7 @@ impl MountPoint {
     /// # Errors
     /// When one cannot be made.
     pub fn make(at: &Path) -> Result<Self, AttachError> {
-        let missing = at.ancestors().take_while(|folder| !folder.exists());
-        let missing = missing.map(Path::to_owned).collect();
-        fs::create_dir_all(at).map_err(AttachError::io(at.display()))?;
-        Ok(Self(missing))
+        passable(at).map(Self)
     }
 
     /// Removes what was made, as far as it is empty.

@@ -4,7 +4,7 @@ use super::{Age, ConfigError, NbdConfig, read, write};
 use crate::hooks::HookEvent;
 use serde::{Deserialize, Serialize};
 use std::{
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::Duration,
 };
 
@@ -151,6 +151,25 @@ pub struct HostConfig {
     pub endpoints: Vec<String>,
     /// Fingerprint of its identity.
     pub identity: String,
+    /// Folders besides the state folder in which it may have the replicas of its volumes here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backings: Vec<PathBuf>,
+}
+
+impl HostConfig {
+    /// Whether this host may have a replica at `path` here: it names the path, and who names a path of another host's root
+    /// can make it write there what it likes. Looked at by its text: what links stand in an allowed folder is its owner's.
+    #[must_use]
+    pub fn may_place(&self, path: &Path) -> bool {
+        let is_plain = path
+            .components()
+            .all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+        is_plain
+            && self
+                .backings
+                .iter()
+                .any(|folder| path != folder && path.starts_with(folder))
+    }
 }
 
 fn default_dev_root() -> PathBuf {
@@ -214,6 +233,10 @@ impl NodeConfig {
                     &host.identity,
                     "that is no fingerprint of a node",
                 ));
+            }
+            if let Some(folder) = host.backings.iter().find(|f| !f.is_absolute()) {
+                let folder = folder.display().to_string();
+                return Err(fault("host.backings", &folder, "it must be absolute"));
             }
         }
         Ok(config)
@@ -324,6 +347,34 @@ mod tests {
         );
         let unknown = load("[hooks]\nrequired = [\"prefailover\"]\n").unwrap_err();
         assert!(unknown.contains("did you mean 'pre-failover'"), "{unknown}");
+    }
+
+    #[test]
+    fn a_host_places_replicas_only_in_its_folders() {
+        let host = |folders: &[&str]| HostConfig {
+            name: "prod".into(),
+            endpoints: Vec::new(),
+            identity: String::new(),
+            backings: folders.iter().map(PathBuf::from).collect(),
+        };
+        let vg = host(&["/srv/replicas", "/dev/vg1"]);
+        for (path, may) in [
+            ("/dev/vg1/data", true),
+            ("/srv/replicas/a/b", true),
+            ("/dev/vg1", false),
+            ("/dev/vg10/data", false),
+            ("/dev/vg1/../sda", false),
+            ("dev/vg1/data", false),
+            ("/etc/cron.d/x", false),
+        ] {
+            assert_eq!(vg.may_place(Path::new(path)), may, "{path}");
+            assert!(!host(&[]).may_place(Path::new(path)));
+        }
+        let relative = "[[host]]\nname = \"rec\"\nidentity = \"J202-6J2A-DWF4-H7EY-CR1E-G7MF-V48N-1C3A-99ND-KFXM-QPRK-7P1F-5JDG\"\nbackings = [\"x\"]\n";
+        assert_eq!(
+            load(relative).unwrap_err(),
+            "host.backings = x: it must be absolute"
+        );
     }
 
     const FILES: &str = "certificate = \"/c\"\nkey = \"/k\"\nclient_ca = \"/a\"\n";

@@ -51,6 +51,7 @@ pub fn join(op: &mut Op<'_>, string: &str) -> Answer {
         name: card.name.clone(),
         endpoints,
         identity: identity.to_string(),
+        backings: Vec::new(),
     };
     op.node.learn_host(host).map_err(refused)?;
     let reply = PairJoinReply {
