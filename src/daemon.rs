@@ -1,15 +1,29 @@
 //! The daemon: a node with its sockets, until a signal ends it.
 
-use crate::{activation, node::Node, ops};
+use crate::{
+    access::{self, Level},
+    activation,
+    node::Node,
+    ops,
+};
 use anyhow::Context as _;
 use control::server::{self, Session};
 use control::{Code, Command, Failure, Outcome};
 use rustix::fs::Mode;
-use std::{os::unix::net::UnixListener, path::Path, sync::Arc, time::Duration};
+use std::{
+    os::unix::net::{UnixListener, UnixStream},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Most control connections at once.
 const CONTROL_CONNECTIONS_MAX: usize = 64;
+/// Most of them of users who may only look, or nothing.
+const READERS_MAX: usize = 16;
+/// How long a client may take to say what it wants.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves a node in the foreground.
 ///
@@ -42,7 +56,12 @@ pub fn serve(config: &Path) -> anyhow::Result<()> {
     node.peers().listen(&node)?;
     node.serve_nbd(handed_over)?;
     // The control socket comes last: who can ask, can be answered.
-    let listener = server::bind(&node.config().control_socket())
+    let mode = if node.config().access.is_default() {
+        0o600
+    } else {
+        0o666
+    };
+    let listener = server::bind(&node.config().control_socket(), mode)
         .with_context(|| format!("listen at {}", node.config().control_socket().display()))?;
     control(&node, listener);
     keep_status(&node);
@@ -84,33 +103,30 @@ fn keep_status(node: &Arc<Node>) {
 /// Answers commands, a thread each.
 fn control(node: &Arc<Node>, listener: UnixListener) {
     let node = Arc::clone(node);
-    let serving = Arc::new(());
+    let (serving, reading) = (Arc::new(()), Arc::new(()));
     std::thread::Builder::new()
         .name("control".into())
         .spawn(move || {
             for stream in listener.incoming().flatten() {
-                if Arc::strong_count(&serving) > CONTROL_CONNECTIONS_MAX {
+                let client = match access::client(&stream, &node.config().access) {
+                    Ok(client) => client,
+                    Err(e) => {
+                        tracing::warn!("a client of the control socket is not known: {e}");
+                        continue;
+                    }
+                };
+                let is_operator = client.level == Some(Level::Operator);
+                let (count, max) = match is_operator {
+                    true => (&serving, CONTROL_CONNECTIONS_MAX),
+                    false => (&reading, READERS_MAX),
+                };
+                if Arc::strong_count(count) > max {
                     continue;
                 }
-                let (node, token) = (Arc::clone(&node), Arc::clone(&serving));
+                let (node, token) = (Arc::clone(&node), Arc::clone(count));
                 let spawned = std::thread::Builder::new().name("command".into()).spawn(move || {
                     let _token = token;
-                    match Session::accept(stream) {
-                        Ok(Some((session, request))) if matches!(request.command, Command::Nbd { .. }) => {
-                            ops::nbd::serve(&node, &request, session);
-                        }
-                        Ok(Some((mut session, request))) => {
-                            // Without one the client went away: what it began goes on.
-                            if let Some(outcome) = ops::answer(&node, &request, &mut session) {
-                                let _ = session.done(outcome);
-                            }
-                        }
-                        Ok(None) => {}
-                        Err((session, e)) => {
-                            let failure = Failure::from_error(Code::Usage, &e);
-                            let _ = session.done(Outcome::failed(failure));
-                        }
-                    }
+                    converse(&node, stream, &client);
                 });
                 if let Err(e) = spawned {
                     tracing::error!("a command could not be answered: {e}");
@@ -118,4 +134,46 @@ fn control(node: &Arc<Node>, listener: UnixListener) {
             }
         })
         .expect("a thread can be started");
+}
+
+/// Answers one client.
+fn converse(node: &Arc<Node>, stream: UnixStream, client: &access::Client) {
+    if stream.set_read_timeout(Some(REQUEST_TIMEOUT)).is_err() {
+        return;
+    }
+    match Session::accept(stream) {
+        Ok(Some((session, request))) if !client.may(&request.command) => {
+            let failure = Failure::new(
+                Code::Refused,
+                format!("{} may not do that on {}", client.name, node.name()),
+            )
+            .with_hint("operators and readers are named in [access] of the node's file");
+            tracing::warn!(
+                user = client.name,
+                command = request.options.command_line,
+                "refused"
+            );
+            let _ = session.done(Outcome::failed(failure));
+        }
+        Ok(Some((mut session, mut request))) => {
+            // Questions are answered by people, and export clients may be idle.
+            if session.stream().set_read_timeout(None).is_err() {
+                return;
+            }
+            if !client.is_owner {
+                request.options.operator = format!("{}@{}", client.name, node.name());
+            }
+            if matches!(request.command, Command::Nbd { .. }) {
+                ops::nbd::serve(node, &request, session);
+            // Without one the client went away: what it began goes on.
+            } else if let Some(outcome) = ops::answer(node, &request, &mut session) {
+                let _ = session.done(outcome);
+            }
+        }
+        Ok(None) => {}
+        Err((session, e)) => {
+            let failure = Failure::from_error(Code::Usage, &e);
+            let _ = session.done(Outcome::failed(failure));
+        }
+    }
 }

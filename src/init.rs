@@ -1,7 +1,7 @@
 //! `backstay init`: a node's file and identity, its daemon, and the pairing of two nodes.
 
 use crate::{
-    config::{HostConfig, ListenConfig, NodeConfig},
+    config::{AccessConfig, HostConfig, ListenConfig, NodeConfig},
     node::host_name,
 };
 use cli::{InitArgs, InitReport};
@@ -152,6 +152,7 @@ fn node_config(args: &InitArgs, name: &str, listen: String) -> NodeConfig {
         name: name.to_owned(),
         state_dir: root.join(name),
         control: None,
+        access: AccessConfig::default(),
         // Two nodes on one machine would mount over each other; the production one keeps the real places.
         mount_root: if local && args.local.first().is_some_and(|p| p != name) {
             root.join(name).join("mnt")

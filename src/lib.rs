@@ -5,6 +5,7 @@
 //! NBD, the peer protocol and the command line are crates of their own that do not know each other.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
 
+mod access;
 pub mod activation;
 pub mod agent;
 pub mod applying;

@@ -328,3 +328,98 @@ fn a_peer_port_speaks_tls_1_3_with_known_keys_only() {
     let text = format!("{new:?}");
     assert!(text.contains("alert"), "{text}");
 }
+
+#[test]
+fn the_control_socket_knows_operators_and_readers() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: the_control_socket_knows_operators_and_readers needs root, to be other users");
+        return;
+    }
+    let pair = Pair::stopped("access", &Setup::volumes(&VOLUMES));
+    // A folder that everybody can enter, for the socket and the program.
+    let open = tempfile::tempdir().unwrap();
+    fs::set_permissions(open.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let socket = open.path().join("control.sock");
+    let program = open.path().join("backstay");
+    fs::copy(common::program(), &program).unwrap();
+    let etc = open.path().join("etc");
+    fs::create_dir(&etc).unwrap();
+
+    let path = pair.scratch.join("etc/prod.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let text = format!("control = \"{}\"\n{text}", socket.display());
+    fs::write(&path, &text).unwrap();
+    // Without the table nobody else gets anywhere.
+    let as_user = |user: &str, args: &[&str]| {
+        fs::copy(&path, etc.join("prod.toml")).unwrap();
+        fs::set_permissions(etc.join("prod.toml"), fs::Permissions::from_mode(0o644)).unwrap();
+        let mut command = std::process::Command::new("setpriv");
+        command
+            .args(["--reuid", user, "--regid", user, "--init-groups"])
+            .arg(&program);
+        command
+            .args(args)
+            .args(["--node", PROD])
+            .env("BACKSTAY_ETC", &etc)
+            .env("USER", "root");
+        testkit::proc::run(&mut command, LONG)
+    };
+    let status = ["status", "-C", "1"];
+    let mark = ["rtmark", "-C", "1", "--name", "m"];
+    let start = |tables: &str| {
+        let config = pair.scratch.join("etc/prod.toml");
+        fs::write(&config, format!("{text}{tables}")).unwrap();
+        let mut command = std::process::Command::new(common::program());
+        command.args(["serve", "--config"]).arg(config);
+        let process = pair.scratch.start(PROD, &mut command);
+        process.wait_for_line("serving", LONG);
+        process
+    };
+    let process = start("");
+    assert_eq!(fs::metadata(&socket).unwrap().mode() & 0o777, 0o600);
+    assert_ne!(as_user("daemon", &status).code, 0);
+    assert_eq!(process.stop(LONG), 0);
+
+    let process = start("[access]\noperators = [\"%games\"]\nreaders = [\"daemon\", \"2\"]\n");
+    for reader in ["daemon", "bin"] {
+        let seen = as_user(reader, &status);
+        assert!(
+            seen.stdout.contains("context 1") || seen.stdout.contains("Context 1"),
+            "{seen:?}"
+        );
+        for args in [
+            &mark[..],
+            &["jobs", "cancel", "1"],
+            &["nbd", "--stdio", "c1/data"],
+            &["rtstop", "-C", "1", "-n"],
+        ] {
+            let refused = as_user(reader, args);
+            assert_eq!(refused.code, 1, "{refused:?}");
+            let words = format!("{reader} may not do that on prod");
+            assert!(refused.stderr.contains(&words), "{refused:?}");
+        }
+    }
+    as_user("games", &mark).ok();
+    let stranger = as_user("sys", &status);
+    assert!(
+        stranger.code != 0 && stranger.stderr.contains("sys may not do that"),
+        "{stranger:?}"
+    );
+    // Whatever name a user gives itself, the log has the true one.
+    let log = as_user("daemon", &["log", "-C", "1"]).ok();
+    assert!(log.contains("games@prod") && !log.contains("root@"), "{log}");
+    // Who may only look cannot keep operators away by saying nothing, nor by saying much.
+    let mut crowd = std::process::Command::new("setpriv")
+        .args(["--reuid", "daemon", "--regid", "daemon", "--init-groups", "/usr/bin/python3", "-c"])
+        .arg("import socket,sys,time\nall=[]\nfor i in range(200):\n s=socket.socket(socket.AF_UNIX);s.connect(sys.argv[1]);all.append(s)\nprint('in',flush=True)\ntime.sleep(60)")
+        .arg(&socket)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = [0; 2];
+    std::io::Read::read_exact(crowd.stdout.as_mut().unwrap(), &mut line).unwrap();
+    as_user("games", &["rtmark", "-C", "1", "--name", "n"]).ok();
+    crowd.kill().unwrap();
+    crowd.wait().unwrap();
+    assert_eq!(process.stop(LONG), 0);
+}

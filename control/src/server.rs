@@ -11,14 +11,14 @@ use std::{
     path::Path,
 };
 
-/// Listens at `path` with mode 0600, in place of a socket that nobody answers at any more.
+/// Listens at `path` with a mode, in place of a socket that nobody answers at any more.
 ///
 /// The socket gets its mode under another name and is then renamed, so that it is never open to others and a client
 /// never finds half of it.
 ///
 /// # Errors
 /// `AddrInUse` when a daemon answers there; else as the file system says.
-pub fn bind(path: &Path) -> io::Result<UnixListener> {
+pub fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
     if UnixStream::connect(path).is_ok() {
         return Err(io::Error::new(
             io::ErrorKind::AddrInUse,
@@ -33,7 +33,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
         _ => {}
     }
     let listener = UnixListener::bind(fresh)?;
-    fs::set_permissions(fresh, fs::Permissions::from_mode(0o600))?;
+    fs::set_permissions(fresh, fs::Permissions::from_mode(mode))?;
     fs::rename(fresh, path)?;
     Ok(listener)
 }
@@ -152,9 +152,9 @@ mod tests {
     #[test]
     fn a_conversation_runs_to_its_one_outcome() {
         let path = socket("whole");
-        let listener = bind(&path).unwrap();
+        let listener = bind(&path, 0o600).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(bind(&path, 0o600).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         let daemon = thread::spawn(move || {
             // The first connection is the probe of the second `bind`.
             assert!(Session::accept(listener.accept().unwrap().0).unwrap().is_none());
@@ -205,13 +205,13 @@ mod tests {
             client::call(&path, &request, &mut ear),
             Err(ClientError::Unreachable { .. })
         ));
-        drop(bind(&path).unwrap());
+        drop(bind(&path, 0o600).unwrap());
     }
 
     #[test]
     fn a_connection_goes_on_in_another_protocol() {
         let path = socket("upgrade");
-        let listener = bind(&path).unwrap();
+        let listener = bind(&path, 0o600).unwrap();
         let daemon = thread::spawn(move || {
             // The first connection is that of a client that cannot wait.
             for clean in [false, true] {

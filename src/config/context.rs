@@ -234,7 +234,7 @@ impl ContextConfig {
     /// See [`ConfigError`].
     pub fn save(&self, path: &Path) -> Result<(), ConfigError> {
         self.check(path)?;
-        write(path, &self.to_text())
+        write(path, &self.to_text(), 0o600)
     }
 
     fn check(&self, path: &Path) -> Result<(), ConfigError> {

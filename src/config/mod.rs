@@ -11,7 +11,7 @@ mod window;
 
 pub use context::{ContextConfig, Filesystem, HistoryOnProduction, OnStartAlone, VolumeConfig};
 pub use nbd::{NbdConfig, TlsMode};
-pub use node::{AttachConfig, AttachMethod, HooksConfig, HostConfig, ListenConfig, NodeConfig};
+pub use node::{AccessConfig, AttachConfig, AttachMethod, HooksConfig, HostConfig, ListenConfig, NodeConfig};
 pub use size::{Age, Size};
 pub use window::RollbackWindow;
 
@@ -94,8 +94,8 @@ fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError>
 }
 
 /// Writes a configuration file whole or not at all.
-fn write(path: &Path, text: &str) -> Result<(), ConfigError> {
-    media::replace_file(path, text.as_bytes(), 0o600).map_err(|source| ConfigError::Io {
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), ConfigError> {
+    media::replace_file(path, text.as_bytes(), mode).map_err(|source| ConfigError::Io {
         path: path.to_owned(),
         source,
     })

@@ -19,6 +19,9 @@ pub struct NodeConfig {
     /// Control socket; default `<state_dir>/control.sock`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<PathBuf>,
+    /// Who besides root and the daemon's user may use the control socket.
+    #[serde(default, skip_serializing_if = "AccessConfig::is_default")]
+    pub access: AccessConfig,
     /// Folder under which file systems are mounted; default `/`.
     #[serde(default = "default_mount_root")]
     pub mount_root: PathBuf,
@@ -37,6 +40,26 @@ pub struct NodeConfig {
     /// The other nodes.
     #[serde(default, rename = "host", skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<HostConfig>,
+}
+
+/// Who may use the control socket: names or numbers of users, and of groups with a `%` before them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessConfig {
+    /// Who may give every command.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operators: Vec<String>,
+    /// Who may look.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub readers: Vec<String>,
+}
+
+impl AccessConfig {
+    /// Whether nobody is named.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Where a node listens.
@@ -215,6 +238,10 @@ impl NodeConfig {
                 "it must be absolute",
             ));
         }
+        if let Some(socket) = config.unreachable_socket() {
+            let why = "who is named in [access] cannot pass through state_dir: give the socket a folder of its own, as /run/backstay";
+            return Err(fault("control", &socket.display().to_string(), why));
+        }
         if config.attach.patience.0 > Duration::from_secs(3600) {
             let patience = config.attach.patience.to_string();
             return Err(fault("attach.patience", &patience, "at most 1h"));
@@ -248,10 +275,19 @@ impl NodeConfig {
     /// See [`ConfigError`].
     pub fn save(&self, path: &Path) -> Result<(), ConfigError> {
         let text = toml::to_string(self).expect("a node's configuration is plain TOML");
+        // Whoever may use the control socket must find it; there are no secrets in the file.
+        let mode = if self.access.is_default() { 0o600 } else { 0o644 };
         write(
             path,
             &format!("# A Backstay node; every key is in docs/CONFIGURATION.md.\n{text}"),
+            mode,
         )
+    }
+
+    /// The control socket, if others than its owner should use it and cannot.
+    fn unreachable_socket(&self) -> Option<PathBuf> {
+        let socket = self.control_socket();
+        (!self.access.is_default() && socket.starts_with(&self.state_dir)).then_some(socket)
     }
 
     /// The control socket.
@@ -347,6 +383,19 @@ mod tests {
         );
         let unknown = load("[hooks]\nrequired = [\"prefailover\"]\n").unwrap_err();
         assert!(unknown.contains("did you mean 'pre-failover'"), "{unknown}");
+    }
+
+    #[test]
+    fn a_socket_that_others_use_stands_where_they_can_reach_it() {
+        let access = "[access]\nreaders = [\"%nagios\"]\n";
+        let inside = load(access).unwrap_err();
+        assert!(
+            inside.starts_with("control = /x/control.sock: who is named in [access]"),
+            "{inside}"
+        );
+        let outside = load(&format!("control = \"/run/c.sock\"\n{access}")).unwrap();
+        assert_eq!(outside.access.readers, ["%nagios"]);
+        assert!(load("").unwrap().access.is_default());
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl Node {
         input: &str,
         part: impl FnOnce(Session<UnixStream>, &Request) + Send + 'static,
     ) -> (Ran, Request) {
-        let listener = server::bind(&self.socket()).unwrap();
+        let listener = server::bind(&self.socket(), 0o600).unwrap();
         let daemon = thread::spawn(move || {
             let (session, request) = Session::accept(listener.accept().unwrap().0).unwrap().unwrap();
             part(session, &request);

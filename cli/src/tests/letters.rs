@@ -15,7 +15,7 @@ fn asked(line: &[&str]) -> control::Request {
     let dir = tempfile::Builder::new().prefix("bs").tempdir_in("/tmp").unwrap();
     let toml = format!("name = \"n\"\nstate_dir = \"{}\"\n", dir.path().display());
     fs::write(dir.path().join("n.toml"), toml).unwrap();
-    let listener = server::bind(&dir.path().join("control.sock")).unwrap();
+    let listener = server::bind(&dir.path().join("control.sock"), 0o600).unwrap();
     let daemon = thread::spawn(move || {
         let (session, request) = Session::accept(listener.accept().unwrap().0).unwrap()?;
         session
