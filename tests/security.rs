@@ -423,3 +423,62 @@ fn the_control_socket_knows_operators_and_readers() {
     crowd.wait().unwrap();
     assert_eq!(process.stop(LONG), 0);
 }
+
+#[test]
+fn a_daemon_without_any_privilege_does_all_but_attach() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!(
+            "SKIPPED: a_daemon_without_any_privilege_does_all_but_attach needs root, to be another user"
+        );
+        return;
+    }
+    let pair = Pair::stopped("unprivileged", &Setup::volumes(&VOLUMES));
+    let program = pair.scratch.join("backstay");
+    fs::copy(common::program(), &program).unwrap();
+    let scratch = pair.scratch.path();
+    testkit::proc::run(
+        std::process::Command::new("chown")
+            .args(["-R", "daemon:daemon"])
+            .arg(scratch),
+        LONG,
+    )
+    .ok();
+    let start = |node: &str| {
+        let mut command = std::process::Command::new("setpriv");
+        command.args([
+            "--reuid",
+            "daemon",
+            "--regid",
+            "daemon",
+            "--clear-groups",
+            "--no-new-privs",
+        ]);
+        command
+            .args(["--bounding-set", "-all", "--inh-caps", "-all"])
+            .arg(&program);
+        command
+            .args(["serve", "--config"])
+            .arg(pair.scratch.join(format!("etc/{node}.toml")));
+        let process = pair.scratch.start(node, &mut command);
+        process.wait_for_line("serving", LONG);
+        process
+    };
+    let nodes = [PROD, REC].map(start);
+    pair.consistent();
+    let mut volume = pair.open(PROD, "c1/data");
+    volume.write(8192, &[7; 4096], true).unwrap();
+    pair.cli(PROD, &["rtmark", "-C", "1", "--name", "seven"]).ok();
+    volume.write(8192, &[8; 4096], true).unwrap();
+    pair.received();
+    pair.cli(REC, &["scrt_ra", "-C", "1", "-q", "--mark", "seven"])
+        .ok();
+    assert_eq!(
+        pair.open(REC, "c1/rsn10/data").read(8192, 4096).unwrap(),
+        [7; 4096]
+    );
+    pair.open(REC, "c1/sn10/data").write(0, &[9; 4096], true).unwrap();
+    pair.cli(PROD, &["protect", "-C", "5", "more=1M"]).ok();
+    for node in nodes {
+        assert_eq!(node.stop(LONG), 0);
+    }
+}
