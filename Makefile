@@ -3,7 +3,7 @@
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/backstay/target
 BACKSTAY := $(CARGO_TARGET_DIR)/debug/backstay
 
-.PHONY: bench demo test mutants build setup lint install fmt
+.PHONY: bench demo test mutants fuzz build setup lint install fmt
 demo: build
 	@BACKSTAY=$(BACKSTAY) scripts/demo.sh
 
@@ -13,6 +13,11 @@ test: setup lint
 # Breaks every rule once and demands that its test fails; minutes a mutant. RULES="T1 W5" takes only those.
 mutants: setup
 	@cargo run --quiet --locked --example mutants -- $(RULES)
+
+# Coverage-guided, with the stable compiler; SECONDS a target, all or those of TARGETS.
+SECONDS ?= 60
+fuzz: setup
+	@scripts/fuzz.sh $(SECONDS) $(TARGETS)
 
 build: setup
 	@cargo build --quiet --locked

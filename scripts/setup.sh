@@ -5,7 +5,7 @@ declare -A package=(
   [c++]=g++ [clang]=clang [nbdkit]=nbdkit [nbdinfo]=libnbd-bin [nbdcopy]=libnbd-bin [nbdfuse]=libnbd-bin [nbdsh]=python3-libnbd [python3]=python3
   [qemu-img]=qemu-utils [qemu-io]=qemu-utils [fio]=fio [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [losetup]=mount [sqlite3]=sqlite3
   [ip]=iproute2 [openssl]=openssl [nsenter]=util-linux [systemd-socket-activate]=systemd [mkfs.btrfs]=btrfs-progs
-  [qemu-storage-daemon]=qemu-utils [perl]=perl
+  [qemu-storage-daemon]=qemu-utils [perl]=perl [xxd]=xxd
 )
 missing=()
 for tool in "${!package[@]}"; do

@@ -9,7 +9,7 @@ use crate::{
     record::{self, Draft},
 };
 use bytes::Bytes;
-use model::{GenId, LfcId, Record, RecordBody, Timestamp, WriteSeq};
+use model::{GenId, LfcId, Record, RecordBody, Timestamp, WriteSeq, checks};
 
 /// Chain digest: blake3 over the frame before its end, which holds the digest before it.
 pub type Digest = [u8; 32];
@@ -115,7 +115,7 @@ impl FrameHeader {
         let body_crc = r.u32()?;
         let prev_digest = r.array()?;
         let reserved = r.u32()?;
-        if r.u32()? != crc32c::crc32c(&bytes[..FRAME_HEADER_BYTES - 4]) {
+        if !checks(&crc32c::crc32c(&bytes[..FRAME_HEADER_BYTES - 4]), &r.u32()?) {
             return Err(FrameError::Header);
         }
         let sound = reserved == 0
@@ -226,10 +226,10 @@ impl Frame {
         }
         let end = bytes.len() - 32;
         let body = bytes.slice(FRAME_HEADER_BYTES..end);
-        if crc32c::crc32c(&body) != header.body_crc {
+        if !checks(&crc32c::crc32c(&body), &header.body_crc) {
             return Err(FrameError::Body);
         }
-        if blake3::hash(&bytes[..end]).as_bytes() != &bytes[end..] {
+        if !checks(&blake3::hash(&bytes[..end]).as_bytes()[..], &bytes[end..]) {
             return Err(FrameError::Digest);
         }
         Self::with_records(bytes, header, &body)

@@ -15,6 +15,7 @@ use crate::{
 use bytes::Bytes;
 use model::{
     BLOCK_SIZE, BlockNo, ByteRange, GenNo, LfcId, Ordinal, Payload, Record, RedoSpan, VolumeIndex, WriteSeq,
+    checks,
     ports::{Batch, Family, History, HistoryError, RedoPiece, UndoContainer},
 };
 use std::{
@@ -52,7 +53,7 @@ fn decode_undo(value: &Bytes) -> Read<Payload> {
             if r.0.len() as u64 != BLOCK_SIZE {
                 return Err(Malformed::What("it has not one block"));
             }
-            if crc32c::crc32c(r.0) != crc {
+            if !checks(&crc32c::crc32c(r.0), &crc) {
                 return Err(Malformed::What("its checksum is wrong"));
             }
             Ok(Payload::Data(value.slice(5..)))

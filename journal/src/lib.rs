@@ -31,6 +31,8 @@ mod container;
 mod cursors;
 mod error;
 mod frame;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod history;
 mod ingest;
 mod journal;

@@ -366,6 +366,13 @@ fn encode_runs(runs: &[Run]) -> Vec<u8> {
     w.done()
 }
 
+/// Both kinds of rows, for the fuzzers.
+#[cfg(fuzzing)]
+pub(crate) fn rows(bytes: &[u8]) {
+    drop(VolumeMap::decode_row(bytes));
+    drop(decode_runs(bytes));
+}
+
 fn decode_runs(bytes: &[u8]) -> Read<Vec<Run>> {
     let mut r = Reader(bytes);
     let version = r.version_upto(VERSION)?;

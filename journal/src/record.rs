@@ -4,7 +4,7 @@
 
 use crate::codec::{Malformed, Read, Reader, Writer, index, len32};
 use bytes::Bytes;
-use model::{ByteRange, EventMark, GenId, Record, RecordBody, Timestamp, VolumeIndex, WriteSeq};
+use model::{ByteRange, EventMark, GenId, Record, RecordBody, Timestamp, VolumeIndex, WriteSeq, checks};
 
 /// Bytes before a record's body.
 pub(crate) const RECORD_HEADER_BYTES: usize = 20;
@@ -130,7 +130,7 @@ pub(crate) fn decode(body: &Bytes, at: &mut usize, seq: WriteSeq) -> Read<Record
     if len < RECORD_HEADER_BYTES || len > rest.len() {
         return Err(Malformed::What("a record's length is wrong"));
     }
-    if crc32c::crc32c(&rest[4..len]) != crc {
+    if !checks(&crc32c::crc32c(&rest[4..len]), &crc) {
         return Err(Malformed::What("a record's checksum is wrong"));
     }
     let mut r = Reader(&rest[8..len]);

@@ -14,7 +14,7 @@ use crate::{
     codec::{Malformed, Read, Reader, Writer, index, other_magic},
     error::{JournalError, Position},
 };
-use model::{GenNo, WriteSeq, ports::Medium};
+use model::{GenNo, WriteSeq, checks, ports::Medium};
 use std::sync::Arc;
 
 /// Bytes of a slot.
@@ -151,7 +151,7 @@ fn decode(block: &[u8]) -> Read<(u64, Bounds)> {
     let meta_seq = r.u64()?;
     let checkpointed = position(&mut r)?;
     let (body, crc) = block.split_at(block.len() - 4);
-    if crc != crc32c::crc32c(body).to_le_bytes() {
+    if !checks(&crc32c::crc32c(body).to_le_bytes()[..], crc) {
         return Err(Malformed::What("no superblock"));
     }
     if magic != MAGIC {

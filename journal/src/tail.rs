@@ -23,7 +23,7 @@ use crate::{
     frame::{Digest, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame},
 };
 use bytes::Bytes;
-use model::{GenId, LfcId, WriteSeq, ports::Medium};
+use model::{GenId, LfcId, WriteSeq, checks, ports::Medium};
 use std::sync::Arc;
 
 /// Bytes of the header block.
@@ -105,7 +105,11 @@ impl TailHeader {
         let flags = r.u32()?;
         let cut = WriteSeq(r.u64()?);
         let (body, crc) = block.split_at(block.len() - 4);
-        if crc != crc32c::crc32c(body).to_le_bytes() || flags > 7 || !lfc.is_redo() || first_seq.0 == 0 {
+        if !checks(&crc32c::crc32c(body).to_le_bytes()[..], crc)
+            || flags > 7
+            || !lfc.is_redo()
+            || first_seq.0 == 0
+        {
             return Err(Malformed::What("the tail header does not check"));
         }
         Ok(Self {
@@ -166,8 +170,8 @@ fn read_envelope(bytes: &[u8]) -> Read<(usize, WriteSeq)> {
     }
     let len = r.u32()? as usize;
     let durable = WriteSeq(r.u64()?);
-    if crc32c::crc32c(&bytes[..ENVELOPE_BYTES - 4]).to_le_bytes() != bytes[ENVELOPE_BYTES - 4..ENVELOPE_BYTES]
-    {
+    let crc = crc32c::crc32c(&bytes[..ENVELOPE_BYTES - 4]).to_le_bytes();
+    if !checks(&crc[..], &bytes[ENVELOPE_BYTES - 4..ENVELOPE_BYTES]) {
         return Err(Malformed::What("the envelope's checksum is wrong"));
     }
     if !(FRAME_HEADER_BYTES..=FRAME_BYTES_MAX).contains(&len) {

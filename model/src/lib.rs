@@ -4,6 +4,7 @@
 //! this one; this one imports none of ours. See `GLOSSARY.md` for the words in prose.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
 
+mod checksum;
 pub mod geometry;
 pub mod id;
 pub mod mark;
@@ -15,6 +16,7 @@ pub mod role;
 pub mod target;
 pub mod time;
 
+pub use checksum::checks;
 pub use geometry::{BLOCK_SIZE, BlockNo, ByteRange};
 pub use id::{ContextId, GenId, GenNo, Level, LfcId, Ordinal, Term, VolumeIndex, WriteSeq};
 pub use mark::EventMark;

@@ -1,6 +1,6 @@
 //! A node's own file, `/etc/backstay/NAME.toml`.
 
-use super::{Age, ConfigError, NbdConfig, read, write};
+use super::{Age, ConfigError, NbdConfig, parse, read, write};
 use crate::hooks::HookEvent;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -218,6 +218,20 @@ impl NodeConfig {
     /// See [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let config: Self = read(path)?;
+        config.checked(path)
+    }
+
+    /// Parses and checks text that came from `origin`.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn from_text(origin: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = parse(origin, text)?;
+        config.checked(origin)
+    }
+
+    fn checked(self, path: &Path) -> Result<Self, ConfigError> {
+        let config = self;
         let fault = |key, value: &str, why: &str| ConfigError::Value {
             path: path.to_owned(),
             key,

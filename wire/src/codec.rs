@@ -13,6 +13,7 @@ use crate::{
     take::Take,
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use model::checks;
 
 /// Bytes before the body.
 pub const HEADER_BYTES: usize = 10;
@@ -288,7 +289,7 @@ impl Decoder {
         buf.advance(HEADER_BYTES);
         let body = buf.split_to(body_len).freeze();
         let got = crc32c::crc32c_append(crc32c::crc32c(&[number, flags]), &body);
-        if got != stated {
+        if !checks(&got, &stated) {
             return Err(CodecError::Checksum { kind, stated, got });
         }
         let body = if flags & FLAG_ZSTD == 0 {

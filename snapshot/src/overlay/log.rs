@@ -7,7 +7,7 @@
 
 use super::{failed, map::Place};
 use crate::error::{Result, SnapshotError};
-use model::{BlockNo, VolumeIndex, ports::Medium};
+use model::{BlockNo, VolumeIndex, checks, ports::Medium};
 use std::sync::Arc;
 
 const MAGIC: [u8; 8] = *b"BSOVLOG1";
@@ -59,7 +59,7 @@ impl Entry {
 
     /// The entry and how many before it were durable; `None` when the checksum does not fit.
     fn decode(b: &[u8; ENTRY_LEN as usize], seed: u32, slots: u64) -> Option<Result<(Self, u32)>> {
-        if crc32c::crc32c_append(seed, &b[4..]) != u32_at(b, 0) {
+        if !checks(&crc32c::crc32c_append(seed, &b[4..]), &u32_at(b, 0)) {
             return None;
         }
         let mut count = [0; 8];
@@ -125,7 +125,11 @@ impl Header {
     }
 
     fn decode(b: &[u8; HEADER_USED]) -> Option<Self> {
-        let ok = b[..8] == MAGIC && crc32c::crc32c(&b[..HEADER_USED - 4]) == u32_at(b, HEADER_USED - 4);
+        let ok = b[..8] == MAGIC
+            && checks(
+                &crc32c::crc32c(&b[..HEADER_USED - 4]),
+                &u32_at(b, HEADER_USED - 4),
+            );
         ok.then(|| Self {
             id: u64_at(b, 8),
             generation: u64_at(b, 16),

@@ -1,0 +1,40 @@
+//! Parsers that are private, for `make fuzz`; in no other build. What they answer does not matter: they must answer.
+
+use crate::{Cursors, line, map, rows, superblock::Superblock, tail};
+use model::{GenNo, LfcId, Ordinal, WriteSeq, ports::Medium};
+use std::sync::Arc;
+
+/// A tail, read as at a start.
+pub fn tail(medium: &dyn Medium) {
+    let Ok(scan) = tail::scan(medium, "tail") else {
+        return;
+    };
+    assert!(scan.end_at <= medium.len());
+    for (loc, _) in &scan.frames {
+        tail::read_frame(medium, loc, "tail").expect("what was read once can be read again");
+    }
+}
+
+/// A superblock, read as at a start.
+pub fn superblock(medium: Arc<dyn Medium>) {
+    drop(Superblock::open(medium));
+}
+
+/// Every kind of row of the store, from the same bytes.
+pub fn rows(bytes: &[u8]) {
+    drop(rows::ContextRow::decode(bytes));
+    drop(rows::PinRow::decode(1, bytes));
+    drop(rows::RestoreRow::decode(bytes));
+    drop(rows::Promotion::decode(bytes));
+    drop(rows::Floors::decode(bytes));
+    drop(rows::Consistent::decode_all(bytes));
+    drop(rows::Generation::decode(GenNo(1), bytes));
+    drop(rows::LfcRow::decode(GenNo(1), LfcId(1), bytes));
+    drop(rows::OrdinalRow::decode(Ordinal(1), bytes));
+    drop(rows::decode_mark(GenNo(1), WriteSeq(1), bytes));
+    drop(rows::decode_step(bytes));
+    drop(rows::decode_touched(bytes));
+    drop(Cursors::decode(bytes));
+    let _ = line::decode_start(bytes);
+    map::rows(bytes);
+}
