@@ -3,7 +3,7 @@
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/backstay/target
 BACKSTAY := $(CARGO_TARGET_DIR)/debug/backstay
 
-.PHONY: bench demo test mutants fuzz build setup lint install fmt
+.PHONY: bench demo test soak mutants fuzz build setup lint install fmt
 demo: build
 	@BACKSTAY=$(BACKSTAY) scripts/demo.sh
 
@@ -18,6 +18,10 @@ mutants: setup
 SECONDS ?= 60
 fuzz: setup
 	@scripts/fuzz.sh $(SECONDS) $(TARGETS)
+
+# Both hosts through everything at once, against the oracle; prints seeds and counts.
+soak: setup
+	@BACKSTAY_SOAK_SECONDS=$${BACKSTAY_SOAK_SECONDS:-3600} cargo test --quiet --locked --test soak -- --nocapture
 
 build: setup
 	@cargo build --quiet --locked

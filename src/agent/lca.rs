@@ -37,8 +37,8 @@ use std::{
 };
 use tokio::sync::{mpsc, watch};
 use wire::{
-    Connection, ConnectionOptions, Dialer, Expect, Hello, Jump, Message, Outgoing, Position, RefuseCode,
-    Resume, Sender, SenderAction, SenderOptions, Version,
+    ConnError, Connection, ConnectionOptions, Dialer, Expect, Hello, Jump, Message, Outgoing, Position,
+    RefuseCode, Resume, Sender, SenderAction, SenderOptions, Version,
 };
 
 /// Starts the link of a context.
@@ -72,6 +72,7 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
             dialed = dialer.until_reached(tls, Expect::Key(key), |e| tracing::debug!("{}: {e}", host.name)) => dialed,
             () = stopped(&mut stop) => break,
         };
+        let endpoint = dialed.endpoint;
         let connection = Connection::new(dialed.stream, dialed.peer, ConnectionOptions::default());
         let ended = Link::new(&context, &tap)
             .run(connection, &mut dialer, &mut stop)
@@ -80,7 +81,14 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
             Ok(()) => None,
             Err(LinkError::Refused(text)) => Some(text),
             Err(e) => {
-                tracing::info!(context = context.id().0, peer = host.name, "link ended: {e}");
+                tracing::info!(
+                    context = context.id().0,
+                    peer = host.name,
+                    "link over {endpoint} ended: {e}"
+                );
+                if e.blames_path() {
+                    dialer.avoid(endpoint);
+                }
                 None
             }
         };
@@ -98,6 +106,23 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
 /// Time between two words to the peer about the copies.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
+/// How long the reader of a connection that a send found closed may take to say what became of it.
+const WHY_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long a peer that owes us acknowledgements may say nothing before the path to it is doubted; pings are not counted.
+const UNANSWERED_FOR: Duration = Duration::from_secs(10);
+
+/// What a connection's reader ended with, if that was a failure.
+async fn last_word(messages: &mut mpsc::Receiver<Result<Option<Message>, ConnError>>) -> Option<ConnError> {
+    loop {
+        match messages.recv().await? {
+            Ok(Some(_)) => {}
+            Ok(None) => return None,
+            Err(e) => return Some(e),
+        }
+    }
+}
+
 /// One connection.
 struct Link {
     context: Arc<Context>,
@@ -109,6 +134,8 @@ struct Link {
     completing: bool,
     /// When the peer was last told how far the copies are.
     told: Option<Instant>,
+    /// When the peer last said anything.
+    heard: Instant,
     copier: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -122,6 +149,7 @@ impl Link {
             unsealed: None,
             completing: false,
             told: None,
+            heard: Instant::now(),
             copier: None,
         }
     }
@@ -144,7 +172,20 @@ impl Link {
                 }
             }
         });
-        let result = self.converse(&mut messages, &outgoing, dialer, stop).await;
+        let mut result = self.converse(&mut messages, &outgoing, dialer, stop).await;
+        if matches!(result, Err(LinkError::Connection(ConnError::Closed))) {
+            // The reader knows why.
+            let why = tokio::time::timeout(WHY_WITHIN, last_word(&mut messages)).await;
+            result = why.ok().flatten().map_or(result, |why| Err(why.into()));
+        }
+        // The peer may have given up first, a moment before us.
+        let is_unanswered = self.is_owed() && self.heard.elapsed() >= UNANSWERED_FOR;
+        let result = match result {
+            Err(e @ (LinkError::Connection(_) | LinkError::Ended)) if is_unanswered => {
+                Err(LinkError::Unanswered(self.heard.elapsed().as_secs(), Box::new(e)))
+            }
+            result => result,
+        };
         self.table.end();
         // It ends after the copy it is at; a context that stops must not leave it at work on closed volumes.
         if let Some(copier) = self.copier.take() {
@@ -153,6 +194,11 @@ impl Link {
         outgoing.shutdown("the link ends").await;
         reader.abort();
         result
+    }
+
+    /// Whether anything durable waits for the peer's acknowledgement.
+    fn is_owed(&self) -> bool {
+        self.journal.cursors().received_by_peer < self.journal.line_cursors().1
     }
 
     fn hello(&self) -> Result<Hello, JournalError> {
@@ -172,7 +218,7 @@ impl Link {
 
     async fn converse(
         &mut self,
-        messages: &mut mpsc::Receiver<Result<Option<Message>, wire::ConnError>>,
+        messages: &mut mpsc::Receiver<Result<Option<Message>, ConnError>>,
         outgoing: &Outgoing,
         dialer: &mut Dialer,
         stop: &mut watch::Receiver<bool>,
@@ -185,6 +231,7 @@ impl Link {
             tokio::select! {
                 message = messages.recv() => {
                     let message = message.ok_or(LinkError::Ended)??.ok_or(LinkError::Ended)?;
+                    self.heard = Instant::now();
                     let actions = sender.receive(Timestamp::now(), message)?;
                     self.act(&mut sender, actions, outgoing, dialer).await?;
                 }

@@ -110,4 +110,18 @@ enum LinkError {
     Refused(String),
     #[error("the peer ended the connection")]
     Ended,
+    #[error("{1}; for {0} s nothing was acknowledged")]
+    Unanswered(u64, Box<LinkError>),
+}
+
+impl LinkError {
+    /// Whether the path to the peer may be at fault, and not the peer: it went silent, left what was sent unanswered, or brought what no peer says.
+    fn blames_path(&self) -> bool {
+        use wire::ConnError::{Codec, Io, Silent, Truncated};
+        match self {
+            Self::Connection(Silent(_) | Codec(_) | Truncated) | Self::Unanswered(..) => true,
+            Self::Connection(Io(e)) => e.kind() == std::io::ErrorKind::InvalidData,
+            _ => false,
+        }
+    }
 }

@@ -57,7 +57,7 @@
 //! # End to end
 //!
 //! [`proc`] starts and kills real nodes and cleans up after them, on hosts of namespaces ([`proc::Hosts`]) where a test is about
-//! hosts, and types at terminals ([`proc::Pty`]); [`nbd`] writes to them and keeps the ledger of what was
+//! hosts, and types at terminals ([`proc::Pty`]); [`proxy`] is a bad link between them; [`nbd`] writes to them and keeps the ledger of what was
 //! promised; [`block`] makes blocks that say what they are, so that histories of gigabytes need no copy. [`golden`] compares
 //! formats with files. [`with_seeds`] runs random tests so that a failure can be played again.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
@@ -67,6 +67,7 @@ pub mod golden;
 pub mod nbd;
 pub mod oracle;
 pub mod proc;
+pub mod proxy;
 pub mod seeds;
 pub mod sim;
 pub mod workload;

@@ -8,7 +8,10 @@
 use crate::common::{PROD, Pair};
 use model::{BLOCK_SIZE, BlockNo, ByteRange, Timestamp, VolumeIndex, WriteSeq};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::{
+    sync::atomic::{AtomicU8, Ordering},
+    time::Duration,
+};
 use testkit::{
     Oracle,
     block::{self, Header},
@@ -57,6 +60,10 @@ pub struct Load {
     flushed: u64,
     /// Writes that were answered, never flushed, and gone after a cut: they show that the cuts bite.
     pub lost: u64,
+    /// The node that it writes to.
+    pub node: &'static str,
+    /// Rest after each step.
+    pub rest: Duration,
 }
 
 impl Load {
@@ -75,6 +82,8 @@ impl Load {
             acknowledged: head,
             flushed: head,
             lost: 0,
+            node: PROD,
+            rest: Duration::ZERO,
         };
         load.connect(pair);
         load
@@ -82,7 +91,7 @@ impl Load {
 
     /// Connects again.
     pub fn connect(&mut self, pair: &Pair) {
-        let open = |(volume, _): &(&str, u64)| pair.open(PROD, &format!("c1/{volume}"));
+        let open = |(volume, _): &(&str, u64)| pair.open(self.node, &format!("c1/{volume}"));
         self.clients = self.volumes.iter().map(open).collect();
     }
 
@@ -97,18 +106,16 @@ impl Load {
     }
 
     /// Writes until told to end, or until production fails.
-    pub fn run(&mut self, pair: &Pair, seed: u64, orders: &Orders) {
+    pub fn run(&mut self, pair: &Pair, seed: u64, orders: &Orders) -> Result<(), Error> {
         let mut rng = StdRng::seed_from_u64(seed);
         loop {
-            let step = match orders.0.load(Ordering::Acquire) {
-                END => return,
-                MARK => self.mark(pair, orders),
-                _ if rng.random_range(0..12) == 0 => self.flush(),
-                _ => self.batch(&mut rng),
-            };
-            if step.is_err() {
-                return;
+            match orders.0.load(Ordering::Acquire) {
+                END => return Ok(()),
+                MARK => self.mark(pair, orders)?,
+                _ if rng.random_range(0..12) == 0 => self.flush()?,
+                _ => self.batch(&mut rng)?,
             }
+            std::thread::sleep(self.rest);
         }
     }
 
@@ -126,11 +133,26 @@ impl Load {
         self.marks.last().unwrap().0.clone()
     }
 
+    /// Goes on with the node that is production now. Its line may begin with records of its own: a mark tells the number.
+    pub fn follow(&mut self, pair: &Pair, node: &'static str) {
+        self.node = node;
+        self.connect(pair);
+        let name = format!("follow{}", self.sent);
+        let marked = pair.json(node, &["rtmark", "-C", "1", "--name", &name]);
+        let seq = marked["reply"]["mark"]["seq"]
+            .as_u64()
+            .unwrap_or_else(|| panic!("{marked}"));
+        assert!(seq > self.sent, "{} was sent, {marked}", self.sent);
+        self.oracle.mark(WriteSeq(seq), Timestamp::now(), &name);
+        self.marks.push((name, WriteSeq(seq)));
+        (self.sent, self.acknowledged, self.flushed) = (seq, seq, seq);
+    }
+
     fn mark(&mut self, pair: &Pair, orders: &Orders) -> Result<(), Error> {
         self.sent += 1;
         let (seq, name) = (WriteSeq(self.sent), format!("m{}", self.sent));
         self.oracle.mark(seq, Timestamp::now(), &name);
-        let set = pair.cli(PROD, &["rtmark", "-C", "1", "--name", &name]);
+        let set = pair.cli(self.node, &["rtmark", "-C", "1", "--name", &name]);
         if set.code != 0 {
             return Err(Error::Protocol(set.stderr));
         }
@@ -222,6 +244,16 @@ impl Load {
         self.acknowledged = self.sent;
         self.flushed = self.flushed.max(durable);
         Ok(())
+    }
+
+    /// Production was killed, and its disks were not: as [`Load::settle`], and all that was answered is there.
+    pub fn settle_killed(&mut self, head: WriteSeq, why: &str) {
+        let answered = self.acknowledged;
+        assert!(
+            head.0 >= answered,
+            "{why}: {answered} was answered, the journal ends at {head}"
+        );
+        self.settle(head, why);
     }
 
     /// Production says that its journal ends at `head` now. That must be a prefix of what was sent with all that was flushed;

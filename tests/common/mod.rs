@@ -24,6 +24,7 @@ use std::{
 use testkit::{
     nbd::Client,
     proc::{Finished, Process, Scratch, run, until},
+    proxy::Proxy,
 };
 
 /// Time enough for anything that is not broken, on a machine that does other things too.
@@ -77,6 +78,11 @@ pub struct Pair {
     running: Mutex<[Option<Process>; 2]>,
     /// The test's folder. Below it: `etc`, `state`, `dev`, `mnt`.
     pub scratch: Scratch,
+}
+
+/// The other of the two.
+pub fn other(node: &str) -> &'static str {
+    if node == PROD { REC } else { PROD }
 }
 
 fn index(node: &str) -> usize {
@@ -173,6 +179,19 @@ impl Pair {
         fs::write(&path, text + tables).unwrap();
     }
 
+    /// What goes to a node goes through proxies, so many, which are its endpoints in this order. The other node is stopped.
+    pub fn proxied(&self, node: &str, count: u64) -> Vec<Proxy> {
+        let path = self.scratch.join(format!("etc/{}.toml", other(node)));
+        let text = fs::read_to_string(&path).unwrap();
+        let (before, behind) = text.split_once("endpoints = [\"127.0.0.1:").unwrap();
+        let (port, after) = behind.split_once("\"]").unwrap();
+        let port = port.parse().unwrap();
+        let proxies: Vec<Proxy> = (0..count).map(|seed| Proxy::new(port, seed)).collect();
+        let endpoints: Vec<String> = proxies.iter().map(|p| format!("127.0.0.1:{}", p.port)).collect();
+        fs::write(&path, format!("{before}endpoints = {endpoints:?}{after}")).unwrap();
+        proxies
+    }
+
     /// Starts a node's daemon and waits until it serves.
     pub fn start(&self, node: &str) {
         self.start_with(node, &[]);
@@ -201,9 +220,25 @@ impl Pair {
         self.take(node).kill9();
     }
 
+    /// Starts a node's daemon and kills it after so long, wherever it is then.
+    pub fn start_killed(&self, node: &str, after: Duration) {
+        let config = self.scratch.join(format!("etc/{node}.toml"));
+        let mut command = Command::new(program());
+        command.args(["serve", "--config"]).arg(config);
+        let process = self.scratch.start(node, &mut command);
+        std::thread::sleep(after);
+        process.kill9();
+    }
+
     /// SIGTERM; the daemon must end well.
     pub fn stop(&self, node: &str) {
         assert_eq!(self.take(node).stop(LONG), 0, "{node} did not end well");
+    }
+
+    /// The process of a node's daemon.
+    pub fn id(&self, node: &str) -> u32 {
+        let running = self.running.lock().unwrap();
+        running[index(node)].as_ref().expect("the node runs").id()
     }
 
     /// What the node's daemon has logged since it was started.

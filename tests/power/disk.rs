@@ -1,7 +1,10 @@
 //! A small file system of its own for one node, whose power can be cut.
+#![allow(dead_code, reason = "every test file uses its own part of this")]
 
 use crate::common::LONG;
 use std::{
+    fs,
+    io::Write as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -9,6 +12,9 @@ use testkit::proc::{Scratch, need_tool, run, until};
 
 /// Bytes of the image, sparse.
 const IMAGE_BYTES: u64 = 2 << 30;
+
+/// What takes the room of a full disk.
+const FILLER: &str = "filler";
 
 /// A file system on a loop device, mounted at a node's state directory.
 pub struct Disk {
@@ -20,7 +26,12 @@ pub struct Disk {
 impl Disk {
     /// Makes one of `kind` (`xfs`, `ext4`) and mounts it at `state/NODE`.
     pub fn new(scratch: &Scratch, node: &str, kind: &'static str) -> Self {
-        let image = scratch.image(&format!("{node}.{kind}"), IMAGE_BYTES);
+        Self::at(scratch, &format!("state/{node}"), kind, IMAGE_BYTES)
+    }
+
+    /// Makes one of so many bytes and mounts it at a folder.
+    pub fn at(scratch: &Scratch, folder: &str, kind: &'static str, bytes: u64) -> Self {
+        let image = scratch.image(&format!("{}.{kind}", folder.replace('/', "-")), bytes);
         let make: &[&str] = match kind {
             "xfs" => &["-q", "-f"],
             _ => &["-q", "-F"],
@@ -32,9 +43,14 @@ impl Disk {
             LONG,
         )
         .ok();
-        let at = scratch.folder(&format!("state/{node}"));
-        let disk = Self { kind, image, at };
+        let disk = Self {
+            kind,
+            image,
+            at: scratch.folder(folder),
+        };
         disk.mount();
+        // A folder of ours has nothing but what is ours.
+        let _ = fs::remove_dir(disk.at.join("lost+found"));
         disk
     }
 
@@ -46,6 +62,25 @@ impl Disk {
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.at
+    }
+
+    /// Somebody else takes all the room that is left, to the last block.
+    pub fn fill(&self) {
+        let mut file = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.at.join(FILLER))
+            .unwrap();
+        for size in [4 << 20, 64 << 10, 4096] {
+            let bytes = vec![0x5a; size];
+            while file.write_all(&bytes).is_ok() {}
+        }
+        let _ = file.sync_all();
+    }
+
+    /// There is room again.
+    pub fn free(&self) {
+        fs::remove_file(self.at.join(FILLER)).unwrap();
     }
 
     /// Everything written so far is durable.

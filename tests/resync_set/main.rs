@@ -5,20 +5,21 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-mod relay;
 
 use common::{
     LONG, PROD, Pair, REC, Setup,
     tails::{open_tail, rot},
 };
 use rand::{RngCore, SeedableRng, rngs::StdRng};
-use relay::Relay;
 use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
 };
-use testkit::proc::{run, until};
+use testkit::{
+    proc::{run, until},
+    proxy::Proxy,
+};
 
 /// Bytes that one write writes: two regions of the state map.
 const UNIT: usize = 64 << 10;
@@ -26,10 +27,10 @@ const UNITS: usize = 160;
 /// The first bytes of the volume, which a jump has copied at any rate (rule C2).
 const JUMP_BYTES: u64 = 32 << 10;
 
-/// Two nodes with a relay each, and what the volume must hold.
+/// Two nodes behind a proxy each, which counts the bytes as they are on the wire, and what the volume must hold.
 struct World {
     pair: Pair,
-    relays: [Relay; 2],
+    proxies: [Proxy; 2],
     rng: StdRng,
     expected: Vec<u8>,
 }
@@ -43,13 +44,13 @@ impl World {
             ..Setup::default()
         };
         let pair = Pair::stopped(name, &setup);
-        let relays = [PROD, REC].map(|node| relayed(&pair, node));
+        let proxies = [PROD, REC].map(|node| pair.proxied(node, 1).remove(0));
         pair.start(PROD);
         pair.start(REC);
         pair.consistent();
         let mut world = Self {
             pair,
-            relays,
+            proxies,
             rng: StdRng::seed_from_u64(7),
             expected: vec![0; UNIT * UNITS],
         };
@@ -103,7 +104,7 @@ impl World {
     }
 
     fn sent(&self) -> u64 {
-        self.relays.iter().map(Relay::take).sum()
+        self.proxies.iter().map(Proxy::take).sum()
     }
 
     fn kept(&self) -> [PathBuf; 2] {
@@ -125,22 +126,6 @@ impl World {
         let journal = [older.join("journal"), now.join("journal")];
         run(Command::new("cp").arg("-a").args(&journal), LONG).ok();
     }
-}
-
-/// What goes to a node goes through a relay.
-fn relayed(pair: &Pair, node: &str) -> Relay {
-    let other = if node == PROD { REC } else { PROD };
-    let path = pair.scratch.join(format!("etc/{other}.toml"));
-    let text = fs::read_to_string(&path).unwrap();
-    let (_, behind) = text.split_once("endpoints = [\"127.0.0.1:").unwrap();
-    let (port, _) = behind.split_once('"').unwrap();
-    let relay = Relay::new(port.parse().unwrap());
-    let (there, here) = (
-        format!("[\"127.0.0.1:{port}"),
-        format!("[\"127.0.0.1:{}", relay.port),
-    );
-    fs::write(&path, text.replace(&there, &here)).unwrap();
-    relay
 }
 
 /// All parts at once: written since the failover, written and never shipped, rolled back, held, and lost by the old production.

@@ -130,6 +130,8 @@ impl Backoff {
 #[derive(Debug, Clone)]
 pub struct Dialer {
     endpoints: Vec<String>,
+    /// The endpoint that goes last in the next round.
+    avoided: Option<String>,
     backoff: Backoff,
 }
 
@@ -139,8 +141,23 @@ impl Dialer {
     pub fn new(endpoints: Vec<String>) -> Self {
         Self {
             endpoints,
+            avoided: None,
             backoff: Backoff::default(),
         }
+    }
+
+    /// The endpoints as they are tried now: in order, with the avoided one behind the others.
+    fn round(&self) -> impl Iterator<Item = &String> {
+        let is_avoided = |endpoint: &&String| self.avoided.as_ref() == Some(endpoint);
+        let others = self.endpoints.iter().filter(move |e| !is_avoided(e));
+        others.chain(self.endpoints.iter().filter(is_avoided))
+    }
+
+    /// To be called when a connection was made over this endpoint and then carried nothing, or not what the peer said. A path that
+    /// passes handshakes and swallows the rest would else be the first to be tried for ever. The next round that reaches the peer
+    /// ends it: the order is that of the configuration again.
+    pub fn avoid(&mut self, endpoint: String) {
+        self.avoided = Some(endpoint);
     }
 
     /// Tries every endpoint once, in order.
@@ -149,7 +166,7 @@ impl Dialer {
     /// The failure of the last endpoint; those before are in the log.
     pub async fn once(&self, tls: &Tls, expect: Expect) -> Result<Dialed, DialError> {
         let mut last = DialError::NoEndpoint;
-        for endpoint in &self.endpoints {
+        for endpoint in self.round() {
             match one(endpoint, tls, expect).await {
                 Ok(dialed) => return Ok(dialed),
                 Err(e) => {
@@ -170,7 +187,10 @@ impl Dialer {
     ) -> Dialed {
         loop {
             match self.once(tls, expect).await {
-                Ok(dialed) => return dialed,
+                Ok(dialed) => {
+                    self.avoided = None;
+                    return dialed;
+                }
                 Err(e) => failed(&e),
             }
             self.pause().await;
@@ -236,6 +256,16 @@ mod tests {
         ] {
             assert!(check_endpoint(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_endpoint_that_carried_nothing_is_tried_last() {
+        let mut dialer = Dialer::new(["a:1", "b:1", "c:1"].map(String::from).to_vec());
+        assert!(dialer.round().eq(["a:1", "b:1", "c:1"]));
+        dialer.avoid("a:1".to_owned());
+        assert!(dialer.round().eq(["b:1", "c:1", "a:1"]));
+        dialer.avoid("b:1".to_owned());
+        assert!(dialer.round().eq(["a:1", "c:1", "b:1"]));
     }
 
     #[test]

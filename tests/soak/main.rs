@@ -1,0 +1,58 @@
+//! A long random mixture of everything that may happen to two hosts, with a writer at work and the oracle beside it.
+//!
+//! One history after the other, each with a seed of its own that is printed: bad links, either daemon killed, also while it starts
+//! and in the middle of a command, power cuts of the file systems below them, snapshots and vdevs at random records, restores and
+//! their undo, planned failovers and failbacks. Between the steps the two are asked how they are, and what they say is checked;
+//! after every history all is held against the oracle: random records and marks, what production serves, and the replica.
+//!
+//! `BACKSTAY_SOAK_SECONDS` says for how long: `make soak` takes an hour, `make test` 40 s. `BACKSTAY_SEED=0x…` plays one history
+//! again; its faults come at the same places, and threads and the kernel are as they are.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../power/disk.rs"]
+mod disk;
+#[path = "../common/load.rs"]
+mod load;
+mod mixture;
+#[path = "../faults/world.rs"]
+mod world;
+
+use mixture::Mixture;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+use testkit::with_seeds;
+
+/// How many times as many views a check takes.
+fn factor() -> usize {
+    1
+}
+
+#[test]
+fn soak() {
+    let seconds = std::env::var("BACKSTAY_SOAK_SECONDS").map_or(40, |v| v.parse().unwrap());
+    let (from, lasts) = (Instant::now(), Duration::from_secs(seconds));
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut histories = 0;
+    while histories == 0 || from.elapsed() < lasts {
+        with_seeds(&format!("soak {histories}"), 1, |rng| {
+            // A history is no longer than a person has patience to play again.
+            let until = lasts.min(from.elapsed() + Duration::from_secs(180));
+            let mut mixture = Mixture::new(rng);
+            while from.elapsed() < until {
+                mixture.step(rng);
+            }
+            for (what, n) in mixture.end(rng) {
+                *counts.entry(what).or_default() += n;
+            }
+        });
+        histories += 1;
+        println!(
+            "{} s, {histories} histories: {counts:?}",
+            from.elapsed().as_secs()
+        );
+    }
+}
