@@ -135,12 +135,20 @@ impl JournalError {
         }
     }
 
+    /// Whether there is no room for what is to be stored. Nothing has changed: it may be tried again.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Store(e) if e.is_full())
+    }
+
     /// Whether the journal can be trusted no more after this.
     #[must_use]
     pub(crate) fn poisons(&self) -> bool {
         match self {
             // Bytes at rest that do not check: what needs them fails, the rest goes on (T10).
             Self::Store(StoreError::Corrupt { .. }) => false,
+            // Nothing was changed: the container stays where it is.
+            Self::Store(e) if e.is_full() => false,
             Self::Io { .. } | Self::Store(_) | Self::Internal(_) => true,
             _ => false,
         }

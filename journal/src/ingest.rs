@@ -106,13 +106,18 @@ impl Journal {
                     sealed.row.lfc, sealed.row.last_seq, c.checkpointed, c.applied_by_peer
                 )));
             }
-            let row = LfcRow {
-                dropped: true,
-                ..(*sealed.row).clone()
-            };
-            let floors = self.redo_floor(&row);
-            self.commit_row(&sealed, row, Some(floors)).map(Some)
+            self.drop_waiting(&sealed).map(Some)
         })
+    }
+
+    /// Commits the row of the container that waits, without its frames. The caller holds `ingesting`.
+    pub(crate) fn drop_waiting(&self, sealed: &Sealed) -> Result<Arc<LfcRow>, JournalError> {
+        let row = LfcRow {
+            dropped: true,
+            ..(*sealed.row).clone()
+        };
+        let floors = self.redo_floor(&row);
+        self.commit_row(sealed, row, Some(floors))
     }
 
     fn ingest_frames(&self, sealed: &Sealed) -> Result<(), JournalError> {

@@ -14,6 +14,7 @@ use crate::{
     frame::{FRAME_BODY_BYTES_MAX, FRAME_EXTRA_BYTES, Frame, Place},
     map::StateMaps,
     meta::Meta,
+    overflow::GaveWay,
     parts::{IndexFloors, Parts},
     record::Draft,
     rotten::Rotten,
@@ -150,6 +151,10 @@ pub struct Journal {
     pub(crate) maps: StateMaps,
     /// Whether sealed containers enter the block index.
     pub(crate) indexed: AtomicBool,
+    /// Whether containers may give way to the state map where there is no room for them.
+    pub(crate) gives_way: AtomicBool,
+    /// What gave way and was not told yet ([`Journal::take_gave_way`]).
+    pub(crate) gave_way: Mutex<Vec<GaveWay>>,
     pub(crate) poison: OnceLock<String>,
     /// Highest record and container ever seen, of any line: new lines start above.
     pub(crate) seen: Mutex<(WriteSeq, LfcId)>,
@@ -489,7 +494,7 @@ impl Journal {
         if self.open_is_empty() {
             return Err(JournalError::Empty);
         }
-        self.ingest_inner()?;
+        self.empty_other_tail()?;
         let (tail, end, next, generation, clock) = {
             let shared = self.shared.read();
             let open = shared.open.as_ref().ok_or(JournalError::NoGeneration)?;

@@ -11,13 +11,22 @@
 //! The stale regions are durable, and the superblock knows it, before the floor moves; the floor is durable before a frame
 //! goes. A crash between leaves regions stale that the journal still covers: they are copied once more than they had to be.
 //!
+//! # A full disk
+//!
+//! A container that is sealed enters the store when its tail is needed. If the store has no room for it then, it gives way, behind
+//! all that are older ([`Journal::empty_other_tail`]): metadata of some kilobytes is all that this needs, and the store leaves
+//! room for that.
+//!
 //! # What it does not do
 //!
 //! Staleness stands in for a peer, never for the local volume: what is not checkpointed stays. When to call it is the
 //! owner's business.
 
 use crate::{error::JournalError, journal::Journal, rows::LfcRow};
-use std::{ops::Bound, sync::Arc};
+use std::{
+    ops::Bound,
+    sync::{Arc, atomic::Ordering},
+};
 
 /// A container that gave way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +79,62 @@ impl Journal {
             self.move_floors(self.redo_floor(&row))?;
             Ok(Some(GaveWay { row, stale }))
         })
+    }
+
+    /// Production: from now on containers give way where there is no room for them, or do not. A host that builds undo owes
+    /// its past to more than a peer: it never does.
+    pub fn set_gives_way(&self, gives_way: bool) {
+        self.gives_way.store(gives_way, Ordering::Release);
+    }
+
+    /// What gave way for want of room since the last call.
+    #[must_use]
+    pub fn take_gave_way(&self) -> Vec<GaveWay> {
+        std::mem::take(&mut *self.gave_way.lock())
+    }
+
+    /// Frees the tail that the next container needs. Where the store has no room for the one that waits there, the oldest give
+    /// way until it has, or that one itself; a writer must not fail because a disk is full.
+    pub(crate) fn empty_other_tail(&self) -> Result<(), JournalError> {
+        loop {
+            let full = match self.ingest_inner() {
+                Err(e) if e.is_full() && self.gives_way.load(Ordering::Acquire) => e,
+                done => return done.map(drop),
+            };
+            let gave = match self.give_way()? {
+                Some(gave) => gave,
+                None => self.give_way_in_tail()?.ok_or(full)?,
+            };
+            tracing::warn!(
+                lfc = gave.row.lfc.0,
+                stale = gave.stale,
+                "no room: a container gives way"
+            );
+            self.gave_way.lock().push(gave);
+        }
+    }
+
+    /// As [`Journal::give_way`], for the sealed container that waits in its tail: it never enters the store.
+    fn give_way_in_tail(&self) -> Result<Option<GaveWay>, JournalError> {
+        let _ingesting = self.ingesting.lock();
+        let Some(sealed) = self.shared.read().sealed.clone() else {
+            return Ok(None);
+        };
+        let cursors = self.cursors();
+        let is_current = self
+            .current_generation()
+            .is_some_and(|g| g.no == sealed.row.generation);
+        if !is_current || sealed.row.last_seq > cursors.checkpointed {
+            return Ok(None);
+        }
+        let stale = sealed.row.last_seq > cursors.received_by_peer;
+        if stale {
+            self.mark_stale(&sealed.container.touched(), sealed.row.last_seq)?;
+        } else {
+            self.set_peer(cursors.received_by_peer, cursors.applied_by_peer, true)?;
+        }
+        let row = self.drop_waiting(&sealed)?;
+        Ok(Some(GaveWay { row, stale }))
     }
 
     /// The peer is consistent as far as it has received. If that is all that was dropped, it lacks nothing: regions that

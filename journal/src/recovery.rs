@@ -427,6 +427,8 @@ fn build(parts: Parts, options: Options, superblock: Superblock, t: Tables, coun
         line_changes: AtomicU64::new(0),
         published: AtomicU64::new(published.0),
         cache: FrameCache::default(),
+        gives_way: std::sync::atomic::AtomicBool::new(false),
+        gave_way: Mutex::default(),
         poison: OnceLock::new(),
         seen: Mutex::new(seen),
     }

@@ -95,6 +95,20 @@ fn be<T, const N: usize>(key: &[u8], at: usize, of: impl Fn([u8; N]) -> T) -> Op
     key.get(at..at + N)?.try_into().ok().map(of)
 }
 
+/// Room that a file leaves to the batches, bytes: they are small, and a store that cannot commit one is of no use.
+const ROOM_BYTES: u64 = 8 << 20;
+
+/// What the C library says of a full disk, and RocksDB in its messages.
+const NO_ROOM: &str = "No space left on device";
+
+/// The failure to build a file for want of room.
+fn full(path: &Path, text: &str) -> StoreError {
+    StoreError::Io {
+        op: "build a file",
+        source: io::Error::new(io::ErrorKind::StorageFull, format!("{}: {text}", path.display())),
+    }
+}
+
 /// Options of a family. Files that are ingested must be built with the same ones.
 fn options(family: Family, cache: &Cache, floors: &Arc<IndexFloors>) -> Options {
     let mut o = Options::default();
@@ -291,8 +305,20 @@ impl Store for RocksStore {
     ) -> Result<(), StoreError> {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
         let path = self.ingest_dir.join(format!("{}-{number}.sst", name(family)));
-        if !self.build(family, &path, pairs)? {
-            return Ok(());
+        if media::free_bytes(&self.ingest_dir).map_err(io_error("look for room"))? < ROOM_BYTES {
+            return Err(full(&path, NO_ROOM));
+        }
+        match self.build(family, &path, pairs) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(e) => {
+                // What there is of it would take the room that others need. The database has not seen it.
+                let _ = std::fs::remove_file(&path);
+                return Err(match &e {
+                    StoreError::Library { text, .. } if text.contains(NO_ROOM) => full(&path, NO_ROOM),
+                    _ => e,
+                });
+            }
         }
         // The writer does not sync by itself, and the move keeps the file as it is.
         let sync = || std::fs::File::open(&path)?.sync_all();

@@ -132,6 +132,15 @@ impl FileMedium {
     }
 }
 
+/// Bytes that are free for us on the file system of a path.
+///
+/// # Errors
+/// When it does not say.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(path)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 /// How long a lock that is held may be let go of.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 const LOCK_EVERY: Duration = Duration::from_millis(10);

@@ -138,6 +138,14 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether there was no room for what was to be stored, which changed nothing: it may be tried again.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
+}
+
 /// Keys and values in order, a few families, durable when a call returns. RocksDB in production.
 pub trait Store: Send + Sync {
     /// The value of a key.

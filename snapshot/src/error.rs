@@ -130,6 +130,17 @@ pub enum SnapshotError {
 }
 
 impl SnapshotError {
+    /// Whether there was no room for what was to be written. What was written before that is as it would be after a crash: the
+    /// same may be done again. A sync that fails is never this: it may have lost what was written before.
+    #[must_use]
+    pub fn waits_for_room(&self) -> bool {
+        match self {
+            Self::Volume { op, source, .. } => *op != "sync" && source.kind() == io::ErrorKind::StorageFull,
+            Self::History(HistoryError::Store(e)) => e.is_full(),
+            _ => false,
+        }
+    }
+
     /// Whether this is an overlay without room (`ENOSPC` to its user).
     #[must_use]
     pub fn is_full(&self) -> bool {

@@ -185,7 +185,7 @@ impl End<'_> {
     /// production's window fills and no more comes. The link stays alive.
     fn heard(&mut self, message: Message) -> Result<(), LinkError> {
         let is_greeting = !self.receiver.is_receiving();
-        if is_greeting || (self.parked.is_empty() && self.context.retention.has_room()) {
+        if is_greeting || (self.parked.is_empty() && self.context.has_room()) {
             return self.message(message);
         }
         self.parked_bytes += message.weight();
@@ -197,7 +197,7 @@ impl End<'_> {
     }
 
     fn unpark(&mut self) -> Result<(), LinkError> {
-        while self.context.retention.has_room() {
+        while self.context.has_room() {
             let Some(message) = self.parked.pop_front() else {
                 return Ok(());
             };
@@ -396,7 +396,11 @@ impl End<'_> {
             self.told_rolled_back = rolled_back;
             self.tell(ROLLED_BACK, Bytes::copy_from_slice(&[u8::from(rolled_back)]))?;
         }
-        let no_room = self.context.retention.no_room(&self.context);
+        let no_room = self
+            .context
+            .retention
+            .no_room(&self.context)
+            .or_else(|| self.context.no_room());
         if no_room.is_some() != self.told_no_room.is_some() {
             self.told_no_room.clone_from(&no_room);
             self.tell(NO_ROOM, Bytes::from(no_room.unwrap_or_default()))?;

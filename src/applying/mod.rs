@@ -26,6 +26,17 @@ pub enum ApplyError {
     Snapshot(#[from] SnapshotError),
 }
 
+impl ApplyError {
+    /// Whether there was no room; the same step may be done again.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Journal(e) => e.is_full(),
+            Self::Snapshot(e) => e.waits_for_room(),
+        }
+    }
+}
+
 /// A replica and what is to be applied to it. Whoever steps has the right to overwrite it.
 pub struct Applier<'a> {
     /// Containers, undo, cursors.

@@ -107,6 +107,19 @@ pub enum ContextError {
     },
 }
 
+impl ContextError {
+    /// Whether there was no room; the same may be done again.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Journal(e) => e.is_full(),
+            Self::Apply(e) => e.is_full(),
+            Self::Snapshot(e) => e.waits_for_room(),
+            _ => false,
+        }
+    }
+}
+
 /// The peer as seen from here.
 #[derive(Clone, Debug, Default)]
 pub struct PeerView {
@@ -270,6 +283,8 @@ pub struct Context {
     restore: Mutex<Option<RestoreRow>>,
     running: RwLock<Option<Arc<Running>>>,
     held_back: Mutex<Option<String>>,
+    /// What waits for room on a disk, with the disk's words.
+    no_room: Mutex<Option<String>>,
     /// Held while the context starts or stops: whoever stops it knows that it has stopped.
     changing: Mutex<()>,
     pair: Mutex<pair::Pair>,
@@ -319,6 +334,7 @@ impl Context {
             journal: Arc::new(journal),
             bells: Bells::default(),
             retention: Retention::default(),
+            no_room: Mutex::default(),
             folder,
             peer: Mutex::default(),
             commands: CommandLock::default(),
@@ -398,6 +414,34 @@ impl Context {
             context = self.id().0,
             "{what}: {error}: the context stops acknowledging"
         );
+    }
+
+    /// Something waits for room on a disk, or goes on again.
+    pub(crate) fn set_no_room(&self, why: Option<String>) {
+        let before = std::mem::replace(&mut *self.no_room.lock(), why.clone());
+        match (&before, &why) {
+            (None, Some(why)) => tracing::error!(context = self.id().0, "it waits for room: {why}"),
+            (Some(_), None) => tracing::info!(context = self.id().0, "there is room again: it goes on"),
+            _ => return,
+        }
+        // The receiver tells the peer.
+        self.bells.applied.ring();
+    }
+
+    /// What waits for room on a disk, if something does.
+    #[must_use]
+    pub fn no_room(&self) -> Option<String> {
+        let tap = || match self.running().as_deref() {
+            Some(Running::Production(p)) => p.tap.no_room(),
+            _ => None,
+        };
+        self.no_room.lock().clone().or_else(tap)
+    }
+
+    /// Whether more may be received.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.retention.has_room() && self.no_room.lock().is_none()
     }
 
     /// Starts one of the context's threads. One that panics takes its context with it, or whoever waits for its work would
@@ -676,6 +720,13 @@ impl Context {
     pub(crate) fn set_link(&self, link: LinkHandle) {
         if let Some(old) = self.link.lock().replace(link) {
             old.ask_to_stop();
+        }
+    }
+
+    /// Ends the link that is there, if one is: the peer makes another one.
+    pub(crate) fn end_link(&self) {
+        if let Some(link) = self.link.lock().take() {
+            link.ask_to_stop();
         }
     }
 

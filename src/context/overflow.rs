@@ -52,15 +52,15 @@ impl Context {
         SuperTransaction::parse(self.row().notes.get(NOTE)?)
     }
 
-    /// Bytes of redo that production may keep: as configured, else all but a reserve of the file system.
+    /// Bytes of redo that production may keep: as configured, or all but a reserve of the file system where that is less.
     ///
     /// # Errors
     /// When the file system does not say how full it is.
     pub fn redo_limit(&self) -> Result<u64, ContextError> {
-        if let Some((_, limit)) = self.configured_limit() {
+        let disk = self.disk()?;
+        if let Some((_, limit)) = self.configured_limit().filter(|_| disk.free >= disk.reserve) {
             return Ok(limit);
         }
-        let disk = self.disk()?;
         Ok((self.journal.redo_bytes() + disk.free).saturating_sub(disk.reserve))
     }
 
@@ -93,6 +93,16 @@ impl Context {
                 }
                 continue;
             };
+            if gave.stale {
+                self.note_overflow(gave.row.bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what gave way in the middle of a write, because the disk is full.
+    pub(super) fn note_given_way(&self) -> Result<(), JournalError> {
+        for gave in self.journal.take_gave_way() {
             if gave.stale {
                 self.note_overflow(gave.row.bytes)?;
             }

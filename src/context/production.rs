@@ -6,7 +6,7 @@
 //! | write-back | `durable` | overwrites the volumes from durable frames; a checkpoint now and then. While this host holds earlier points: applies sealed containers, undo first ([`crate::applying::acting`]) |
 //! | seal | a timer | seals by age, drops what the peer has applied, ingests what it has not, raises the bound when idle, lets the oldest give way at the journal's limit |
 
-use super::{Context, ContextError};
+use super::{Context, ContextError, retention::LOOK_AGAIN};
 use crate::{
     agent,
     applying::acting::{apply_waiting, builds_undo, catch_up, replay},
@@ -51,6 +51,7 @@ impl Production {
     pub(super) fn start(context: &Arc<Context>, volumes: Volumes) -> Result<Self, ContextError> {
         let journal = &context.journal;
         let builds_undo = builds_undo(journal);
+        journal.set_gives_way(!builds_undo);
         let open = if builds_undo {
             catch_up(journal, &volumes)?
         } else {
@@ -208,9 +209,15 @@ fn write_back_loop(agent: &Agent) {
             continue;
         }
         let changes: ChangeSet = frames.iter().flat_map(|f| f.records()).collect();
-        if let Err(e) = write_back(&agent.volumes, &changes, &mut |_| {}) {
-            return agent.poison("write-back", &e);
+        while let Err(e) = write_back(&agent.volumes, &changes, &mut |_| {}) {
+            // The journal holds it: writers wait when too much does (invariant 6).
+            if !e.waits_for_room() || agent.stopping() || agent.context.journal.poisoned().is_some() {
+                return agent.poison("write-back", &e);
+            }
+            agent.context.set_no_room(Some(e.to_string()));
+            ear.wait(LOOK_AGAIN);
         }
+        agent.context.set_no_room(None);
         if let Err(e) = agent.tap.written_back(&frames) {
             return agent.poison("write-back", &e);
         }
@@ -233,7 +240,12 @@ fn apply_loop(agent: &Agent) {
             Ok(true) => agent.context.bells.applied.ring(),
             Ok(false) if stopping => return,
             Ok(false) => {
+                agent.context.set_no_room(None);
                 ear.wait(Duration::from_secs(3600));
+            }
+            Err(e) if e.is_full() && !stopping => {
+                agent.context.set_no_room(Some(e.to_string()));
+                ear.wait(LOOK_AGAIN);
             }
             Err(e) => return agent.poison("write-back", &e),
         }
@@ -266,7 +278,12 @@ fn seal_loop(agent: &Agent) {
             if agent.tap.seal_if_due(model::Timestamp::now())?.is_some() {
                 agent.context.bells.sealed.ring();
             }
-            empty_tail(agent)?;
+            match empty_tail(agent) {
+                // It waits in its tail; when that is needed, containers give way.
+                Err(e) if e.is_full() => tracing::debug!("{e}"),
+                done => done?,
+            }
+            agent.context.note_given_way()?;
             if !rang {
                 journal.raise_bound()?;
             }

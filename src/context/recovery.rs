@@ -47,6 +47,7 @@ pub struct Recovery {
 
 impl Recovery {
     pub(super) fn start(context: &Arc<Context>, volumes: Volumes) -> Result<Self, ContextError> {
+        context.journal.set_gives_way(false);
         let volumes = Arc::new(volumes);
         let views = Arc::new(Views::open(
             &context.journal,
@@ -189,13 +190,21 @@ fn apply_loop(agent: &Agent) {
         match applied.and(kept) {
             Ok(_) => {
                 agent.stand_still(None);
+                agent.context.set_no_room(None);
                 if !moved {
-                    ear.wait(if agent.context.retention.has_room() {
+                    ear.wait(if agent.context.has_room() {
                         Duration::from_secs(3600)
                     } else {
                         LOOK_AGAIN
                     });
                 }
+            }
+            // Nothing that was there is lost. Copies that were taken from the queue are: they were not acknowledged, and come
+            // again with the next connection.
+            Err(e) if e.is_full() => {
+                agent.context.set_no_room(Some(e.to_string()));
+                agent.context.end_link();
+                ear.wait(LOOK_AGAIN);
             }
             // Production keeps redo until it is applied here: what rotted meanwhile comes back from there. Until then all
             // that is applied stays of use, most of all when production is lost.

@@ -229,7 +229,9 @@ impl Context {
 }
 
 fn space_of(context: &Context) -> Space {
-    if let Some((_, limit)) = context.configured_limit() {
+    if let Some((_, limit)) = context.configured_limit()
+        && context.short_disk().is_none()
+    {
         return Space::Limit(limit);
     }
     match context.disk() {

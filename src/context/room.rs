@@ -7,6 +7,10 @@ use std::path::Path;
 /// Without a limit so much of the disk stays free, or a twentieth of it where that is less.
 const RESERVE_BYTES: u64 = 1 << 30;
 
+/// So much stays free at least, beside two containers: the store takes no more containers when a little less is free, so that
+/// it can still commit (`journal/src/rocks.rs`), and whoever makes room must begin before.
+const RESERVE_BYTES_MIN: u64 = 16 << 20;
+
 /// The disk that a journal is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Disk {
@@ -52,13 +56,25 @@ impl Context {
     /// # Errors
     /// When its file system does not say how full it is.
     pub fn disk(&self) -> Result<Disk, ContextError> {
-        let fs = rustix::fs::statvfs(&self.folder).map_err(|e| ContextError::Io {
+        let fs = rustix::fs::statvfs(self.folder.join("journal")).map_err(|e| ContextError::Io {
             what: self.folder.display().to_string(),
             source: e.into(),
         })?;
+        let least = RESERVE_BYTES_MIN + 2 * self.config.lfc_size.0;
+        let part = (fs.f_blocks.saturating_mul(fs.f_frsize) / 20).min(RESERVE_BYTES);
         Ok(Disk {
             free: fs.f_bavail.saturating_mul(fs.f_frsize),
-            reserve: (fs.f_blocks.saturating_mul(fs.f_frsize) / 20).min(RESERVE_BYTES),
+            // Who says how much may be taken needs no share kept for others.
+            reserve: match self.configured_limit() {
+                Some(_) => least,
+                None => part.max(least),
+            },
         })
+    }
+
+    /// The disk that the journal is on, if less than its reserve is free: then that binds, whatever the limit.
+    #[must_use]
+    pub fn short_disk(&self) -> Option<Disk> {
+        self.disk().ok().filter(|disk| disk.free < disk.reserve)
     }
 }

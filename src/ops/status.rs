@@ -341,6 +341,8 @@ fn window_wanted(context: &Context) -> control::status::WindowWanted {
 fn kept_warnings(context: &Context) -> Vec<String> {
     let id = context.id();
     let mut warnings: Vec<String> = Vec::new();
+    let waits = context.no_room();
+    warnings.extend(waits.map(|why| format!("no room, it goes on by itself when there is: {why}")));
     if context.role() == Role::Production {
         let full = context.peer().no_room;
         warnings.extend(full.map(|why| format!("{} receives nothing: {why}", context.peer_name())));

@@ -52,7 +52,7 @@
 //! that forgets silently, [`SimPower::put_back`] for a machine that is an older one again, and [`SimMedium::hold`] for races: it stops a thread in the middle of a write or sync, so that a
 //! test can look in between without sleeping.
 //!
-//! What the twins do not show: slow disks, full disks, and metadata of file systems (a medium is there once it was opened).
+//! [`SimStore::set_full`] lets a store have no room for containers. What the twins do not show: slow disks, full volumes, and metadata of file systems (a medium is there once it was opened).
 //!
 //! # End to end
 //!

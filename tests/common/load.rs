@@ -69,7 +69,12 @@ pub struct Load {
 impl Load {
     /// A writer for a pair at rest whose volumes are zero.
     pub fn new(pair: &Pair, volumes: &[(&'static str, u64)]) -> Self {
-        let head = pair.received().0;
+        Self::at(pair, volumes, pair.received())
+    }
+
+    /// As [`Load::new`], for a production that stands at `head` and whose peer may be away.
+    pub fn at(pair: &Pair, volumes: &[(&'static str, u64)], head: WriteSeq) -> Self {
+        let head = head.0;
         let sizes: Vec<u64> = volumes.iter().map(|(_, size)| *size).collect();
         let mut oracle = Oracle::new(&sizes);
         oracle.mark(WriteSeq(head), Timestamp::now(), "start");

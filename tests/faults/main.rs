@@ -8,9 +8,14 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../power/disk.rs"]
+mod disk;
+mod full;
+mod io;
 mod link;
 #[path = "../common/load.rs"]
 mod load;
+mod slow;
 mod world;
 
 /// How many times as many faults are tried.

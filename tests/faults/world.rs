@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "every test uses its own part of this")]
 
 use crate::{
-    common::{Clients, LONG, Pair, number, other},
+    common::{Clients, LONG, PROD, Pair, number, other},
     load::{Load, Orders},
 };
 use model::WriteSeq;
@@ -28,9 +28,10 @@ pub struct Look {
 }
 
 impl World {
-    /// A pair that runs and is consistent, and whose volumes are zero.
+    /// A pair at rest whose production runs, and whose volumes are zero.
     pub fn new(pair: Pair) -> Self {
-        let mut load = Load::new(&pair, &VOLUMES);
+        let head = pair.cursor(PROD, "appended");
+        let mut load = Load::at(&pair, &VOLUMES, head);
         load.rest = Duration::from_millis(2);
         Self { pair, load, looks: 0 }
     }
@@ -129,10 +130,18 @@ impl World {
         same.unwrap_or_else(|e| panic!("{why}: {node} serves: {e}"));
     }
 
+    /// The oldest record of the window of the replica.
+    pub fn oldest(&self) -> WriteSeq {
+        let window = self
+            .pair
+            .json(other(self.load.node), &["scrt_ra", "-C", "1", "-p"]);
+        WriteSeq(number(&window["reply"]["windows"]["windows"][0]["oldest"]["seq"]))
+    }
+
     /// Views of the whole history, and the replica at rest; the number of views.
     pub fn check(&mut self, rng: &mut StdRng) -> usize {
         self.load.disconnect();
-        let views = self.views(WriteSeq(0), 10 * crate::factor(), rng);
+        let views = self.views(self.oldest(), 10 * crate::factor(), rng);
         self.pair.drain();
         self.pair.same_files(&VOLUMES.map(|(v, _)| v));
         views

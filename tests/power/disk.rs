@@ -71,7 +71,10 @@ impl Disk {
             .append(true)
             .open(self.at.join(FILLER))
             .unwrap();
-        for size in [4 << 20, 64 << 10, 4096] {
+        let disk = rustix::fs::statvfs(&self.at).unwrap();
+        let most = (disk.f_bavail * disk.f_frsize).saturating_sub(1 << 20);
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, most).unwrap();
+        for size in [64 << 10, 4096] {
             let bytes = vec![0x5a; size];
             while file.write_all(&bytes).is_ok() {}
         }

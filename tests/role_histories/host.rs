@@ -59,6 +59,7 @@ pub struct Up {
 }
 
 /// What runs.
+#[allow(clippy::large_enum_variant, reason = "there are two of them, one a host")]
 pub enum Runs {
     Nothing,
     Production { production: Production, undo: bool },

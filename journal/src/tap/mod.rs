@@ -170,8 +170,15 @@ pub struct Tap {
     pending: Mutex<Pending>,
     room: Condvar,
     flushes: Flushes,
+    /// Whether it is being closed: nobody waits for room any more.
+    closing: AtomicBool,
     closed: AtomicBool,
+    /// What a writer waits for that seals where there is no room.
+    no_room: Mutex<Option<String>>,
 }
+
+/// How often a writer that waits for room looks again.
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(50);
 
 impl Tap {
     /// A tap over volumes that already stand at the journal's head.
@@ -205,14 +212,23 @@ impl Tap {
             pending: Mutex::default(),
             room: Condvar::new(),
             flushes: Flushes::default(),
+            closing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            no_room: Mutex::default(),
         }
     }
 
     /// From now on nothing gets a place in the order any more: whoever still holds this tap is refused. What was answered
     /// before stands.
     pub fn close(&self) {
+        self.closing.store(true, Ordering::Release);
         self.as_owner(|_| self.closed.store(true, Ordering::Release));
+    }
+
+    /// What writers wait for while the disk of the journal is full; `None`: they do not.
+    #[must_use]
+    pub fn no_room(&self) -> Option<String> {
+        self.no_room.lock().clone()
     }
 
     /// The journal below.
@@ -388,7 +404,19 @@ impl Tap {
     }
 
     fn seal_locked(&self, flags: SealFlags) -> Result<Arc<LfcRow>, JournalError> {
-        let row = self.journal.seal(flags)?;
+        // A disk that is full holds writers up and fails none. What they wait for needs no owner: the volumes are written and
+        // synced, and then containers give way.
+        let row = loop {
+            match self.journal.seal(flags) {
+                Err(e) if e.is_full() && !self.closing.load(Ordering::Acquire) => {
+                    *self.no_room.lock() = Some(e.to_string());
+                    std::thread::sleep(LOOK_EVERY);
+                }
+                done => break done,
+            }
+        };
+        *self.no_room.lock() = None;
+        let row = row?;
         self.flushes.synced(self.journal.cursors().durable);
         // Who waits for whole containers hears of them through the sync thread.
         self.flushes.appended();

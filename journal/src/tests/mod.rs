@@ -50,6 +50,10 @@ impl Lab {
         self.power.medium(&format!("tail.{n}"), TAIL)
     }
 
+    pub(crate) fn store(&self) -> testkit::SimStore {
+        self.power.store("db")
+    }
+
     pub(crate) fn superblock(&self) -> SimMedium {
         self.power.medium("super", crate::SUPERBLOCK_BYTES)
     }

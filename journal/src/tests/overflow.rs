@@ -104,6 +104,88 @@ fn i6_what_the_peer_has_leaves_no_region_stale() {
     assert!(j.poisoned().is_none());
 }
 
+/// Records in the open container, and a sealed one that waits in its tail, on the volumes; the store has no room.
+fn without_room() -> (Lab, Journal) {
+    let (lab, j) = prepare();
+    fill(&j, 3, 600);
+    j.seal(SealFlags::default()).unwrap();
+    let last = fill(&j, 3, 600);
+    j.sync().unwrap();
+    j.set_written_back(last);
+    j.set_checkpointed(last).unwrap();
+    lab.store().set_full(true);
+    j.set_gives_way(true);
+    (lab, j)
+}
+
+/// The next container needs the tail, and the store has no room for what is in it: the oldest give way, and then that one.
+#[test]
+fn i6_without_room_containers_give_way_and_no_writer_fails() {
+    let (lab, j) = without_room();
+    j.seal(SealFlags::default()).unwrap();
+    let gave: Vec<_> = j
+        .take_gave_way()
+        .iter()
+        .map(|g| (g.row.last_seq.0, g.stale))
+        .collect();
+    assert_eq!(gave, [(5, true), (10, true), (13, true)]);
+    assert_eq!(j.cell(V, 0), Some(Cell::Stale(WriteSeq(13))));
+    assert!(j.take_gave_way().is_empty() && j.poisoned().is_none());
+    fill(&j, 3, 600);
+    // There is room again: what waits now is stored.
+    lab.store().set_full(false);
+    j.seal(SealFlags::default()).unwrap();
+    assert!(j.take_gave_way().is_empty());
+    while j.ingest_sealed().unwrap().is_some() {}
+    drop(j);
+    let (j, _) = lab.open().unwrap();
+    assert_eq!(j.cell(V, 0), Some(Cell::Stale(WriteSeq(13))));
+    assert_eq!(j.frames_after(WriteSeq(13), u64::MAX).unwrap().len(), 6);
+}
+
+/// A cut anywhere while they give way: what is not there is stale.
+#[test]
+fn i6_a_cut_while_there_is_no_room_loses_no_region() {
+    let cuts = with_cuts("full", |rng| {
+        let history = |j: &Journal| j.seal(SealFlags::default()).map(drop);
+        let check = |lab: &Lab| {
+            lab.store().set_full(false);
+            let (j, _) = lab.open().unwrap();
+            let cell = j.cell(V, 0).unwrap();
+            let held = |lfc| j.frames_of(GenNo(1), LfcId(lfc)).is_ok();
+            for (lfc, last) in [(2, 5), (4, 10), (6, 13)] {
+                let stale = matches!(cell, Cell::Stale(seq) if seq.0 >= last);
+                assert!(held(lfc) || stale, "container {lfc}: {cell:?}");
+            }
+        };
+        cut_at_every_sync(rng, without_room, history, check)
+    });
+    assert!(cuts >= 6, "{cuts} cuts");
+}
+
+/// Without room nothing gives way that the volumes do not hold, nor on a host that was not told to: the caller waits, and
+/// nothing is poisoned.
+#[test]
+fn i6_without_room_what_is_needed_here_waits() {
+    let (lab, j) = without_room();
+    j.set_gives_way(false);
+    let full = j.seal(SealFlags::default()).unwrap_err();
+    assert!(full.is_full() && j.poisoned().is_none(), "{full}");
+    let full = j.ingest_sealed().unwrap_err();
+    assert!(full.is_full() && is_held(&j), "{full}");
+    lab.store().set_full(false);
+    j.seal(SealFlags::default()).unwrap();
+    fill(&j, 3, 600);
+    j.seal(SealFlags::default()).unwrap();
+    let last = fill(&j, 3, 600);
+    lab.store().set_full(true);
+    j.set_gives_way(true);
+    // What waits in the tail is not on the volumes.
+    let full = j.seal(SealFlags::default()).unwrap_err();
+    assert!(full.is_full() && j.poisoned().is_none(), "{full}");
+    assert_eq!(j.cursors().appended, last);
+}
+
 /// The acknowledgement came after the container had given way: a peer that has all of it lacks nothing.
 #[test]
 fn c4_a_late_word_of_the_peer_clears_what_it_has() {

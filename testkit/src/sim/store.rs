@@ -34,6 +34,7 @@ pub(super) struct Shelf {
     inner: Mutex<Inner>,
     faults: Faults,
     lazy_drops: AtomicBool,
+    full: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +86,7 @@ impl Shelf {
             inner: Mutex::default(),
             faults: Faults::default(),
             lazy_drops: AtomicBool::new(false),
+            full: AtomicBool::new(false),
         }
     }
 
@@ -157,6 +159,11 @@ impl SimStore {
     /// Takes back every armed fault.
     pub fn heal(&self) {
         self.shelf.faults.disarm();
+    }
+
+    /// Whether there is no room for what is ingested; batches still fit.
+    pub fn set_full(&self, full: bool) {
+        self.shelf.full.store(full, Ordering::Relaxed);
     }
 
     /// Whether [`Store::drop_range`] leaves the keys where they are, as it may; it removes them unless told.
@@ -309,6 +316,9 @@ impl Store for SimStore {
         family: Family,
         pairs: &mut dyn Iterator<Item = (Vec<u8>, Bytes)>,
     ) -> Result<(), StoreError> {
+        if self.shelf.full.load(Ordering::Relaxed) {
+            return Err(io("ingest")(io::ErrorKind::StorageFull.into()));
+        }
         let mut changes: Vec<Change> = Vec::new();
         for (key, value) in pairs {
             if let Some(Change::Put(_, last, _)) = changes.last()
