@@ -138,6 +138,20 @@ impl Journal {
         }
     }
 
+    /// The last record of the line, appended, and its generation; `None` before the first.
+    #[must_use]
+    pub fn line_head(&self) -> Option<(GenId, WriteSeq)> {
+        let shared = self.shared.read();
+        let unborn = shared.unborn().map(|g| g.parent);
+        if let Some(parent) = shared.promotion.as_ref().map(|p| p.parent).or(unborn) {
+            return parent.map(|p| (p.id, p.seq));
+        }
+        drop(shared);
+        let appended = self.cursors().appended;
+        let generation = self.current_generation().filter(|_| appended.0 > 0)?;
+        Some((generation.id, appended))
+    }
+
     /// The line as hosts tell each other of it, durable records only; oldest part first.
     #[must_use]
     pub fn line_parts(&self) -> Vec<LinePart> {

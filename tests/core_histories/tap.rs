@@ -224,6 +224,99 @@ fn c1_a_copy_is_the_region_exactly_at_its_position() {
     }
 }
 
+/// What a verify compares: the pieces that nobody wrote meanwhile are exactly as of the look's position; a write between is
+/// told, so that what was read of its piece is not taken for anything.
+#[test]
+fn a_look_tells_what_was_written_while_it_was_read() {
+    let lab = lab();
+    let range = ByteRange::at(0, 16384);
+    lab.write(0, 1, 16384);
+    lab.host.tap.sync_once().unwrap();
+    lab.host.write_back(u64::MAX).unwrap();
+    let held = lab.volume().hold(Op::Read, 0);
+    let look = thread::scope(|s| {
+        let look = s.spawn(|| lab.host.tap.look(V, &[range], 4096).unwrap());
+        while held.waiting() == 0 {
+            thread::yield_now();
+        }
+        lab.write(8190, 2, 4);
+        drop(held);
+        look.join().unwrap()
+    });
+    assert_eq!(look.seq, lab.host.journal.cursors().appended);
+    assert_eq!(
+        look.touched.into_iter().collect::<Vec<_>>(),
+        [1, 2],
+        "the write lies on both sides of a piece's end"
+    );
+}
+
+/// Under a writer that never rests every piece that a look calls untouched is what the journal says of its position.
+#[test]
+fn untouched_pieces_of_a_look_are_exactly_as_of_its_position() {
+    const PIECE: u64 = 4096;
+    let lab = lab();
+    let ranges = [ByteRange::at(0, 16384), ByteRange::at(24576, 8192)];
+    let stop = AtomicBool::new(false);
+    let looks = thread::scope(|s| {
+        s.spawn(|| {
+            let mut rng = StdRng::seed_from_u64(7);
+            while !stop.load(Ordering::Relaxed) {
+                lab.write(
+                    rng.random_range(0..33_000),
+                    rng.random(),
+                    rng.random_range(1..3000),
+                );
+                if rng.random_bool(0.2) {
+                    lab.host.tap.sync_once().unwrap();
+                    lab.host.write_back(u64::MAX).unwrap();
+                }
+            }
+        });
+        let _ends = Ends(&stop);
+        let (mut looks, mut lost) = (Vec::new(), 0);
+        while lost < 40 {
+            let look = lab.host.tap.look(V, &ranges, PIECE).unwrap();
+            lost += usize::from(!look.touched.is_empty());
+            if !look.touched.is_empty() || looks.len() < 400 {
+                looks.push(look);
+            }
+        }
+        looks
+    });
+    let mut oracle = Oracle::new(&[SIZE]);
+    let frames = lab.host.journal.frames_after(WriteSeq(0), u64::MAX).unwrap();
+    let mut records = frames.iter().flat_map(|f| f.records()).peekable();
+    let (mut compared, mut touched) = (0, 0);
+    for look in &looks {
+        while let Some(record) = records.next_if(|r| r.seq <= look.seq) {
+            oracle.record(record);
+        }
+        touched += look.touched.len();
+        for (range, payload) in &look.parts {
+            let mut bytes = vec![0; usize::try_from(range.len()).unwrap()];
+            payload.copy_to(0, &mut bytes);
+            for at in (range.start..range.end).step_by(4096) {
+                if look.touched.contains(&(at / PIECE)) {
+                    continue;
+                }
+                compared += 1;
+                let inside = usize::try_from(at - range.start).unwrap();
+                let expected = oracle.bytes(V, ByteRange::at(at, PIECE), look.seq);
+                assert!(
+                    bytes[inside..inside + 4096] == expected,
+                    "byte {at} as of {}",
+                    look.seq
+                );
+            }
+        }
+    }
+    assert!(
+        compared > 0 && touched > 0,
+        "{compared} pieces compared, {touched} touched"
+    );
+}
+
 /// Many threads write, flush and read while a sync thread and a write-back thread work: every request is answered once,
 /// what was flushed is durable, and the bytes are those of the order that the journal has.
 #[test]

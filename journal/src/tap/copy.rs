@@ -1,32 +1,13 @@
 //! Copies of regions that keep their place in the write order (rule C1).
 //!
-//! A copy at position `s` must hold the region exactly as of `s`. Reading under the owner's lock would stop every writer
-//! for the length of a disk read, so the region is *watched* instead: it is read without the lock, then, under the lock, the
-//! stub gets its position if no record touched the region since before the read began; else the region is read again. After
-//! a few lost races the read is done under the lock, so that a busy region cannot keep a copy from ending.
+//! A copy at position `s` must hold the region exactly as of `s`. So the region is *watched* (`watch.rs`): it is read without
+//! the owner's lock, then, under the lock, the stub gets its position if no record touched the region since before the read
+//! began; else the region is read again. After a few lost races the read is done under the lock, so that a busy region cannot
+//! keep a copy from ending.
 
 use super::Tap;
 use crate::{Draft, JournalError, SealFlags};
-use bytes::Bytes;
 use model::{ByteRange, Payload, RecordBody, VolumeIndex, WriteSeq};
-
-/// Region that a copier is reading.
-pub(super) struct Watch {
-    /// A copier of an older link may still be at work; it must not take the newer one's watch for its own.
-    id: u64,
-    volume: VolumeIndex,
-    range: ByteRange,
-    touched: bool,
-}
-
-impl Watch {
-    /// A record changes `range`.
-    pub(super) fn see(&mut self, volume: VolumeIndex, range: ByteRange) {
-        if volume == self.volume && self.range.intersect(range).is_some() {
-            self.touched = true;
-        }
-    }
-}
 
 /// A copy with its place in the order.
 #[derive(Clone, Debug)]
@@ -50,19 +31,10 @@ impl Tap {
     /// When the volume or the journal fails.
     pub fn copy(&self, volume: VolumeIndex, range: ByteRange, seal: bool) -> Result<CopyTaken, JournalError> {
         for _ in 0..RACES_MAX {
-            let id = self.as_owner(|owner| {
-                owner.watches += 1;
-                owner.watch = Some(Watch {
-                    id: owner.watches,
-                    volume,
-                    range,
-                    touched: false,
-                });
-                owner.watches
-            });
+            let watch = self.as_owner(|owner| owner.watches.begin(volume, range, range.len().max(1)));
             let payload = self.read_region(volume, range);
             let taken = self.as_owner(|owner| {
-                let touched = owner.watch.take_if(|w| w.id == id).is_none_or(|w| w.touched);
+                let touched = !owner.watches.end(watch).is_empty();
                 let payload = payload?;
                 if touched {
                     Ok(None)
@@ -100,19 +72,6 @@ impl Tap {
             seq: frame.last_seq(),
             range,
             payload,
-        })
-    }
-
-    fn read_region(&self, volume: VolumeIndex, range: ByteRange) -> Result<Payload, JournalError> {
-        if self.extents(volume, range)?.iter().all(|(_, zero)| *zero) {
-            return Ok(Payload::Zero);
-        }
-        let mut buf = vec![0; usize::try_from(range.len()).expect("a region fits in memory")];
-        self.read(volume, range.start, &mut buf)?;
-        Ok(if buf.iter().all(|b| *b == 0) {
-            Payload::Zero
-        } else {
-            Payload::Data(Bytes::from(buf))
         })
     }
 }

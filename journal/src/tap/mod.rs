@@ -31,13 +31,14 @@
 
 mod copy;
 mod flush;
+mod watch;
 
 pub use copy::{CopyTaken, digest};
 pub use flush::Flushes;
+pub use watch::Look;
 
 use crate::{Draft, Frame, Journal, JournalError, LfcRow, SealFlags};
 use bytes::Bytes;
-use copy::Watch;
 use model::{
     ByteRange, Payload, RangeMap, Record, RecordBody, Timestamp, VolumeIndex, WriteSeq, ports::Medium,
 };
@@ -49,6 +50,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
+use watch::Watches;
 
 /// What a connection asks for. `done` is called exactly once, perhaps from another thread.
 pub struct Request {
@@ -156,8 +158,7 @@ struct Pending {
 
 #[derive(Default)]
 struct Owner {
-    watch: Option<Watch>,
-    watches: u64,
+    watches: Watches,
 }
 
 /// The production owner of one context.
@@ -386,9 +387,7 @@ impl Tap {
     fn absorb(&self, owner: &mut Owner, frame: &Arc<Frame>) -> Result<(), JournalError> {
         for record in frame.records() {
             if let (Some(range), Some(payload)) = (record.changed(), record.payload()) {
-                if let Some(watch) = &mut owner.watch {
-                    watch.see(record.volume, range);
-                }
+                owner.watches.see(record.volume, range);
                 self.volume(record.volume)?
                     .overlay
                     .write()
