@@ -28,6 +28,7 @@ pub mod peer;
 pub mod restoring;
 pub mod roles;
 mod strangers;
+pub mod verify;
 pub mod volume_identity;
 
 use cli::{Hooks, InitArgs, InitReport};

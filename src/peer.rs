@@ -7,6 +7,7 @@ use crate::{
     node::Node,
     roles,
     strangers::{STRANGERS_MAX, Stranger, Strangers},
+    verify,
 };
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -281,6 +282,21 @@ impl Peers {
         Ok((answer, line))
     }
 
+    /// A connection to another node for many requests, one after the other.
+    pub(crate) async fn caller(&self, node: &Node, host: &str) -> Result<Caller, PeerError> {
+        let config = node.config();
+        let found = config
+            .host(host)
+            .ok_or_else(|| PeerError::UnknownHost(host.to_owned()))?;
+        let (incoming, outgoing) = self.greet(found, config.name.clone()).await?;
+        Ok(Caller {
+            host: host.to_owned(),
+            incoming,
+            outgoing,
+            asked: 0,
+        })
+    }
+
     async fn ask(&self, host: &HostConfig, name: String, kind: u16, body: Bytes) -> Result<Bytes, PeerError> {
         let (mut incoming, outgoing) = self.greet(host, name).await?;
         let answer = exchange(&host.name, &mut incoming, &outgoing, 1, kind, body).await?;
@@ -316,6 +332,31 @@ impl Peers {
             source,
         })?;
         Ok((incoming, outgoing))
+    }
+}
+
+/// A connection to another node for requests. Pings are only answered while one of them waits: it is not to be left alone
+/// for long.
+pub(crate) struct Caller {
+    host: String,
+    incoming: Incoming<TcpStream>,
+    outgoing: Outgoing,
+    asked: u64,
+}
+
+impl Caller {
+    /// Asks, and waits for the answer.
+    pub(crate) async fn ask(&mut self, kind: u16, body: Bytes) -> Result<Bytes, PeerError> {
+        self.asked += 1;
+        exchange(
+            &self.host,
+            &mut self.incoming,
+            &self.outgoing,
+            self.asked,
+            kind,
+            body,
+        )
+        .await
     }
 }
 
@@ -539,6 +580,7 @@ async fn done_for(node: Arc<Node>, asker: String, kind: u16, body: Bytes) -> Res
         | roles::peer::GIVE_UP
         | roles::peer::ACTIVATE
         | roles::peer::PAIR => roles::peer::answer(&node, &asker, kind, &body),
+        verify::COMPARE => verify::answer(&node, &asker, &body),
         jobs::log::ENTRIES => jobs::log::answer(&node, &asker, &body),
         _ => Err(format!("request {kind} is not known here")),
     })

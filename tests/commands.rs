@@ -457,7 +457,7 @@ fn codes_of_what_is_not_there() {
     pair.consistent();
     assert_eq!(pair.cli(PROD, &["status", "-C", "1"]).code, 0);
     // Commands that this version does not have.
-    for verb in ["scrt_rc", "rtattr", "verify", "no-such-verb"] {
+    for verb in ["scrt_rc", "rtattr", "doctor", "no-such-verb"] {
         assert_eq!(pair.cli(PROD, &[verb, "-C", "1"]).code, 64, "{verb}");
     }
 }

@@ -108,8 +108,8 @@ impl Mallory {
     }
 
     /// Asks, and gives the words of the refusal.
-    fn refused(&self, kind: u16, body: &str) -> String {
-        let body = Bytes::from(body.to_owned());
+    fn refused(&self, kind: u16, body: &(impl AsRef<[u8]> + ?Sized)) -> String {
+        let body = Bytes::copy_from_slice(body.as_ref());
         self.runtime.block_on(async {
             let (mut incoming, outgoing) = self.connect().await.expect("it is known");
             outgoing
@@ -191,6 +191,16 @@ fn a_known_node_speaks_only_for_contexts_that_name_it() {
         }
         // Whatever the form of a question for frames is, there is no answer.
         eve.refused(16, &frames);
+        // What a verify asks, as the golden file has it: about context 1.
+        let hex = include_str!("../testdata/wire/compare.txt")
+            .lines()
+            .next()
+            .unwrap();
+        let hex = hex.strip_prefix("question ").unwrap();
+        let digits = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let question: Vec<u8> = (0..hex.len()).step_by(2).map(digits).collect();
+        let words = eve.refused(28, &question);
+        assert!(words.contains("context 1 is not one of"), "{words}");
         // A context of others, and its own id again.
         let others = eve.refused(1, &context(7, PROD, ""));
         assert!(others.contains("eve cannot bring it"), "{others}");

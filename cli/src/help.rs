@@ -245,6 +245,16 @@ fn page(short: &str) -> Page {
              at the request of the other one has no job.",
             &["backstay log -C 1", "backstay log -C 1 --limit 20 --json"],
         ),
+        "verify" => (
+            "Compares the volumes of both hosts, as of the same records, while the application writes; answers 2 with the\n\
+             blocks that differ. --repair copies them again from production, whose data is the truth, and compares once\n\
+             more. It is a job, and goes on after kills of either daemon.",
+            &[
+                "backstay verify -C 1",
+                "backstay verify -C 1 --repair",
+                "backstay verify -C 1 --sample 100",
+            ],
+        ),
         "probe" => (
             "Sends a mark through the whole path and prints the times.",
             &["backstay probe -C 1"],

@@ -103,7 +103,7 @@ names! {
     "attr" = "rtattr", Maintain, false, "attributes of a context";
     "grow" = "extend_replica_lv", Maintain, false, "grow a volume";
     "map", Maintain, true, "look at state maps, keep them, change them";
-    "verify", Maintain, false, "compare both sides";
+    "verify", Maintain, true, "compare the volumes of both hosts, and repair what differs";
     "size", Maintain, false, "how large a journal should be";
     "fsck-journal", Maintain, false, "check a journal offline";
     "dump", Maintain, false, "show a journal's frames";

@@ -163,6 +163,7 @@ impl Run<'_> {
             "jobs" => self.ask::<jobs::Jobs>(words, console),
             "log" => self.ask::<jobs::Log>(words, console),
             "probe" => self.ask::<other::Probe>(words, console),
+            "verify" => self.ask::<other::Verify>(words, console),
             "links" => self.links(words, console),
             "init" => self.init(words, console),
             "serve" => self.serve(words, console),

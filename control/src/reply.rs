@@ -64,6 +64,8 @@ pub enum Reply {
     PairJoin(PairJoinReply),
     /// A round trip.
     Probe(ProbeReply),
+    /// `verify`.
+    Verify(VerifyReply),
     /// `nbd --stdio`: what follows is NBD, unless this was a dry run.
     Nbd,
     /// `-n`: what would be done, in order.
@@ -77,6 +79,7 @@ impl Reply {
         match self {
             Self::Status(status) if !status.healthy() => Code::Unhealthy,
             Self::Map(map) if map.shows_stale() => Code::Unhealthy,
+            Self::Verify(verify) if verify.differing_bytes > 0 => Code::Unhealthy,
             _ => Code::Done,
         }
     }
@@ -555,6 +558,46 @@ pub struct ProbeReply {
     pub received_us: u64,
     /// Until the peer had applied it, when it did so in time.
     pub applied_us: Option<u64>,
+}
+
+/// Both hosts' volumes were compared.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VerifyReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// The host that was compared with.
+    pub peer: String,
+    /// Bytes of each host that were compared.
+    pub compared_bytes: u64,
+    /// Bytes of all volumes.
+    pub total_bytes: u64,
+    /// How many regions were chosen, when not all was compared.
+    pub sample: Option<u64>,
+    /// Whether what differed was to be copied again.
+    pub repair: bool,
+    /// Bytes that differed and are equal now, because they were copied again.
+    pub repaired_bytes: u64,
+    /// Bytes that differ still, in whole blocks of 4 KiB.
+    pub differing_bytes: u64,
+    /// Where, in the order of volumes and rising.
+    pub differing: Vec<DifferingRange>,
+    /// Bytes of those that are not listed.
+    pub unlisted_bytes: u64,
+    /// Where it was repaired.
+    pub repaired: Vec<DifferingRange>,
+    /// Time taken.
+    pub seconds: f64,
+}
+
+/// Bytes of a volume that differ on the two hosts: `first..end`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DifferingRange {
+    /// The volume.
+    pub volume: String,
+    /// First byte.
+    pub first: u64,
+    /// The one behind the last.
+    pub end: u64,
 }
 
 /// `-n`: what would be done.

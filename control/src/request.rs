@@ -281,6 +281,16 @@ pub enum Command {
         /// The context.
         context: u32,
     },
+    /// `verify`: both hosts' volumes are compared while everything goes on.
+    Verify {
+        /// The context.
+        context: u32,
+        /// `--repair`: what differs is copied again.
+        repair: bool,
+        /// `--sample`: only so many regions, chosen at random.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sample: Option<u64>,
+    },
     /// `nbd --stdio`: when it succeeds, this connection is one of NBD from there on.
     Nbd {
         /// What the client gets that names no export.
@@ -339,7 +349,8 @@ impl Command {
             | Self::Stop { context, .. }
             | Self::ReleasePin { context, .. }
             | Self::Wait { context, .. }
-            | Self::Probe { context } => Some(*context),
+            | Self::Probe { context }
+            | Self::Verify { context, .. } => Some(*context),
             Self::Protect(p) => Some(p.context),
             Self::NodeInfo | Self::Nbd { .. } | Self::PairOpen | Self::PairJoin { .. } | Self::Job { .. } => {
                 None

@@ -86,8 +86,11 @@ pub struct ContextStatus {
     pub pins: u64,
     /// The newest point that a validation passed at.
     pub proven_good: Option<PointInfo>,
-    /// The last verify.
+    /// The last verify that came to its end, on production.
     pub verified: Option<Verified>,
+    /// The verify that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verifying: Option<Verifying>,
     /// Who stopped it and when, while it is stopped.
     pub stopped: Option<Stopped>,
 }
@@ -219,8 +222,33 @@ pub struct Verified {
     pub at: Moment,
     /// At which container.
     pub lfc: u64,
-    /// Regions that differed.
+    /// Ranges that differed.
     pub mismatches: u64,
+    /// Bytes that were compared; fewer than the volumes have: a sample.
+    #[serde(default)]
+    pub compared_bytes: u64,
+    /// Bytes that are known to differ still, by this verify or an earlier one.
+    #[serde(default)]
+    pub differing_bytes: u64,
+}
+
+/// A verify that is under way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Verifying {
+    /// Who began it: an operator, `schedule`, `catch-up`.
+    pub by: String,
+    /// When.
+    pub since: Moment,
+    /// Bytes compared so far.
+    pub done_bytes: u64,
+    /// Of so many.
+    pub total_bytes: u64,
+    /// Bytes a second, once any were compared.
+    pub rate: Option<f64>,
+    /// Seconds to go at that rate.
+    pub eta_s: Option<u64>,
+    /// What it waits for.
+    pub waits: Option<String>,
 }
 
 /// Who stopped a context.

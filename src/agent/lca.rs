@@ -564,6 +564,7 @@ impl Link {
         let context = Arc::clone(&self.context);
         blocking(move || context.overflow_ended()).await?;
         self.context.set_peer_synced(sender.cursors().sent);
+        self.context.verify.caught_up();
         tracing::info!(
             context = self.context.id().0,
             seq = sender.cursors().sent.0,

@@ -57,6 +57,21 @@ pub struct ContextConfig {
     /// What becomes of a production's earlier points that its peer holds too.
     #[serde(default, skip_serializing_if = "is_default")]
     pub history_on_production: HistoryOnProduction,
+    /// Bytes a second that a verify compares at most.
+    #[serde(
+        default = "default_verify_rate",
+        skip_serializing_if = "is_default_verify_rate"
+    )]
+    pub verify_rate: Size,
+    /// Everything is verified so long after the last time; none: only when somebody asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_every: Option<Age>,
+    /// Regions that are verified after a catch-up, chosen at random; 0: none.
+    #[serde(
+        default = "default_verify_after_catch_up",
+        skip_serializing_if = "is_default_verify_after_catch_up"
+    )]
+    pub verify_after_catch_up: u64,
     /// The protected volumes.
     #[serde(rename = "volume")]
     pub volumes: Vec<VolumeConfig>,
@@ -159,6 +174,22 @@ fn default_restart_grace() -> Age {
     Age(Duration::from_secs(600))
 }
 
+fn default_verify_rate() -> Size {
+    Size(64 << 20)
+}
+
+fn is_default_verify_rate(value: &Size) -> bool {
+    *value == default_verify_rate()
+}
+
+fn default_verify_after_catch_up() -> u64 {
+    64
+}
+
+fn is_default_verify_after_catch_up(value: &u64) -> bool {
+    *value == default_verify_after_catch_up()
+}
+
 /// Keys that came after the first version are left out at their default: the text, and so the digest that the two hosts
 /// compare, stays what it was.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -195,6 +226,9 @@ impl ContextConfig {
             on_start_alone: OnStartAlone::default(),
             restart_grace: default_restart_grace(),
             history_on_production: HistoryOnProduction::default(),
+            verify_rate: default_verify_rate(),
+            verify_every: None,
+            verify_after_catch_up: default_verify_after_catch_up(),
             volumes,
         }
     }
@@ -282,6 +316,12 @@ impl ContextConfig {
         }
         if self.lfc_max_age.0 < Duration::from_secs(1) {
             return fault("lfc_max_age", self.lfc_max_age.to_string(), "1s or more");
+        }
+        if self.verify_rate.0 < 64 << 10 {
+            return fault("verify_rate", self.verify_rate.to_string(), "64K or more");
+        }
+        if let Some(every) = self.verify_every.filter(|e| e.0 < Duration::from_secs(1)) {
+            return fault("verify_every", every.to_string(), "1s or more");
         }
         if self.recovery.len() != 1 || self.recovery[0] == self.production {
             return fault(

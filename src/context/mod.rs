@@ -32,6 +32,7 @@ use crate::{
     format::{self, FormatError},
     node::Node,
     roles::Standing,
+    verify::Desk,
 };
 use control::Holder;
 use journal::{
@@ -271,6 +272,8 @@ pub struct Context {
     pub bells: Bells,
     /// What is kept of the past.
     pub retention: Retention,
+    /// Where verifies are begun and looked at.
+    pub verify: Desk,
     node: Weak<Node>,
     node_name: String,
     folder: PathBuf,
@@ -347,6 +350,7 @@ impl Context {
             held_back: Mutex::default(),
             changing: Mutex::default(),
             pair: Mutex::new(pair::Pair::of(&config, &node.name())),
+            verify: Desk::default(),
             config,
         });
         context.start_by_itself(node.last_alive(), is_new)?;

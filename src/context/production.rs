@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | sync | unsynced records | one journal sync, answers flushes, rings `durable` |
 //! | write-back | `durable` | overwrites the volumes from durable frames; a checkpoint now and then. While this host holds earlier points: applies sealed containers, undo first ([`crate::applying::acting`]) |
+//! | verify | its desk | compares the volumes with the replica, a pass at a time ([`crate::verify`]) |
 //! | seal | a timer | seals by age, drops what the peer has applied, ingests what it has not, raises the bound when idle, lets the oldest give way at the journal's limit |
 
 use super::{Context, ContextError, retention::LOOK_AGAIN};
@@ -44,7 +45,7 @@ pub struct Production {
     stopping: Arc<AtomicBool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     link: Mutex<Option<agent::LinkHandle>>,
-    wake: Bell,
+    wake: [Bell; 2],
 }
 
 impl Production {
@@ -79,6 +80,10 @@ impl Production {
             spawn("sync", context, &tap, &volumes, &stopping, sync_loop),
             spawn("write-back", context, &tap, &volumes, &stopping, write_back),
             spawn("seal", context, &tap, &volumes, &stopping, seal_loop),
+            spawn("verify", context, &tap, &volumes, &stopping, |agent| {
+                let stopping = || agent.stopping() || agent.context.journal.poisoned().is_some();
+                agent.context.verify.run(&agent.context, &agent.tap, &stopping);
+            }),
         ];
         // After a failover nothing is shipped before the operator says so.
         let ships = context.standing() == Standing::Producing;
@@ -90,7 +95,7 @@ impl Production {
             stopping,
             threads: Mutex::new(threads),
             link: Mutex::new(link),
-            wake: context.bells.durable.clone(),
+            wake: [context.bells.durable.clone(), context.verify.bell()],
         })
     }
 
@@ -108,9 +113,13 @@ impl Production {
         self.stopping.store(true, Ordering::Release);
         self.tap.flushes().stop();
         // A sync thread that ended with a failure rings no more.
-        self.wake.ring();
+        self.wake.iter().for_each(Bell::ring);
         for thread in self.threads.lock().drain(..) {
             let _ = thread.join();
+        }
+        // A repair may have begun another link meanwhile.
+        if let Some(link) = self.link.lock().take() {
+            link.stop();
         }
     }
 

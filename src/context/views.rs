@@ -353,6 +353,15 @@ impl Views {
         Ok(self.journal.resolve(target, Timestamp::now())?.point)
     }
 
+    /// A view at a target that nothing keeps: reading it fails once retention has passed its point.
+    ///
+    /// # Errors
+    /// When the target is not reachable or the replica is not consistent.
+    pub fn at(&self, target: &Target) -> Result<Arc<View>, SnapshotError> {
+        let point = self.resolve(target)?;
+        Ok(self.view(point)?)
+    }
+
     /// A view at a target for one connection.
     ///
     /// # Errors

@@ -42,6 +42,8 @@ fn scopes(command: &Command, role: Role) -> Vec<Scope> {
         command if !command.changes_state() => vec![],
         // A new snapshot changes nothing that another command works on.
         Command::Snapshot { .. } => vec![],
+        // It may take days, and changes nothing but by copies, as a resync does.
+        Command::Verify { .. } => vec![],
         Command::Mount { level: of, .. } if role == Role::Recovery => vec![level(*of)],
         Command::Unmount { replica_side, .. } if *replica_side || role == Role::Recovery => {
             vec![Scope::Levels]

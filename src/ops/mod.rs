@@ -22,6 +22,7 @@ mod restore;
 pub(crate) mod role;
 mod snapshot;
 pub(crate) mod status;
+mod verify;
 mod wait;
 mod windows;
 
@@ -413,6 +414,11 @@ fn dispatch(op: &mut Op<'_>, command: &Command) -> Answer {
         Command::Job { job, verb } => jobs::one(op, *job, *verb),
         Command::Log { context, limit } => jobs::log(op, *context, *limit),
         Command::Probe { context } => wait::probe(op, *context),
+        Command::Verify {
+            context,
+            repair,
+            sample,
+        } => verify::verify(op, *context, *repair, *sample),
         Command::PairOpen => pair::open(op),
         Command::PairJoin { string } => pair::join(op, string),
         _ => Err(Failure::new(

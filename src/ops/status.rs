@@ -207,6 +207,12 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
             context.peer_name()
         ));
     }
+    let verify = if production {
+        context.verify.live(context)
+    } else {
+        crate::verify::Live::default()
+    };
+    warnings.extend(super::verify::warning(context, &verify));
     let (verdict, node_status) = verdict(context, row.state, unacked, stale, consistent_here);
     let healthy =
         node_status == 30 && peer.connected && warnings.is_empty() && row.state == ContextState::Enabled;
@@ -297,7 +303,8 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
         },
         pins: journal.pins().map_or(0, |pins| pins.len() as u64),
         proven_good: None,
-        verified: None,
+        verified: super::verify::verified(&verify),
+        verifying: super::verify::verifying(&verify),
         stopped: (row.state == ContextState::Stopped).then(|| Stopped {
             by: row.notes.get("stopped_by").cloned().unwrap_or_default(),
             at: row.since.into(),

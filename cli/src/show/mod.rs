@@ -10,6 +10,7 @@ mod role;
 mod run;
 mod status;
 mod table;
+mod verify;
 
 pub(crate) use about::{bar_style, failure, next, progress, question, step};
 pub(crate) use jobs::asked;
@@ -76,6 +77,7 @@ pub(crate) fn reply(reply: &Reply, view: &View) -> String {
         Reply::PairOpen(r) => run::pair_open(r, view),
         Reply::PairJoin(r) => run::pair_join(r),
         Reply::Probe(r) => run::probe(r),
+        Reply::Verify(r) => verify::verify(r),
         Reply::Plan(r) => run::plan(r, view),
         // A kind that this release does not know: better its JSON than nothing.
         other => format!("{}\n", serde_json::to_string(other).unwrap_or_default()),

@@ -138,8 +138,19 @@ fn context(text: &mut String, c: &ContextStatus, r: &StatusReply, view: &View) {
         .as_ref()
         .map_or_else(|| "never".into(), |p: &PointInfo| point::short(p, view));
     row("Proven", good);
-    let verified = c.verified.as_ref().map_or_else(
-        || "never".into(),
+    row("Verified", verified(c, view));
+    rest(text, c, view);
+}
+
+/// The last verify, and the one that is under way.
+fn verified(c: &ContextStatus, view: &View) -> String {
+    let head = c.head.context.as_ref();
+    let replica = head.filter(|h| h.role == Role::Recovery);
+    let elsewhere = replica
+        .and_then(|h| h.peer.as_ref())
+        .map(|peer| format!("see {}", peer.name));
+    let last = c.verified.as_ref().map_or_else(
+        || elsewhere.unwrap_or_else(|| "never".into()),
         |v| {
             format!(
                 "{} at LFC {}, {}",
@@ -149,8 +160,16 @@ fn context(text: &mut String, c: &ContextStatus, r: &StatusReply, view: &View) {
             )
         },
     );
-    row("Verified", verified);
-    rest(text, c, view);
+    let Some(now) = &c.verifying else {
+        return last;
+    };
+    let percent = now.done_bytes.saturating_mul(100) / now.total_bytes.max(1);
+    let then = match (&now.waits, now.eta_s) {
+        (Some(why), _) => format!(", waits: {why}"),
+        (None, Some(eta)) => format!(", {eta} s to go"),
+        (None, None) => String::new(),
+    };
+    format!("{last}; now {percent} %{then}")
 }
 
 /// Warnings first, then volumes, then snapshots, within what is left of the screen.

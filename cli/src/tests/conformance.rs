@@ -41,6 +41,7 @@ const ROWS: &[(&str, &str, Done)] = &[
     ("dr", "rtdr -C 1 failover", Done::OfContext),
     ("config", "scconfig -C 1 -M", Done::OfContext),
     ("map", "map view -C 1", Done::OfContext),
+    ("verify", "verify -C 1", Done::OfContext),
 ];
 
 /// A line's words with these behind them; without `-C 1` when that is to be missing.

@@ -52,6 +52,8 @@ fn answers_are_written_as_agreed() {
         ("protect.txt", Reply::Protect(replies::protect())),
         ("pins.txt", Reply::Pins(replies::pins())),
         ("plan.txt", Reply::Plan(replies::plan())),
+        ("verify.txt", Reply::Verify(replies::verify())),
+        ("verify-equal.txt", Reply::Verify(replies::verified())),
         ("jobs.txt", Reply::Jobs(replies::jobs())),
         ("jobs-none.txt", Reply::Jobs(control::jobs::JobsReply::default())),
         ("job.txt", Reply::Job(Box::new(replies::jobs().jobs.remove(0)))),
@@ -169,6 +171,7 @@ fn json_has_the_members_that_are_documented() {
         ("scconfig", Reply::Dirty(control::reply::DirtyReply::default())),
         ("map", Reply::Map(control::reply::MapReply::default())),
         ("protect", Reply::Protect(replies::protect())),
+        ("verify", Reply::Verify(replies::verify())),
         ("rtstop", Reply::Plan(replies::plan())),
     ] {
         let outcome = control::Outcome::ok(reply)

@@ -284,6 +284,22 @@ fn letters_of_the_other_commands() {
             wait(WaitFor::Mark("good".into())),
         ),
         ("backstay probe -C 1", Command::Probe { context: 1 }),
+        (
+            "backstay verify -C 1",
+            Command::Verify {
+                context: 1,
+                repair: false,
+                sample: None,
+            },
+        ),
+        (
+            "backstay verify -C 1 --repair --sample 20",
+            Command::Verify {
+                context: 1,
+                repair: true,
+                sample: Some(20),
+            },
+        ),
         ("backstay jobs", Command::Jobs { context: None }),
         ("backstay jobs -C 2", Command::Jobs { context: Some(2) }),
         ("backstay jobs show 7", job(7, JobVerb::Show)),

@@ -337,7 +337,10 @@ pub(super) fn status() -> StatusReply {
                 at: ago(4000),
                 lfc: 70_000,
                 mismatches: 0,
+                compared_bytes: 1 << 30,
+                differing_bytes: 0,
             }),
+            verifying: None,
             stopped: None,
         }],
     }
@@ -514,5 +517,36 @@ pub(super) fn log() -> LogReply {
             host: "rec1".into(),
             why: "rec1 is not reachable".into(),
         }],
+    }
+}
+
+/// A verify that found something, and repaired some of it.
+pub(super) fn verify() -> control::reply::VerifyReply {
+    let range = |volume: &str, first, end| control::reply::DifferingRange {
+        volume: volume.into(),
+        first,
+        end,
+    };
+    control::reply::VerifyReply {
+        repair: true,
+        repaired_bytes: 8192,
+        differing_bytes: 12_288 + (1 << 20),
+        differing: vec![range("data", 4096, 8192), range("log", 40_960, 49_152)],
+        unlisted_bytes: 1 << 20,
+        repaired: vec![range("data", 1 << 30, (1 << 30) + 8192)],
+        ..verified()
+    }
+}
+
+/// A sample that found nothing.
+pub(super) fn verified() -> control::reply::VerifyReply {
+    control::reply::VerifyReply {
+        context: 1,
+        peer: "rec1".into(),
+        compared_bytes: 20 << 20,
+        total_bytes: 10 << 30,
+        sample: Some(20),
+        seconds: 12.34,
+        ..control::reply::VerifyReply::default()
     }
 }

@@ -1,4 +1,4 @@
-//! `status`, `pins`, `wait`, `probe`, and the local commands.
+//! `status`, `pins`, `wait`, `probe`, `verify`, and the local commands.
 
 use super::{Given, Shape, Verb, at_most_one, only_where};
 use crate::{
@@ -103,6 +103,34 @@ impl Verb for Probe {
     fn command(&self, _: &Given<'_>) -> Result<Command, CliError> {
         Ok(Command::Probe {
             context: self.context.required()?,
+        })
+    }
+}
+
+/// Letters of `verify`.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Verify {
+    #[command(flatten)]
+    context: ContextArg,
+    /// Copy again what differs, from production to the replica, and compare it once more
+    #[arg(long)]
+    repair: bool,
+    /// Only so many regions of 1 MiB, chosen at random
+    #[arg(long, value_name = "N")]
+    sample: Option<u64>,
+}
+
+impl Verb for Verify {
+    fn command(&self, _: &Given<'_>) -> Result<Command, CliError> {
+        only_where(&[(
+            self.sample == Some(0),
+            false,
+            "--sample 0: nothing would be compared",
+        )])?;
+        Ok(Command::Verify {
+            context: self.context.required()?,
+            repair: self.repair,
+            sample: self.sample,
         })
     }
 }

@@ -1,0 +1,639 @@
+//! The thread that verifies, and what is asked of it.
+
+use super::{
+    compare::{Comparer, cut, hindrance},
+    state::{Cause, Differs, Ended, Kept, LISTED_MAX, Live, NOTE, Pass, Sample, join},
+};
+use crate::{
+    bell::{Bell, Ear},
+    context::Context,
+};
+use journal::tap::Tap;
+use model::{ByteRange, Timestamp, VolumeIndex};
+use parking_lot::Mutex;
+use rand::{SeedableRng as _, rngs::StdRng, seq::index};
+use std::{
+    collections::VecDeque,
+    fmt::Display,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Bytes of a stretch of a pass over everything.
+const STRETCH: u64 = 4 << 20;
+/// Bytes of a region that is chosen at random.
+const REGION: u64 = 1 << 20;
+/// Stretches that were looked at and wait for the peer to receive what they are about.
+const OPEN_MAX: usize = 64;
+/// How often a pass that finds nothing is kept.
+const KEEP_EVERY: Duration = Duration::from_secs(2);
+/// Passes that have ended and can still be asked for.
+const ENDED_KEPT: usize = 16;
+/// Longest sleep of the thread.
+const NAP: Duration = Duration::from_secs(3600);
+
+/// Why a pass does not go on.
+#[derive(Clone, Debug)]
+pub(super) enum Halt {
+    /// The context stops: it goes on when it is started again.
+    Stops,
+    /// Somebody does not want it any more.
+    Cancelled,
+    /// It cannot.
+    Failed(String),
+}
+
+impl Halt {
+    pub fn failed(error: impl Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// Where passes are begun and looked at.
+#[derive(Default)]
+pub struct Desk {
+    bell: Bell,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Read from the context's row, once.
+    kept: Option<Kept>,
+    ended: VecDeque<Ended>,
+    /// Bytes that the pass under way compares in all.
+    total: u64,
+    /// When it was begun or gone on with, and how much was compared then.
+    from: Option<(Instant, u64)>,
+    waits: Option<String>,
+    /// The pass with this number is not wanted any more.
+    cancelled: u64,
+    caught_up: bool,
+}
+
+impl Desk {
+    /// Rings whenever something has changed.
+    #[must_use]
+    pub fn ear(&self) -> Ear {
+        self.bell.ear()
+    }
+
+    /// The bell: it wakes the thread, which looks whether it is to stop.
+    #[must_use]
+    pub fn bell(&self) -> Bell {
+        self.bell.clone()
+    }
+
+    /// All copies of a first sync or resync have ended.
+    pub(crate) fn caught_up(&self) {
+        self.inner.lock().caught_up = true;
+        self.bell.ring();
+    }
+
+    /// Begins a pass, in the place of one that nobody asked for. One with the same wishes that is under way is gone on with.
+    ///
+    /// # Errors
+    /// The pass that is under way, if it is another operator's.
+    pub fn begin(
+        &self,
+        context: &Context,
+        by: &str,
+        repair: bool,
+        sample: Option<u64>,
+    ) -> Result<u64, Box<Pass>> {
+        let sample = smaller(context, sample);
+        let mut inner = self.inner.lock();
+        let kept = kept(&mut inner, context);
+        if let Some(pass) = kept.pass.as_ref().filter(|p| p.cause == Cause::Operator) {
+            let same = pass.repair == repair && pass.sample.map(|s| s.count) == sample;
+            return if same {
+                Ok(pass.number)
+            } else {
+                Err(Box::new(pass.clone()))
+            };
+        }
+        let before = kept.pass.as_ref().map(|p| p.number);
+        let number = new_pass(kept, context, Cause::Operator, by, repair, sample);
+        inner.cancelled = before.unwrap_or(inner.cancelled);
+        drop(inner);
+        self.bell.ring();
+        Ok(number)
+    }
+
+    /// The pass with this number is not wanted any more.
+    pub fn cancel(&self, number: u64) {
+        self.inner.lock().cancelled = number;
+        self.bell.ring();
+    }
+
+    /// How a pass ended, once it has.
+    #[must_use]
+    pub fn ended(&self, number: u64) -> Option<Ended> {
+        self.inner
+            .lock()
+            .ended
+            .iter()
+            .find(|e| e.number == number)
+            .cloned()
+    }
+
+    /// What is to be seen.
+    #[must_use]
+    pub fn live(&self, context: &Context) -> Live {
+        let mut inner = self.inner.lock();
+        let kept = kept(&mut inner, context).clone();
+        let compared = kept.pass.as_ref().map_or(0, |p| p.compared);
+        let rate = inner.from.and_then(|(since, then)| {
+            let rate = compared.saturating_sub(then) as f64 / since.elapsed().as_secs_f64().max(0.001);
+            (rate > 0.0).then_some(rate)
+        });
+        Live {
+            total: kept.pass.as_ref().map_or(0, |_| inner.total.max(compared)),
+            rate: rate.filter(|_| kept.pass.is_some()),
+            waits: inner.waits.clone().filter(|_| kept.pass.is_some()),
+            pass: kept.pass,
+            last: kept.last,
+            known: kept.known,
+            unlisted: kept.unlisted,
+        }
+    }
+
+    /// Works until the context stops.
+    pub(crate) fn run(&self, context: &Arc<Context>, tap: &Tap, stopping: &dyn Fn() -> bool) {
+        let mut ear = self.bell.ear();
+        while !stopping() {
+            let Some(pass) = self.next(context) else {
+                ear.wait(self.until_due(context));
+                continue;
+            };
+            let number = pass.number;
+            let end = Work {
+                desk: self,
+                context,
+                tap,
+                number,
+                stopping,
+            }
+            .pass();
+            self.inner.lock().waits = None;
+            match end {
+                Err(Halt::Stops) => return,
+                Ok(()) => self.end(context, number, |_| {}),
+                Err(Halt::Cancelled) => self.end(context, number, |e| e.cancelled = true),
+                Err(Halt::Failed(why)) => {
+                    tracing::warn!(context = context.id().0, "verify ended: {why}");
+                    self.end(context, number, |e| e.failure = Some(why));
+                }
+            }
+            if context.journal.poisoned().is_some() {
+                return;
+            }
+        }
+    }
+
+    /// The pass to work on: one that is under way, or one that is due.
+    fn next(&self, context: &Context) -> Option<Pass> {
+        let mut inner = self.inner.lock();
+        let caught_up = std::mem::take(&mut inner.caught_up);
+        let config = &context.config;
+        let kept = kept(&mut inner, context);
+        if kept.pass.as_ref().is_some_and(|p| p.term != context.term().0) {
+            tracing::info!(
+                context = context.id().0,
+                "a verify of an earlier term is given up"
+            );
+            kept.pass = None;
+        }
+        if kept.pass.is_none() {
+            let full_due = due(kept, context).is_some_and(|at| at <= Timestamp::now());
+            if full_due {
+                new_pass(kept, context, Cause::Schedule, "schedule", false, None);
+            } else if caught_up && config.verify_after_catch_up > 0 {
+                let sample = Some(config.verify_after_catch_up);
+                new_pass(kept, context, Cause::CatchUp, "catch-up", false, sample);
+            }
+        }
+        let pass = kept.pass.clone()?;
+        inner.from = Some((Instant::now(), pass.compared));
+        drop(inner);
+        self.keep(context);
+        Some(pass)
+    }
+
+    fn until_due(&self, context: &Context) -> Duration {
+        let mut inner = self.inner.lock();
+        let due = due(kept(&mut inner, context), context);
+        due.map_or(NAP, |at| {
+            NAP.min(Duration::from_nanos(at.0.saturating_sub(Timestamp::now().0)))
+        })
+    }
+
+    /// Makes what is known durable; a context that cannot is poisoned, and the pass ends with it.
+    fn keep(&self, context: &Context) {
+        let text = {
+            let mut inner = self.inner.lock();
+            serde_json::to_string(kept(&mut inner, context)).expect("plain numbers and texts")
+        };
+        if let Err(e) = context.change_row(|row| drop(row.notes.insert(NOTE.to_owned(), text))) {
+            tracing::warn!(context = context.id().0, "verify: {e}");
+        }
+        self.bell.ring();
+    }
+
+    fn end(&self, context: &Context, number: u64, change: impl FnOnce(&mut Ended)) {
+        let mut inner = self.inner.lock();
+        let kept = kept(&mut inner, context);
+        let Some(pass) = kept.pass.take_if(|p| p.number == number) else {
+            return;
+        };
+        let mut ended = Ended {
+            number,
+            since: pass.since,
+            at: Timestamp::now().0,
+            compared: pass.compared,
+            sample: pass.sample.map(|s| s.count),
+            lfc: context.journal.open_row().map_or(0, |row| row.lfc.0),
+            found: pass.found,
+            repaired: pass.repaired,
+            failure: None,
+            cancelled: false,
+        };
+        change(&mut ended);
+        if pass.sample.is_none() {
+            kept.full_at = ended.at;
+        }
+        if ended.failure.is_none() && !ended.cancelled {
+            kept.unlisted = match pass.sample {
+                None => pass.unlisted,
+                Some(_) => kept.unlisted + pass.unlisted,
+            };
+            kept.last = Some(ended.clone());
+            if kept.known.is_empty() && kept.unlisted == 0 {
+                tracing::info!(
+                    context = context.id().0,
+                    bytes = ended.compared,
+                    "verified: equal"
+                );
+            }
+        }
+        inner.ended.push_back(ended);
+        if inner.ended.len() > ENDED_KEPT {
+            inner.ended.pop_front();
+        }
+        drop(inner);
+        self.keep(context);
+    }
+}
+
+/// What is kept, read at first use. What cannot be read is none: it would only be compared again.
+fn kept<'a>(inner: &'a mut Inner, context: &Context) -> &'a mut Kept {
+    inner.kept.get_or_insert_with(|| {
+        let row = context.row();
+        let note = row.notes.get(NOTE);
+        note.and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_default()
+    })
+}
+
+/// When everything is to be verified by itself.
+fn due(kept: &Kept, context: &Context) -> Option<Timestamp> {
+    let every = context.config.verify_every?.0;
+    let every = u64::try_from(every.as_nanos()).unwrap_or(u64::MAX);
+    Some(Timestamp(kept.full_at.saturating_add(every)))
+}
+
+fn new_pass(
+    kept: &mut Kept,
+    context: &Context,
+    cause: Cause,
+    by: &str,
+    repair: bool,
+    sample: Option<u64>,
+) -> u64 {
+    kept.number += 1;
+    let sample = smaller(context, sample);
+    kept.pass = Some(Pass {
+        number: kept.number,
+        cause,
+        by: by.to_owned(),
+        repair,
+        sample: sample.map(|count| Sample {
+            count,
+            seed: rand::random(),
+        }),
+        term: context.term().0,
+        since: Timestamp::now().0,
+        next: 0,
+        compared: 0,
+        found: 0,
+        unlisted: 0,
+        repaired: Vec::new(),
+    });
+    kept.number
+}
+
+/// A sample of all there is is no sample.
+fn smaller(context: &Context, sample: Option<u64>) -> Option<u64> {
+    sample.filter(|count| *count < regions(context))
+}
+
+/// Regions of all volumes.
+fn regions(context: &Context) -> u64 {
+    context
+        .config
+        .volumes
+        .iter()
+        .map(|v| v.size.0.div_ceil(REGION))
+        .sum()
+}
+
+/// The stretches of a pass, in order.
+fn stretches(context: &Context, sample: Option<Sample>) -> Vec<(VolumeIndex, ByteRange)> {
+    let step = if sample.is_some() { REGION } else { STRETCH };
+    let mut all = Vec::new();
+    for (index, volume) in context.config.indexed() {
+        let size = volume.size.0;
+        let starts = (0..size.div_ceil(step)).map(|n| n * step);
+        all.extend(starts.map(|start| {
+            let end = (start + step).min(size);
+            (index, ByteRange { start, end })
+        }));
+    }
+    let Some(sample) = sample else { return all };
+    let count = usize::try_from(sample.count).unwrap_or(usize::MAX).min(all.len());
+    let mut rng = StdRng::seed_from_u64(sample.seed);
+    let mut chosen = index::sample(&mut rng, all.len(), count).into_vec();
+    chosen.sort_unstable();
+    chosen.into_iter().map(|n| all[n]).collect()
+}
+
+/// One pass.
+struct Work<'a> {
+    desk: &'a Desk,
+    context: &'a Arc<Context>,
+    tap: &'a Tap,
+    number: u64,
+    stopping: &'a dyn Fn() -> bool,
+}
+
+impl Work<'_> {
+    fn halt(&self) -> Option<Halt> {
+        if (self.stopping)() {
+            return Some(Halt::Stops);
+        }
+        (self.desk.inner.lock().cancelled == self.number).then_some(Halt::Cancelled)
+    }
+
+    /// Looks at the pass, and changes it. One that was replaced is cancelled.
+    fn with<T>(&self, work: impl FnOnce(&mut Kept, &mut Pass) -> T) -> Result<T, Halt> {
+        let mut inner = self.desk.inner.lock();
+        let kept = kept(&mut inner, self.context);
+        let mut pass = kept
+            .pass
+            .take_if(|p| p.number == self.number)
+            .ok_or(Halt::Cancelled)?;
+        let done = work(kept, &mut pass);
+        kept.pass = Some(pass);
+        Ok(done)
+    }
+
+    fn pass(&self) -> Result<(), Halt> {
+        let halt = || self.halt();
+        let waits = |why| self.desk.inner.lock().waits = why;
+        let mut comparer = Comparer::new(self.context, self.tap, &halt, &waits);
+        let (sample, mut next, repair) = self.with(|_, p| (p.sample, p.next, p.repair))?;
+        let all = stretches(self.context, sample);
+        self.desk.inner.lock().total = all.iter().map(|(_, range)| range.len()).sum();
+        let mut kept_at = Instant::now();
+        let mut pace = Pace::new(self.context.config.verify_rate.0);
+        let mut open = VecDeque::new();
+        let mut left = all
+            .iter()
+            .skip(usize::try_from(next).unwrap_or(usize::MAX))
+            .peekable();
+        loop {
+            // What the link has yet to carry keeps nobody from looking on.
+            let oldest = open
+                .front()
+                .is_some_and(|(_, _, looked)| comparer.is_received(looked));
+            if open.len() < OPEN_MAX
+                && !oldest
+                && let Some((volume, range)) = left.next()
+            {
+                open.push_back((*volume, *range, comparer.look(*volume, *range)?));
+                self.rest(pace.spent(range.len()))?;
+                continue;
+            }
+            let Some((volume, range, looked)) = open.pop_front() else {
+                break;
+            };
+            let found = comparer.finish(looked)?;
+            next += 1;
+            let full = self.found(volume, &found, |pass| {
+                pass.next = next;
+                pass.compared += range.len();
+            })?;
+            if !found.is_empty() || kept_at.elapsed() >= KEEP_EVERY {
+                self.desk.keep(self.context);
+                kept_at = Instant::now();
+            }
+            if repair && full {
+                self.settle(&mut comparer, true)?;
+            }
+        }
+        self.settle(&mut comparer, repair)
+    }
+
+    /// Notes what differs and how far the pass is; whether the list is full.
+    fn found(
+        &self,
+        volume: VolumeIndex,
+        found: &[ByteRange],
+        change: impl FnOnce(&mut Pass),
+    ) -> Result<bool, Halt> {
+        self.with(|kept, pass| {
+            change(pass);
+            pass.found += found.len() as u64;
+            for range in found {
+                if kept.known.len() < LISTED_MAX {
+                    kept.known.push(Differs::new(volume, *range));
+                    let (id, first, bytes) = (self.context.id().0, range.start, range.len());
+                    tracing::warn!(context = id, volume = volume.0, first, bytes, "verify: differs");
+                } else {
+                    pass.unlisted += range.len();
+                }
+            }
+            join(&mut kept.known);
+            kept.known.len() >= LISTED_MAX
+        })
+    }
+
+    /// Compares again what is known to differ, after it was copied again if it is to be.
+    fn settle(&self, comparer: &mut Comparer<'_>, repair: bool) -> Result<(), Halt> {
+        let known = self.with(|kept, _| kept.known.clone())?;
+        if known.is_empty() {
+            return Ok(());
+        }
+        comparer.ready()?;
+        if repair {
+            let ranges: Vec<_> = known.iter().map(|d| d.place()).collect();
+            self.context.journal.take_over(&ranges).map_err(Halt::failed)?;
+            // The peer, which takes itself for consistent, is told at the next greeting that it may not be.
+            self.context.relink();
+            tracing::info!(
+                context = self.context.id().0,
+                ranges = ranges.len(),
+                "verify: what differs is copied again"
+            );
+        }
+        let mut still = Vec::new();
+        let mut pace = Pace::new(self.context.config.verify_rate.0);
+        for differs in &known {
+            let (volume, whole) = differs.place();
+            for range in cut(whole, STRETCH) {
+                let found = comparer.blocks(volume, range)?;
+                still.extend(found.into_iter().map(|range| Differs::new(volume, range)));
+                self.rest(pace.spent(range.len()))?;
+            }
+        }
+        join(&mut still);
+        self.with(|kept, pass| {
+            if repair {
+                pass.repaired
+                    .extend(known.iter().flat_map(|d| without(*d, &still)));
+                join(&mut pass.repaired);
+                pass.repaired.truncate(LISTED_MAX);
+            }
+            kept.known = still;
+        })?;
+        self.desk.keep(self.context);
+        Ok(())
+    }
+
+    /// Sleeps so long, or until the pass is to halt.
+    fn rest(&self, long: Duration) -> Result<(), Halt> {
+        let until = Instant::now() + long;
+        let mut ear = self.desk.bell.ear();
+        loop {
+            if let Some(halt) = self.halt() {
+                return Err(halt);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            ear.wait(left);
+        }
+    }
+}
+
+/// What of a range is in none of the others, which rise.
+fn without(whole: Differs, less: &[Differs]) -> Vec<Differs> {
+    let mut out = Vec::new();
+    let mut at = whole.start;
+    for cut in less.iter().filter(|d| d.volume == whole.volume) {
+        if cut.start > at && at < whole.end {
+            let end = cut.start.min(whole.end);
+            out.push(Differs {
+                start: at,
+                end,
+                ..whole
+            });
+        }
+        at = at.max(cut.end);
+    }
+    if at < whole.end {
+        out.push(Differs { start: at, ..whole });
+    }
+    out
+}
+
+/// Keeps to so many bytes a second.
+struct Pace {
+    rate: u64,
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(rate: u64) -> Self {
+        Self {
+            rate,
+            since: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    /// How long to rest after so many more bytes. Time that was lost by waiting is not made up for.
+    fn spent(&mut self, bytes: u64) -> Duration {
+        self.bytes += bytes;
+        let due = Duration::from_secs_f64(self.bytes as f64 / self.rate as f64);
+        let rest = due.saturating_sub(self.since.elapsed());
+        if rest.is_zero() {
+            (self.since, self.bytes) = (Instant::now(), 0);
+        }
+        rest
+    }
+}
+
+impl Context {
+    /// Why a verify could not compare anything now, if so.
+    #[must_use]
+    pub fn verify_hindrance(&self) -> Option<String> {
+        match hindrance(self) {
+            Ok(why) => why,
+            Err(Halt::Failed(why)) => Some(why),
+            Err(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn differs(volume: u16, start: u64, end: u64) -> Differs {
+        Differs { volume, start, end }
+    }
+
+    #[test]
+    fn what_is_left_of_a_range() {
+        let still = [differs(0, 4, 8), differs(1, 0, 100), differs(1, 110, 120)];
+        assert_eq!(without(differs(0, 0, 4), &still), [differs(0, 0, 4)]);
+        assert_eq!(without(differs(0, 4, 8), &still), []);
+        assert_eq!(
+            without(differs(1, 90, 130), &still),
+            [differs(1, 100, 110), differs(1, 120, 130)]
+        );
+        let mut all = vec![
+            differs(0, 8, 12),
+            differs(1, 0, 4),
+            differs(0, 4, 8),
+            differs(0, 0, 2),
+        ];
+        join(&mut all);
+        assert_eq!(all, [differs(0, 0, 2), differs(0, 4, 12), differs(1, 0, 4)]);
+    }
+
+    #[test]
+    fn what_is_kept_is_read_again() {
+        let mut kept = Kept {
+            number: 3,
+            known: vec![differs(1, 4096, 8192)],
+            ..Kept::default()
+        };
+        kept.last = Some(Ended {
+            failure: Some("no".into()),
+            ..Ended::default()
+        });
+        let text = serde_json::to_string(&kept).unwrap();
+        assert_eq!(serde_json::from_str::<Kept>(&text).unwrap(), kept);
+        // A later version may keep more.
+        assert_eq!(
+            serde_json::from_str::<Kept>(r#"{"number":3,"more":1}"#)
+                .unwrap()
+                .number,
+            3
+        );
+    }
+}
