@@ -53,6 +53,7 @@ mod role;
 mod rotten;
 mod row_table;
 mod rows;
+mod shadow;
 mod superblock;
 mod tables;
 mod tail;
@@ -80,6 +81,7 @@ pub use rows::{
     Consistent, ContextRow, Floors, Generation, LfcRow, OrdinalRow, Parent, PinKind, PinRow, Promotion,
     RestorePhase, RestoreRow,
 };
+pub use shadow::{ShadowMedium, ShadowStore};
 pub use superblock::{Bounds, SUPERBLOCK_BYTES};
 pub use tail::{SealFlags, tail_bytes};
 pub use window::{Gap, GapCause, Reached, ResolveError, Resolved, Window};

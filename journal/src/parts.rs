@@ -99,7 +99,7 @@ impl Parts {
 const FILES: [&str; 4] = ["super", "tail.0", "tail.1", "db"];
 
 /// A file that is missing while a later one is there was made once: making it anew would lose what it held without a word.
-fn nothing_is_gone(dir: &Path) -> io::Result<Result<(), JournalError>> {
+pub(crate) fn nothing_is_gone(dir: &Path) -> io::Result<Result<(), JournalError>> {
     let mut gone = None;
     for name in FILES {
         let path = dir.join(name);
@@ -155,7 +155,7 @@ fn extend(path: &Path, wanted: u64) -> io::Result<()> {
     file.sync_all()
 }
 
-fn is_used(file: &mut File) -> io::Result<bool> {
+pub(crate) fn is_used(file: &mut File) -> io::Result<bool> {
     let mut head = Vec::new();
     Read::by_ref(file).take(HEADER_BYTES).read_to_end(&mut head)?;
     Ok(head.iter().any(|b| *b != 0))

@@ -45,7 +45,8 @@ const MEMTABLE_BYTES: usize = 2 << 20;
 /// A RocksDB database.
 pub struct RocksStore {
     db: Db,
-    ingest_dir: PathBuf,
+    /// Where files are built; `None` where nothing may be.
+    ingest_dir: Option<PathBuf>,
     next_file: AtomicU64,
 }
 
@@ -151,6 +152,22 @@ fn options(family: Family, cache: &Cache, floors: &Arc<IndexFloors>) -> Options 
     o
 }
 
+/// Looks at what RocksDB would take for a cut end, or read for ever, before it sees it; answers how its own failures to open are
+/// told.
+fn looked_through(dir: &Path) -> Result<impl Fn(String) -> StoreError + '_, StoreError> {
+    let failed = move |text: String| StoreError::Library {
+        op: "open",
+        text: format!("{}: {text}", dir.display()),
+    };
+    manifest::check(dir)
+        .map_err(io_error("check the list of files"))?
+        .map_err(failed)?;
+    log_file::check(dir)
+        .map_err(io_error("check the logs"))?
+        .map_err(failed)?;
+    Ok(failed)
+}
+
 impl RocksStore {
     /// Opens or creates the database in `dir`.
     ///
@@ -163,16 +180,7 @@ impl RocksStore {
             let left = left.map_err(io_error("list half-built files"))?;
             std::fs::remove_file(left.path()).map_err(io_error("remove a half-built file"))?;
         }
-        let failed = |text: String| StoreError::Library {
-            op: "open",
-            text: format!("{}: {text}", dir.display()),
-        };
-        manifest::check(dir)
-            .map_err(io_error("check the list of files"))?
-            .map_err(failed)?;
-        log_file::check(dir)
-            .map_err(io_error("check the logs"))?
-            .map_err(failed)?;
+        let failed = looked_through(dir)?;
         let mut o = Options::default();
         o.create_if_missing(true);
         o.create_missing_column_families(true);
@@ -187,7 +195,30 @@ impl RocksStore {
         let db = Db::open_cf_descriptors(&o, dir, families).map_err(|e| failed(e.into_string()))?;
         Ok(Self {
             db,
-            ingest_dir,
+            ingest_dir: Some(ingest_dir),
+            next_file: AtomicU64::new(0),
+        })
+    }
+
+    /// Opens the database in `dir` to be read alone; not a byte of the folder changes. Its write-ahead logs are replayed into
+    /// memory. RocksDB's read-only mode takes no lock and writes no `LOG`, and neither flushes what it replayed nor deletes
+    /// files that nothing names; the folder of half-built files is left alone. The caller sees to it that no daemon has it.
+    ///
+    /// # Errors
+    /// As [`RocksStore::open`].
+    pub fn open_read_only(dir: &Path) -> Result<Self, StoreError> {
+        let failed = looked_through(dir)?;
+        let mut o = Options::default();
+        o.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+        o.set_max_open_files(512);
+        o.set_stats_dump_period_sec(0);
+        let (cache, floors) = (Cache::new_lru_cache(CACHE_BYTES), Arc::default());
+        let families = Family::ALL.map(|f| ColumnFamilyDescriptor::new(name(f), options(f, &cache, &floors)));
+        let db = Db::open_cf_descriptors_read_only(&o, dir, families, false)
+            .map_err(|e| failed(e.into_string()))?;
+        Ok(Self {
+            db,
+            ingest_dir: None,
             next_file: AtomicU64::new(0),
         })
     }
@@ -304,8 +335,12 @@ impl Store for RocksStore {
         pairs: &mut dyn Iterator<Item = (Vec<u8>, Bytes)>,
     ) -> Result<(), StoreError> {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
-        let path = self.ingest_dir.join(format!("{}-{number}.sst", name(family)));
-        if media::free_bytes(&self.ingest_dir).map_err(io_error("look for room"))? < ROOM_BYTES {
+        let ingest_dir = self.ingest_dir.as_ref().ok_or_else(|| StoreError::Library {
+            op: "ingest",
+            text: "the store is open to be read alone".into(),
+        })?;
+        let path = ingest_dir.join(format!("{}-{number}.sst", name(family)));
+        if media::free_bytes(ingest_dir).map_err(io_error("look for room"))? < ROOM_BYTES {
             return Err(full(&path, NO_ROOM));
         }
         match self.build(family, &path, pairs) {

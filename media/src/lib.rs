@@ -53,20 +53,9 @@ impl FileMedium {
             }
             (Err(e), _) => return Err(e),
         };
-        lock(&file)?;
-        let meta = file.metadata()?;
-        let is_device = meta.file_type().is_block_device();
-        if !is_device && !meta.is_file() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "neither a file nor a block device",
-            ));
-        }
-        let mut len = if is_device {
-            rustix::fs::seek(&file, SeekFrom::End(0))?
-        } else {
-            meta.len()
-        };
+        lock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        let is_device = is_device(&file)?;
+        let mut len = length(&file, is_device)?;
         let wanted = match create {
             Create::Never => 0,
             Create::Sparse(n) | Create::Preallocated(n) => n,
@@ -99,6 +88,27 @@ impl FileMedium {
             len,
             is_device,
         })
+    }
+
+    /// Opens `path` to be read alone. Others may read it at the same time; whoever has it to write, or wants it, is kept out.
+    /// A write through it fails.
+    ///
+    /// # Errors
+    /// As [`FileMedium::open`].
+    pub fn open_read_only(path: &Path) -> io::Result<Self> {
+        let open = || {
+            let file = File::open(path)?;
+            lock(&file, FlockOperation::NonBlockingLockShared)?;
+            let is_device = is_device(&file)?;
+            let len = length(&file, is_device)?;
+            Ok(Self {
+                file,
+                path: path.to_owned(),
+                len,
+                is_device,
+            })
+        };
+        open().map_err(|e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
     }
 
     /// Where it is.
@@ -141,16 +151,36 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
+/// Whether it is a block device; all else but a file is refused.
+fn is_device(file: &File) -> io::Result<bool> {
+    let meta = file.metadata()?;
+    let is_device = meta.file_type().is_block_device();
+    if !is_device && !meta.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "neither a file nor a block device",
+        ));
+    }
+    Ok(is_device)
+}
+
+fn length(file: &File, is_device: bool) -> io::Result<u64> {
+    if is_device {
+        return Ok(rustix::fs::seek(file, SeekFrom::End(0))?);
+    }
+    Ok(file.metadata()?.len())
+}
+
 /// How long a lock that is held may be let go of.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 const LOCK_EVERY: Duration = Duration::from_millis(10);
 
 /// Locks a file. Where a context changes its role within one process, a reader of the volume that was closed may be just
 /// leaving it, and a child process that is being made has it until it runs its program: neither is another user of it.
-fn lock(file: &File) -> io::Result<()> {
+fn lock(file: &File, how: FlockOperation) -> io::Result<()> {
     let began = Instant::now();
     loop {
-        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        match rustix::fs::flock(file, how) {
             Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() < LOCK_WAIT => {
                 std::thread::sleep(LOCK_EVERY)
             }

@@ -223,3 +223,72 @@ fn a_store_that_a_first_start_did_not_finish_is_made_anew() {
     let lost = Parts::open_dir(dir.path(), 2 << 20).err().unwrap().to_string();
     assert!(lost.contains("CURRENT is gone"), "{lost}");
 }
+
+/// Every file below a folder: name, bytes, when it was changed.
+fn tree(dir: &std::path::Path) -> std::collections::BTreeMap<std::path::PathBuf, (Vec<u8>, std::time::SystemTime)> {
+    let mut all = std::collections::BTreeMap::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let changed = std::fs::metadata(&folder).unwrap().modified().unwrap();
+        all.insert(folder.clone(), (Vec::new(), changed));
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+            } else {
+                let changed = entry.metadata().unwrap().modified().unwrap();
+                all.insert(entry.path(), (std::fs::read(entry.path()).unwrap(), changed));
+            }
+        }
+    }
+    all
+}
+
+/// What a tool does to a shadow reaches no file, and a start afterwards finds what it would have found.
+#[test]
+fn a_shadow_is_recovered_and_the_folder_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (last, digest) = {
+        let (j, _) = Journal::open(Parts::open_dir(dir.path(), LFC).unwrap(), options()).unwrap();
+        j.create_generation(NewGeneration::own(GenId(1), None)).unwrap();
+        fill(&j, 20, 1000);
+        j.seal(SealFlags::default()).unwrap();
+        j.ingest_sealed().unwrap();
+        fill(&j, 10, 1000);
+        // It waits to be ingested.
+        j.seal(SealFlags::default()).unwrap();
+        fill(&j, 5, 1000);
+        (j.cursors().appended, j.head().unwrap().1)
+    };
+    // What a crash may leave.
+    std::fs::write(dir.path().join("db/ingest/redo-9.sst"), b"half").unwrap();
+    let before = tree(dir.path());
+    for _ in 0..2 {
+        let (j, opened) = Journal::open(Parts::open_shadow(dir.path(), LFC).unwrap(), options()).unwrap();
+        assert!(matches!(opened, Opened::Recovered { frames: 5, .. }), "{opened:?}");
+        assert_eq!(j.head().unwrap(), (crate::Position { generation: GenNo(1), seq: last }, digest));
+        let frames = j.frames_after(WriteSeq(0), u64::MAX).unwrap();
+        assert_eq!(frames.last().unwrap().last_seq(), last);
+        // Work, too, reaches nothing.
+        fill(&j, 30, 1000);
+        j.sync().unwrap();
+        j.seal(SealFlags::default()).unwrap();
+        j.ingest_sealed().unwrap();
+        j.drop_undo_through(Ordinal(0)).unwrap();
+        drop(j);
+        assert!(tree(dir.path()) == before, "the folder has changed");
+    }
+    let (j, _) = Journal::open(Parts::open_dir(dir.path(), LFC).unwrap(), options()).unwrap();
+    assert_eq!(j.head().unwrap().1, digest);
+    // Who has the files to write keeps tools out.
+    let refused = Parts::open_shadow(dir.path(), LFC).err().unwrap().to_string();
+    assert!(refused.contains("in use by another process"), "{refused}");
+}
+
+#[test]
+fn a_shadow_of_a_folder_that_was_never_begun_is_a_new_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, opened) = Journal::open(Parts::open_shadow(dir.path(), LFC).unwrap(), options()).unwrap();
+    assert_eq!(opened, Opened::Fresh);
+    assert_eq!(tree(dir.path()).len(), 1);
+}
