@@ -44,7 +44,7 @@ fn encode_undo(payload: &Payload) -> Bytes {
     }
 }
 
-fn decode_undo(value: &Bytes) -> Read<Payload> {
+pub(crate) fn decode_undo(value: &Bytes) -> Read<Payload> {
     let mut r = Reader(value);
     match r.u8()? {
         ZERO => r.end().map(|()| Payload::Zero),

@@ -26,6 +26,7 @@
 
 mod cache;
 mod changed;
+pub mod check;
 mod codec;
 mod container;
 mod cursors;

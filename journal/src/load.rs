@@ -73,7 +73,8 @@ impl Tables {
         fault.map_or(Ok(t), Err)
     }
 
-    fn row(&mut self, key: &[u8], value: &[u8]) -> Result<(), JournalError> {
+    /// Takes in a row of the catalog.
+    pub(crate) fn row(&mut self, key: &[u8], value: &[u8]) -> Result<(), JournalError> {
         let bad = || bad_key("catalog", key);
         let mut p = Parts(key);
         let kind = p.u8().ok_or_else(bad)?;

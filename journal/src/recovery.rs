@@ -87,7 +87,7 @@ impl Candidate {
 /// Damage that was found, and whether the caller goes on in spite of it.
 struct Verdict {
     accept: bool,
-    first: Option<Damage>,
+    all: Vec<Damage>,
 }
 
 impl Verdict {
@@ -96,17 +96,25 @@ impl Verdict {
             return Err(damage.into());
         }
         tracing::warn!(%damage, "going on in spite of damage");
-        self.first.get_or_insert(damage);
+        self.all.push(damage);
         Ok(())
     }
 }
 
 pub(crate) fn open(parts: Parts, options: Options) -> Result<(Journal, Opened), JournalError> {
+    open_collecting(parts, options).map(|(journal, opened, _)| (journal, opened))
+}
+
+/// As [`open`]; answers all damage that was accepted.
+pub(crate) fn open_collecting(
+    parts: Parts,
+    options: Options,
+) -> Result<(Journal, Opened, Vec<Damage>), JournalError> {
     let (mut superblock, found) = Superblock::open(Arc::clone(&parts.superblock))?;
     let bounds = superblock.bounds();
     let mut verdict = Verdict {
         accept: options.accept_damage,
-        first: None,
+        all: Vec::new(),
     };
     let tables = Tables::load(&*parts.store)?;
     let is_new = tables.meta_seq == 0 && matches!(found, Found::Nothing);
@@ -138,7 +146,7 @@ pub(crate) fn open(parts: Parts, options: Options) -> Result<(Journal, Opened), 
         journal.take_sealed(sealed, found.open.as_ref().map(|o| o.header.prev_flags));
         journal.ingest_inner()?;
     }
-    let damaged = verdict.first.is_some();
+    let damaged = !verdict.all.is_empty();
     match (found.open, next) {
         (Some(open), _) => unknown = journal.take_open(open, &bounds, damaged)?,
         (None, Some((generation, start))) if !damaged => journal.begin(generation, start)?,
@@ -154,8 +162,8 @@ pub(crate) fn open(parts: Parts, options: Options) -> Result<(Journal, Opened), 
     if !is_new && !damaged {
         journal.raise()?;
     }
-    let opened = match verdict.first {
-        Some(damage) => Opened::Damaged(damage),
+    let opened = match verdict.all.first() {
+        Some(damage) => Opened::Damaged(damage.clone()),
         None if is_new => Opened::Fresh,
         None if unknown == 0 && cut_bytes == 0 => Opened::Clean,
         None => Opened::Recovered {
@@ -163,7 +171,7 @@ pub(crate) fn open(parts: Parts, options: Options) -> Result<(Journal, Opened), 
             cut_bytes,
         },
     };
-    Ok((journal, opened))
+    Ok((journal, opened, verdict.all))
 }
 
 /// The containers without a row.

@@ -37,7 +37,7 @@ use media::FileMedium;
 use model::ports::{Batch, Change, Family, Medium, Store, StoreError};
 use parking_lot::RwLock;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     fs::File,
     io,
     path::Path,
@@ -125,12 +125,12 @@ impl Medium for ShadowMedium {
         self.check(at, data.len())?;
         let mut changed = self.pages.write();
         for (page, inside, done, n) in pages(at, data.len()) {
-            if !changed.contains_key(&page) {
+            if let Entry::Vacant(entry) = changed.entry(page) {
                 let mut bytes = vec![0; PAGE_BYTES];
                 let start = page * PAGE_BYTES as u64;
                 let there = (self.len - start).min(PAGE_BYTES as u64) as usize;
                 self.read_below(start, &mut bytes[..there])?;
-                changed.insert(page, bytes);
+                entry.insert(bytes);
             }
             if let Some(bytes) = changed.get_mut(&page) {
                 bytes[inside..inside + n].copy_from_slice(&data[done..done + n]);
@@ -338,20 +338,32 @@ impl Parts {
     /// # Errors
     /// As [`Parts::open_dir`]; and when a daemon has them.
     pub fn open_shadow(dir: &Path, lfc_size: u64) -> Result<Self, JournalError> {
-        let at = |e| JournalError::io(dir.display().to_string(), e);
-        nothing_is_gone(dir).map_err(at)??;
-        let medium = |name: &str, len: u64| shadow_of(&dir.join(name), len);
-        let superblock = medium("super", SUPERBLOCK_BYTES)?;
-        let tails = [
-            medium("tail.0", tail_bytes(lfc_size))?,
-            medium("tail.1", tail_bytes(lfc_size))?,
-        ];
-        let store = match is_half_made(dir).map_err(at)? {
-            true => None,
-            false => Some(Arc::new(RocksStore::open_read_only(&dir.join("db"))?) as Arc<dyn Store>),
-        };
-        Ok(Self::new(Arc::new(ShadowStore::new(store)), superblock, tails))
+        let (superblock, tails) = media_of(dir, lfc_size)?;
+        Ok(Self::new(store_of(dir)?, superblock, tails))
     }
+}
+
+type Media = (Arc<dyn Medium>, [Arc<dyn Medium>; 2]);
+
+/// Superblock and tails of a journal's folder, as shadows.
+pub(crate) fn media_of(dir: &Path, lfc_size: u64) -> Result<Media, JournalError> {
+    nothing_is_gone(dir).map_err(|e| JournalError::io(dir.display().to_string(), e))??;
+    let medium = |name: &str, len: u64| shadow_of(&dir.join(name), len);
+    let superblock = medium("super", SUPERBLOCK_BYTES)?;
+    let tails = [
+        medium("tail.0", tail_bytes(lfc_size))?,
+        medium("tail.1", tail_bytes(lfc_size))?,
+    ];
+    Ok((superblock, tails))
+}
+
+/// The store of a journal's folder, as a shadow.
+pub(crate) fn store_of(dir: &Path) -> Result<Arc<dyn Store>, JournalError> {
+    let below = match is_half_made(dir).map_err(|e| JournalError::io(dir.display().to_string(), e))? {
+        true => None,
+        false => Some(Arc::new(RocksStore::open_read_only(&dir.join("db"))?) as Arc<dyn Store>),
+    };
+    Ok(Arc::new(ShadowStore::new(below)))
 }
 
 fn shadow_of(path: &Path, len: u64) -> Result<Arc<dyn Medium>, JournalError> {
@@ -440,7 +452,11 @@ mod tests {
             let (below, real) = (Arc::new(power.store("a")), power.store("b"));
             let mut batch = Batch::default();
             for _ in 0..rng.random_range(0..30) {
-                batch.put(Family::Undo, vec![rng.random_range(0..60u8)], vec![rng.random::<u8>()]);
+                batch.put(
+                    Family::Undo,
+                    vec![rng.random_range(0..60u8)],
+                    vec![rng.random::<u8>()],
+                );
             }
             below.commit(batch.clone()).unwrap();
             real.commit(batch).unwrap();
@@ -458,7 +474,9 @@ mod tests {
                     }
                     1 => {
                         let some = [(vec![from], Bytes::from_static(b"in"))];
-                        shadow.ingest(Family::Undo, &mut some.clone().into_iter()).unwrap();
+                        shadow
+                            .ingest(Family::Undo, &mut some.clone().into_iter())
+                            .unwrap();
                         real.ingest(Family::Undo, &mut some.into_iter()).unwrap();
                     }
                     _ if from < to => {

@@ -18,7 +18,7 @@ use model::{GenNo, WriteSeq, checks, ports::Medium};
 use std::sync::Arc;
 
 /// Bytes of a slot.
-const SLOT_BYTES: u64 = 4096;
+pub(crate) const SLOT_BYTES: u64 = 4096;
 /// Bytes of a superblock.
 pub const SUPERBLOCK_BYTES: u64 = 2 * SLOT_BYTES;
 const MAGIC: [u8; 8] = *b"BSSUPER\x01";
@@ -123,6 +123,33 @@ impl Superblock {
         self.bounds = to;
         self.medium.write_at((1 - slot) * SLOT_BYTES, &block).map_err(io)
     }
+}
+
+/// What stands in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slot {
+    /// Nothing was ever written.
+    Blank,
+    /// Bounds that check.
+    Whole,
+    /// Bytes that do not.
+    Bad,
+}
+
+/// Looks at both slots and uses none.
+pub(crate) fn slots(medium: &dyn Medium) -> Result<[Slot; 2], JournalError> {
+    let mut found = [Slot::Blank; 2];
+    for (slot, found) in (0..).zip(&mut found) {
+        let mut block = vec![0; index(SLOT_BYTES)];
+        let read = medium.read_at(slot * SLOT_BYTES, &mut block);
+        read.map_err(|e| JournalError::io("superblock", e))?;
+        *found = match decode(&block) {
+            Ok(_) => Slot::Whole,
+            Err(_) if block.iter().all(|b| *b == 0) => Slot::Blank,
+            Err(_) => Slot::Bad,
+        };
+    }
+    Ok(found)
 }
 
 fn encode(counter: u64, b: &Bounds) -> Vec<u8> {

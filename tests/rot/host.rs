@@ -1,7 +1,7 @@
 //! What a stopped host left, kept in memory, and one look at all that its journal says.
 
 use crate::common::Pair;
-use journal::{Journal, Options, Parts};
+use journal::{Journal, Options, Parts, check::Findings};
 use model::{Point, Target, Timestamp, VolumeIndex, WriteSeq, ports::History, target::TargetKind};
 use rand::{Rng, rngs::StdRng};
 use snapshot::{View, Volumes};
@@ -69,6 +69,17 @@ fn read_files(root: &Path, below: &Path, out: &mut Vec<(PathBuf, Vec<u8>)>) {
             out.push((path.clone(), fs::read(root.join(path)).unwrap()));
         }
     }
+}
+
+/// Every file of a folder, by its path in it.
+fn tree(dir: &Path) -> Vec<(PathBuf, blake3::Hash)> {
+    let mut files = Vec::new();
+    read_files(dir, Path::new(""), &mut files);
+    files.sort();
+    files
+        .into_iter()
+        .map(|(path, bytes)| (path, blake3::hash(&bytes)))
+        .collect()
 }
 
 fn used(sector: &[u8]) -> bool {
@@ -191,6 +202,32 @@ impl Host {
             let said = panic.downcast_ref::<String>().cloned();
             Err(format!("a panic: {}", said.unwrap_or_default()))
         })
+    }
+
+    /// Flips a bit, and has the folder checked as `backstay fsck-journal` does.
+    ///
+    /// An error is what must never be: a panic, or a file that is another one afterwards.
+    pub fn check(&self, flip: Option<&Flip>) -> Result<Findings, String> {
+        let dir = self.lay(flip);
+        let before = tree(dir.path());
+        let options = Options {
+            lfc_size: LFC_BYTES,
+            indexed: self.indexed,
+            ..Options::default()
+        };
+        let checked = catch_unwind(AssertUnwindSafe(|| {
+            journal::check::check(dir.path(), &options, &mut |_, _, _| {}).map(|checked| checked.findings)
+        }));
+        if tree(dir.path()) != before {
+            return Err("the folder was changed by the check".into());
+        }
+        match checked {
+            Ok(found) => found.map_err(|e| format!("it cannot be checked: {e}")),
+            Err(panic) => {
+                let said = panic.downcast_ref::<String>().cloned();
+                Err(format!("the check panicked: {}", said.unwrap_or_default()))
+            }
+        }
     }
 
     fn examine_in(&self, dir: &Path, oracle: &Oracle) -> Result<Verdict, String> {

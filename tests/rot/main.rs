@@ -143,6 +143,16 @@ struct Row {
     open: u64,
     read: u64,
     harmless: u64,
+    /// In which a check finds damage.
+    checked: u64,
+}
+
+#[test]
+fn a_check_of_what_is_whole_finds_nothing() {
+    for (node, host) in [(PROD, &WORLD.production), (REC, &WORLD.recovery)] {
+        let found = host.check(None).unwrap();
+        assert_eq!(found.all, [], "{node}");
+    }
 }
 
 #[test]
@@ -163,7 +173,32 @@ fn every_flipped_bit_of_a_journal_is_found_or_harmless() {
                     let flip = host.random_bit(*file, rng);
                     let (path, bytes) = &host.files[flip.file];
                     let whole = || format!("{node}: {} ({} bytes), {flip:?}", path.display(), bytes.len());
-                    match host.examine(&flip, &world.oracle) {
+                    let verdict = host.examine(&flip, &world.oracle);
+                    match (host.check(Some(&flip)), &verdict) {
+                        (Err(why), _) => wrong.push(format!("{}: {why}", whole())),
+                        (Ok(found), Ok(Verdict::FoundOnOpen(why) | Verdict::FoundOnRead(why)))
+                            if !found.is_damaged() =>
+                        {
+                            wrong.push(format!(
+                                "{}: a check finds nothing ({:?}), and {why}",
+                                whole(),
+                                found.all
+                            ));
+                        }
+                        (Ok(found), _) => {
+                            row.checked += u64::from(found.is_damaged());
+                            for f in found.all.iter().filter(|f| f.place.to_string().is_empty()) {
+                                wrong.push(format!("{}: a finding without a place: {f:?}", whole()));
+                            }
+                            words.extend(
+                                found
+                                    .all
+                                    .iter()
+                                    .map(|f| format!("{kind}, check: {:?}: {}: {}", f.kind, f.place, f.what)),
+                            );
+                        }
+                    }
+                    match verdict {
                         Ok(Verdict::FoundOnOpen(why) | Verdict::FoundOnRead(why)) if !says_where(&why) => {
                             wrong.push(format!("{}: does not say where: {why}", whole()));
                         }
@@ -186,16 +221,16 @@ fn every_flipped_bit_of_a_journal_is_found_or_harmless() {
         words.iter().for_each(|w| println!("{w}"));
     }
     println!(
-        "{:16} {:5} {:>6} {:>14} {:>14} {:>9}",
-        "class", "host", "flips", "found on open", "found on read", "harmless"
+        "{:16} {:5} {:>6} {:>14} {:>14} {:>9} {:>15}",
+        "class", "host", "flips", "found on open", "found on read", "harmless", "found by check"
     );
     let mut all = 0;
     for ((kind, node), row) in &table {
         let flips = row.open + row.read + row.harmless;
         all += flips;
         println!(
-            "{kind:16} {node:5} {flips:6} {:14} {:14} {:9}",
-            row.open, row.read, row.harmless
+            "{kind:16} {node:5} {flips:6} {:14} {:14} {:9} {:15}",
+            row.open, row.read, row.harmless, row.checked
         );
     }
     println!("{all} bits flipped");

@@ -76,6 +76,17 @@ impl Loaded {
         Ok(loaded)
     }
 
+    /// What could not be read: of a volume, or of any.
+    pub(crate) fn lost(&self) -> impl Iterator<Item = (Option<VolumeIndex>, String)> {
+        let volumes = self.lost.volumes.iter().map(|(v, why)| (Some(*v), why.clone()));
+        volumes.chain(self.lost.all.iter().map(|why| (None, why.clone())))
+    }
+
+    /// How many rows were read.
+    pub(crate) fn rows(&self) -> u64 {
+        self.maps.values().map(|map| 1 + map.chunks.len() as u64).sum()
+    }
+
     /// A volume's shape comes before its chunks.
     fn row(&mut self, key: &[u8], value: &[u8]) -> Result<(), JournalError> {
         let mut parts = Parts(key);

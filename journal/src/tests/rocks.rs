@@ -225,7 +225,9 @@ fn a_store_that_a_first_start_did_not_finish_is_made_anew() {
 }
 
 /// Every file below a folder: name, bytes, when it was changed.
-fn tree(dir: &std::path::Path) -> std::collections::BTreeMap<std::path::PathBuf, (Vec<u8>, std::time::SystemTime)> {
+fn tree(
+    dir: &std::path::Path,
+) -> std::collections::BTreeMap<std::path::PathBuf, (Vec<u8>, std::time::SystemTime)> {
     let mut all = std::collections::BTreeMap::new();
     let mut folders = vec![dir.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -265,8 +267,20 @@ fn a_shadow_is_recovered_and_the_folder_stays_as_it_is() {
     let before = tree(dir.path());
     for _ in 0..2 {
         let (j, opened) = Journal::open(Parts::open_shadow(dir.path(), LFC).unwrap(), options()).unwrap();
-        assert!(matches!(opened, Opened::Recovered { frames: 5, .. }), "{opened:?}");
-        assert_eq!(j.head().unwrap(), (crate::Position { generation: GenNo(1), seq: last }, digest));
+        assert!(
+            matches!(opened, Opened::Recovered { frames: 5, .. }),
+            "{opened:?}"
+        );
+        assert_eq!(
+            j.head().unwrap(),
+            (
+                crate::Position {
+                    generation: GenNo(1),
+                    seq: last
+                },
+                digest
+            )
+        );
         let frames = j.frames_after(WriteSeq(0), u64::MAX).unwrap();
         assert_eq!(frames.last().unwrap().last_seq(), last);
         // Work, too, reaches nothing.
