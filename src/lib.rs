@@ -23,6 +23,7 @@ pub mod init;
 pub mod jobs;
 pub mod maps;
 pub mod node;
+pub mod offline;
 pub mod ops;
 pub mod peer;
 pub mod restoring;
@@ -31,8 +32,8 @@ mod strangers;
 pub mod verify;
 pub mod volume_identity;
 
-use cli::{Hooks, InitArgs, InitReport};
-use control::{Code, Failure, status::StatusReply};
+use cli::{Hooks, InitArgs, InitReport, Offline};
+use control::{Code, Failure, Outcome, client::Listener, status::StatusReply};
 use std::path::Path;
 
 /// What the command line needs of the daemon's code.
@@ -45,6 +46,10 @@ impl Hooks for Program {
 
     fn init(&self, args: &InitArgs) -> Result<InitReport, Box<Failure>> {
         init::init(args)
+    }
+
+    fn offline(&self, order: &Offline, listener: &mut dyn Listener) -> Outcome {
+        offline::run(order, listener)
     }
 
     fn status_from_disk(&self, config: &Path) -> Result<Option<StatusReply>, String> {

@@ -91,6 +91,9 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("init", "no daemon: tests/commands.rs"),
     ("links", "no daemon: tests/commands.rs"),
     ("serve", "the daemon itself"),
+    ("fsck-journal", "of a stopped node: tests/offline"),
+    ("dump", "of a stopped node: tests/offline"),
+    ("salvage", "of a stopped node: tests/offline"),
     ("nbd", "a client's own server, which relays: tests/activation.rs"),
 ];
 

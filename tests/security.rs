@@ -334,7 +334,9 @@ fn a_peer_port_speaks_tls_1_3_with_known_keys_only() {
     ]);
     make.args(["-out", &cert, "-keyout", &key]);
     testkit::proc::run(&mut make, LONG).ok();
-    let new = said(&["-ign_eof", "-tls1_3", "-alpn", "backstay", "-cert", &cert, "-key", &key]);
+    let new = said(&[
+        "-ign_eof", "-tls1_3", "-alpn", "backstay", "-cert", &cert, "-key", &key,
+    ]);
     let text = format!("{new:?}");
     assert!(text.contains("alert"), "{text}");
 }

@@ -277,6 +277,38 @@ fn page(short: &str) -> Page {
             "Runs until SIGTERM or SIGINT. Commands reach it over its control socket.",
             &["backstay serve --config /etc/backstay/rec.toml"],
         ),
+        "fsck-journal" => (
+            "Reads the journal of a stopped node from end to end: superblock, tails, every row, frame, before-image and index\n\
+             entry, and the chain over all containers. Writes nothing, ever. What is damaged is named with its place, what it\n\
+             means and what to do, and the exit code is 2; a torn end that a start cuts off is only a note. While the daemon runs\n\
+             it is refused (75).",
+            &[
+                "backstay fsck-journal -C 1 --node rec",
+                "backstay fsck-journal -C 1 --state /mnt/rescued/rec --json",
+            ],
+        ),
+        "dump" => (
+            "One line for each slot, header, frame, record and row of a stopped node's journal. WHAT is superblock, tails, rows,\n\
+             lfc gN:ID (a container's frames and records), seq N (a record, on every line that has one), undo [ORDINAL], index.\n\n\
+             --log-writes writes the records of a volume behind --from and up to --to as a dm-log-writes log, which replay-log\n\
+             of xfstests replays over the volume as of --from. The end of each container is a flush and a mark 'lfc:ID', each\n\
+             event mark a flush and a mark of its name.",
+            &[
+                "backstay dump -C 1 superblock tails",
+                "backstay dump -C 1 lfc g1:70250 --hex",
+                "backstay dump -C 1 --log-writes log -L data --from mark:good",
+            ],
+        ),
+        "salvage" => (
+            "Rebuilds a volume from one host's state directory alone, with no daemon and no peer; the node must be stopped, and\n\
+             nothing of it changes. On a recovery host: any point of its window. On a production that keeps no earlier points:\n\
+             latest, which is its volumes with the journal replayed. What cannot be read is refused, block by block; with\n\
+             --best-effort it is zero in the file, listed, and the exit code is 2.",
+            &[
+                "backstay salvage -C 1 --node rec --at mark:good --volume data -o data.img",
+                "backstay salvage -C 1 --state /mnt/rescued/rec --all -o /srv/images",
+            ],
+        ),
         _ => ("", &[]),
     };
     Page { about, examples }

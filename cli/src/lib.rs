@@ -44,8 +44,10 @@ pub mod zone;
 
 pub use args::InitArgs;
 pub use node::config_dir;
+pub use show::dump_line;
+pub use verbs::offline::{Offline, OfflineTool, StatePlace};
 
-use control::{Failure, NextStep, status::StatusReply};
+use control::{Failure, NextStep, Outcome, client::Listener, status::StatusReply};
 use std::{ffi::OsString, path::Path, process::ExitCode};
 
 /// What the command line needs from the program around it, so that it needs no edge to the daemon's code.
@@ -61,6 +63,10 @@ pub trait Hooks {
     /// # Errors
     /// When it was refused or failed.
     fn init(&self, args: &InitArgs) -> Result<InitReport, Box<Failure>>;
+
+    /// `fsck-journal`, `dump`, `salvage`: reads the state of a stopped node and changes nothing of it. Progress and lines go to the
+    /// listener as they come.
+    fn offline(&self, order: &Offline, listener: &mut dyn Listener) -> Outcome;
 
     /// What the disk says of a node whose daemon is dead; marked as old by the caller. An error when it is not of this version.
     fn status_from_disk(&self, config: &Path) -> Result<Option<StatusReply>, String> {

@@ -105,9 +105,9 @@ names! {
     "map", Maintain, true, "look at state maps, keep them, change them";
     "verify", Maintain, true, "compare the volumes of both hosts, and repair what differs";
     "size", Maintain, false, "how large a journal should be";
-    "fsck-journal", Maintain, false, "check a journal offline";
-    "dump", Maintain, false, "show a journal's frames";
-    "salvage", Maintain, false, "rebuild a volume from a state directory alone";
+    "fsck-journal", Maintain, true, "check a stopped node's journal from end to end";
+    "dump", Maintain, true, "show a stopped node's frames, records and rows as text";
+    "salvage", Maintain, true, "rebuild a volume from a state directory alone";
     "doctor", Maintain, false, "check this host";
     "demo", Maintain, false, "the whole product in two minutes";
 }

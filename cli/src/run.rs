@@ -14,7 +14,9 @@ use crate::{
     relay::Relay,
     show::{self, View},
     talk::Talk,
-    verbs::{Given, Shape, Verb, jobs, map, mark, mount, other, protect, ra, role, run as start_stop},
+    verbs::{
+        Given, Shape, Verb, jobs, map, mark, mount, offline, other, protect, ra, role, run as start_stop,
+    },
     zone::Zone,
 };
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser};
@@ -167,6 +169,9 @@ impl Run<'_> {
             "links" => self.links(words, console),
             "init" => self.init(words, console),
             "serve" => self.serve(words, console),
+            "fsck-journal" => self.offline::<offline::Check>(words, console),
+            "dump" => self.offline::<offline::Dump>(words, console),
+            "salvage" => self.offline::<offline::Salvage>(words, console),
             "nbd" => self.nbd(words, console),
             other => Err(CliError::NotBuilt(other.to_owned())),
         }
@@ -345,6 +350,26 @@ impl Run<'_> {
         node::read(&config)?;
         self.hooks.serve(Path::new(&config))?;
         Ok(Code::Done)
+    }
+
+    /// A tool for a stopped node.
+    fn offline<V: offline::OfflineVerb>(
+        &self,
+        words: &[String],
+        console: &mut Console,
+    ) -> Result<Code, CliError> {
+        let Some(Line { verb, common }) = self.parse::<V>(words, console)? else {
+            return Ok(Code::Done);
+        };
+        let order = offline::order(&verb, &common, self.env)?;
+        let view = View {
+            verbose: common.verbose,
+            ..View::plain(self.env.zone, self.env.now())
+        };
+        let mut talk = Talk::new(console, view, common.json, common.quiet, Interrupt::default());
+        let outcome = self.hooks.offline(&order, &mut talk);
+        talk.clear_bar();
+        Ok(talk.end(self.name, outcome, false))
     }
 
     fn nbd(&self, words: &[String], console: &mut Console) -> Result<Code, CliError> {

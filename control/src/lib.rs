@@ -39,6 +39,7 @@ pub mod code;
 pub mod codec;
 pub mod event;
 pub mod jobs;
+pub mod offline;
 pub mod point;
 pub mod reply;
 pub mod request;

@@ -3,6 +3,7 @@
 use crate::{
     Code, MissingInfo, Moment, PointInfo, Progress, WaitFor, WindowInfo,
     jobs::{JobInfo, JobsReply, LogReply},
+    offline::{CheckReply, DumpReply, LogWritesReply, SalvageReply},
     status::StatusReply,
 };
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,14 @@ pub enum Reply {
     Verify(VerifyReply),
     /// `nbd --stdio`: what follows is NBD, unless this was a dry run.
     Nbd,
+    /// `fsck-journal`.
+    Check(Box<CheckReply>),
+    /// `dump`.
+    Dump(DumpReply),
+    /// `salvage`.
+    Salvage(Box<SalvageReply>),
+    /// `dump --log-writes`.
+    LogWrites(Box<LogWritesReply>),
     /// `-n`: what would be done, in order.
     Plan(PlanReply),
 }
@@ -80,6 +89,8 @@ impl Reply {
             Self::Status(status) if !status.healthy() => Code::Unhealthy,
             Self::Map(map) if map.shows_stale() => Code::Unhealthy,
             Self::Verify(verify) if verify.differing_bytes > 0 => Code::Unhealthy,
+            Self::Check(check) if !check.is_clean() => Code::Unhealthy,
+            Self::Salvage(salvage) if !salvage.is_whole() => Code::Unhealthy,
             _ => Code::Done,
         }
     }

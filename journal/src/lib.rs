@@ -30,6 +30,7 @@ pub mod check;
 mod codec;
 mod container;
 mod cursors;
+pub mod dump;
 mod error;
 mod frame;
 #[cfg(fuzzing)]

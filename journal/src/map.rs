@@ -373,6 +373,29 @@ pub(crate) fn rows(bytes: &[u8]) {
     drop(decode_runs(bytes));
 }
 
+/// A row of the family as text.
+pub(crate) fn shown(key: &[u8], value: &[u8]) -> String {
+    let mut parts = keys::Parts(key);
+    let (volume, chunk) = (parts.u16(), parts.u64());
+    let text = match (volume, chunk) {
+        (Some(volume), None) => VolumeMap::decode_row(value).map(|map| {
+            format!(
+                "volume {volume}: shape size={} region={} default={:?}",
+                map.size, map.region_size, map.default
+            )
+        }),
+        (Some(volume), Some(chunk)) => decode_runs(value).map(|runs| {
+            let runs = runs.iter().map(|(n, cell)| format!("{n}x{cell:?}"));
+            format!(
+                "volume {volume}: chunk {chunk} {}",
+                runs.collect::<Vec<_>>().join(" ")
+            )
+        }),
+        _ => Err(Malformed::What("the key has another form")),
+    };
+    text.unwrap_or_else(|e| format!("does not check: {e}"))
+}
+
 fn decode_runs(bytes: &[u8]) -> Read<Vec<Run>> {
     let mut r = Reader(bytes);
     let version = r.version_upto(VERSION)?;

@@ -170,7 +170,7 @@ fn position(r: &mut Reader<'_>) -> Read<Position> {
     })
 }
 
-fn decode(block: &[u8]) -> Read<(u64, Bounds)> {
+pub(crate) fn decode(block: &[u8]) -> Read<(u64, Bounds)> {
     let mut r = Reader(block);
     let magic: [u8; 8] = r.array()?;
     let counter = r.u64()?;

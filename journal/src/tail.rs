@@ -159,7 +159,7 @@ pub(crate) fn fill_envelope(entry: &mut [u8], durable: WriteSeq) {
 }
 
 /// The frame's length and the claimed `durable` of an envelope.
-fn read_envelope(bytes: &[u8]) -> Read<(usize, WriteSeq)> {
+pub(crate) fn read_envelope(bytes: &[u8]) -> Read<(usize, WriteSeq)> {
     let mut r = Reader(
         bytes
             .get(..ENVELOPE_BYTES)

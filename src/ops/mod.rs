@@ -20,7 +20,7 @@ mod pins;
 mod protect;
 mod restore;
 pub(crate) mod role;
-mod snapshot;
+pub(crate) mod snapshot;
 pub(crate) mod status;
 mod verify;
 mod wait;

@@ -83,6 +83,13 @@ pub fn parse(text: &str) -> Result<Target, Failure> {
 
 /// What a target that is not reachable is answered with: the nearest points and the window.
 pub fn outside(context: &Context, error: &ResolveError) -> Failure {
+    let mut failure = not_reached(error);
+    failure.window = super::windows::current(context).ok().flatten();
+    failure.with_hint_command(format!("scrt_ra -C {} -pe", context.id()), context.node_name())
+}
+
+/// The same as far as the target alone says it: the nearest points.
+pub fn not_reached(error: &ResolveError) -> Failure {
     let code = match error {
         ResolveError::Future { .. } => Code::Usage,
         ResolveError::Journal(_) | ResolveError::NoHistory | ResolveError::NotConsistent => Code::Refused,
@@ -115,8 +122,7 @@ pub fn outside(context: &Context, error: &ResolveError) -> Failure {
         }
         _ => {}
     }
-    failure.window = super::windows::current(context).ok().flatten();
-    failure.with_hint_command(format!("scrt_ra -C {} -pe", context.id()), context.node_name())
+    failure
 }
 
 /// A failure of the snapshot registry.

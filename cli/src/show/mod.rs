@@ -4,6 +4,7 @@ mod about;
 mod jobs;
 mod json;
 mod map;
+mod offline;
 mod point;
 mod ra;
 mod role;
@@ -15,6 +16,7 @@ mod verify;
 pub(crate) use about::{bar_style, failure, next, progress, question, step};
 pub(crate) use jobs::asked;
 pub(crate) use json::{json, json_lines, json_with_old};
+pub use offline::dump_line;
 pub(crate) use point::{head, resolved};
 
 use crate::{verbs::Shape, zone::Zone};
@@ -79,6 +81,10 @@ pub(crate) fn reply(reply: &Reply, view: &View) -> String {
         Reply::Probe(r) => run::probe(r),
         Reply::Verify(r) => verify::verify(r),
         Reply::Plan(r) => run::plan(r, view),
+        Reply::Check(r) => offline::check(r),
+        Reply::Dump(r) => offline::dump(r),
+        Reply::Salvage(r) => offline::salvage(r),
+        Reply::LogWrites(r) => offline::log_writes(r),
         // A kind that this release does not know: better its JSON than nothing.
         other => format!("{}\n", serde_json::to_string(other).unwrap_or_default()),
     }

@@ -15,6 +15,8 @@ enum Done {
     ByDaemon,
     /// Here.
     Here,
+    /// Here, for one context of a stopped node.
+    Offline,
 }
 
 /// A line that can be sent, for each command of this version.
@@ -42,6 +44,14 @@ const ROWS: &[(&str, &str, Done)] = &[
     ("config", "scconfig -C 1 -M", Done::OfContext),
     ("map", "map view -C 1", Done::OfContext),
     ("verify", "verify -C 1", Done::OfContext),
+    ("fsck-journal", "fsck-journal -C 1", Done::Offline),
+    ("dump", "dump -C 1", Done::Offline),
+    (
+        "dump",
+        "dump -C 1 --log-writes log --from mark:good",
+        Done::Offline,
+    ),
+    ("salvage", "salvage -C 1 --volume data -o image", Done::Offline),
 ];
 
 /// A line's words with these behind them; without `-C 1` when that is to be missing.
@@ -153,7 +163,7 @@ fn an_unknown_letter_is_64_and_named() {
 fn a_missing_or_senseless_context_is_64() {
     let dir = node();
     for (_, line, done) in ROWS {
-        if *done == Done::OfContext {
+        if matches!(done, Done::OfContext | Done::Offline) {
             let object = fails(dir.path(), &words(line, true, &[]), Code::Usage);
             let error = object["error"].as_str().unwrap();
             assert!(error.contains("-C ID is missing"), "{line}: {error}");
@@ -171,7 +181,10 @@ fn a_missing_or_senseless_context_is_64() {
 fn a_dead_daemon_is_69_and_no_node_is_64() {
     let dir = node();
     let empty = tempfile::tempdir().unwrap();
-    for (_, line, _) in ROWS.iter().filter(|(_, _, done)| *done != Done::Here) {
+    for (_, line, _) in ROWS
+        .iter()
+        .filter(|(_, _, done)| matches!(done, Done::OfContext | Done::ByDaemon))
+    {
         let object = fails(dir.path(), &words(line, false, &[]), Code::Unreachable);
         assert_eq!(object["hint_host"], "rec1", "{line}");
         let command = object["hint_command"].as_str().unwrap();

@@ -58,6 +58,14 @@ fn answers_are_written_as_agreed() {
         ("jobs-none.txt", Reply::Jobs(control::jobs::JobsReply::default())),
         ("job.txt", Reply::Job(Box::new(replies::jobs().jobs.remove(0)))),
         ("log.txt", Reply::Log(replies::log())),
+        ("fsck-journal.txt", Reply::Check(Box::new(replies::check()))),
+        ("fsck-journal-clean.txt", Reply::Check(Box::default())),
+        ("dump.txt", Reply::Dump(replies::dump())),
+        ("salvage.txt", Reply::Salvage(Box::new(replies::salvage()))),
+        (
+            "log-writes.txt",
+            Reply::LogWrites(Box::new(replies::log_writes())),
+        ),
         ("status.txt", Reply::Status(replies::status())),
         ("status-crowded.txt", Reply::Status(replies::crowded_status())),
         ("status-acting.txt", Reply::Status(replies::acting_status())),
@@ -173,6 +181,10 @@ fn json_has_the_members_that_are_documented() {
         ("protect", Reply::Protect(replies::protect())),
         ("verify", Reply::Verify(replies::verify())),
         ("rtstop", Reply::Plan(replies::plan())),
+        ("fsck-journal", Reply::Check(Box::new(replies::check()))),
+        ("dump", Reply::Dump(replies::dump())),
+        ("salvage", Reply::Salvage(Box::new(replies::salvage()))),
+        ("dump", Reply::LogWrites(Box::new(replies::log_writes()))),
     ] {
         let outcome = control::Outcome::ok(reply)
             .with_head(replies::head())

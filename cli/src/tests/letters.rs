@@ -1,13 +1,14 @@
 //! Every form of letter that procedures type, and what must not be accepted.
 
 use super::{Around, command};
-use crate::names;
+use crate::{Offline, OfflineTool, StatePlace, names};
 use control::{
     Code, Command, JobVerb, MapVerb, Outcome, Reply, WaitFor,
     reply::PlanReply,
     request::{Protect, RestoreTo, VolumeSource, VolumeSpec, Which},
     server::{self, Session},
 };
+use model::Target;
 use std::{fs, thread};
 
 /// What a line asks of the daemon.
@@ -459,6 +460,116 @@ fn letters_of_state_maps() {
     fs::write(file, "x".repeat((6 << 20) + 1)).unwrap();
     let error = refused(&words(&load));
     assert!(error.contains("longer than 6291456 bytes"), "{error}");
+}
+
+#[test]
+fn letters_of_the_tools_for_a_stopped_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = |line: &str| {
+        let around = Around::default();
+        let words: Vec<&str> = line.split(' ').collect();
+        let ran = command(dir.path(), &around, &words, "");
+        assert_eq!(ran.code, Code::Done, "{line}: {ran:?}");
+        assert!(
+            ran.out.contains("a line\n") != line.contains("--json"),
+            "{line}: {ran:?}"
+        );
+        around.offline.take().unwrap()
+    };
+    let order = |context, tool| Offline {
+        context,
+        place: StatePlace::Folder("/state/rec1".into()),
+        dry_run: false,
+        collect: false,
+        tool,
+    };
+    let target = |text: &str| text.parse::<Target>().unwrap();
+    for (line, expected) in [
+        (
+            "backstay fsck-journal -C 1 --state /state/rec1",
+            order(1, OfflineTool::Check),
+        ),
+        (
+            "backstay dump -C2 --state /state/rec1 lfc g1:8 undo --hex",
+            order(
+                2,
+                OfflineTool::Dump {
+                    what: ["lfc", "g1:8", "undo"].map(str::to_owned).into(),
+                    hex: true,
+                },
+            ),
+        ),
+        (
+            "backstay dump -C 1 --state /state/rec1 --log-writes log -L data --from mark:a --to -10m -f",
+            order(
+                1,
+                OfflineTool::LogWrites {
+                    file: "log".into(),
+                    volume: Some("data".into()),
+                    from: Some(target("mark:a")),
+                    to: target("-10m"),
+                    force: true,
+                },
+            ),
+        ),
+        (
+            "backstay salvage -C 1 --state /state/rec1 --at g3:lfc:70250 --volume data -o image --best-effort",
+            order(
+                1,
+                OfflineTool::Salvage {
+                    at: target("g3:lfc:70250"),
+                    volume: Some("data".into()),
+                    out: "image".into(),
+                    best_effort: true,
+                    force: false,
+                },
+            ),
+        ),
+        (
+            "backstay salvage -fC1 --state /state/rec1 --all --output images",
+            order(
+                1,
+                OfflineTool::Salvage {
+                    at: target("latest"),
+                    volume: None,
+                    out: "images".into(),
+                    best_effort: false,
+                    force: true,
+                },
+            ),
+        ),
+    ] {
+        assert_eq!(asked(line), expected, "{line}");
+        let flagged = asked(&format!("{line} -n --json"));
+        assert!(flagged.dry_run && flagged.collect, "{line}");
+    }
+    for (line, says) in [
+        ("backstay salvage -C 1 --state /s -o x", "which volume?"),
+        ("backstay salvage -C 1 --state /s --all", "write where?"),
+        (
+            "backstay salvage -C 1 --state /s --all -L data -o x",
+            "two choices at once",
+        ),
+        (
+            "backstay salvage -C 1 --state /s --all -o x --at nonsense",
+            "nonsense",
+        ),
+        (
+            "backstay dump -C 1 --state /s --from latest",
+            "--from goes with --log-writes",
+        ),
+        (
+            "backstay dump -C 1 --state /s rows --log-writes x",
+            "it takes no WHAT",
+        ),
+        ("backstay fsck-journal -C 1 --state /s --node x", "--node"),
+        ("backstay fsck-journal -C 1", "which node?"),
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        let ran = command(dir.path(), &Around::default(), &words, "");
+        assert_eq!(ran.code, Code::Usage, "{line}: {ran:?}");
+        assert!(ran.err.contains(says), "{line}: {}", ran.err);
+    }
 }
 
 #[test]

@@ -7,8 +7,10 @@ mod letters;
 mod replies;
 mod roles;
 
-use crate::{Hooks, InitArgs, InitReport, console::Console, env::Env, run::run, zone::Zone};
-use control::{Code, Failure, Moment, status::StatusReply};
+use crate::{Hooks, InitArgs, InitReport, Offline, console::Console, env::Env, run::run, zone::Zone};
+use control::{
+    Code, Event, Failure, Moment, Outcome, Reply, client::Listener, offline::DumpReply, status::StatusReply,
+};
 use std::{
     cell::RefCell,
     ffi::OsString,
@@ -29,6 +31,7 @@ pub(super) fn berlin() -> Zone {
 pub(super) struct Around {
     pub served: RefCell<Vec<String>>,
     pub init: RefCell<Option<InitArgs>>,
+    pub offline: RefCell<Option<Offline>>,
     pub old: Option<StatusReply>,
 }
 
@@ -44,6 +47,14 @@ impl Hooks for Around {
             lines: vec!["rec1:7400#4T9K".into()],
             next: None,
         })
+    }
+
+    fn offline(&self, order: &Offline, listener: &mut dyn Listener) -> Outcome {
+        *self.offline.borrow_mut() = Some(order.clone());
+        listener.event(Event::Line {
+            text: "a line".into(),
+        });
+        Outcome::ok(Reply::Dump(DumpReply::default()))
     }
 
     fn status_from_disk(&self, _: &Path) -> Result<Option<StatusReply>, String> {

@@ -6,6 +6,10 @@ use control::{
     WindowInfo,
     event::HeadContext,
     jobs::{AnswerGiven, JobInfo, JobsReply, LogEntry, LogReply, Unheard},
+    offline::{
+        CheckReply, DumpLine, DumpReply, FindingInfo, LogWritesReply, LostRange, ReadInfo, SalvageReply,
+        SalvagedVolume,
+    },
     reply::{
         LfcInfo, LostInfo, MarkInfo, MountInfo, MountReply, PinInfo, PinsReply, PlanReply, ProtectReply,
         ProtectedVolume, ReleaseReply, ReleasedSnapshot, RestoreReply, SnapshotReply, SnapshotVolume,
@@ -548,5 +552,101 @@ pub(super) fn verified() -> control::reply::VerifyReply {
         sample: Some(20),
         seconds: 12.34,
         ..control::reply::VerifyReply::default()
+    }
+}
+
+pub(super) fn check() -> CheckReply {
+    CheckReply {
+        context: 1,
+        folder: "/var/lib/backstay/rec1/c1/journal".into(),
+        findings: vec![FindingInfo {
+            kind: "redo".into(),
+            place: "db, redo, container g1:70250, frame 3, record 9120".into(),
+            file: Some("db".into()),
+            family: Some("redo".into()),
+            container: Some("g1:70250".into()),
+            record: Some(9120),
+            what: "the body's checksum is wrong".into(),
+            means: "points inside this container cannot be shown".into(),
+            remedy: "nothing where it is applied".into(),
+            ..FindingInfo::default()
+        }],
+        notes: vec![FindingInfo {
+            kind: "torn_end".into(),
+            place: "tail.0, record 9300, byte 81920".into(),
+            file: Some("tail.0".into()),
+            record: Some(9300),
+            byte: Some(81920),
+            what: "a frame that was being written when the node ended".into(),
+            means: "nothing is lost".into(),
+            remedy: "nothing: a start cuts it off".into(),
+            ..FindingInfo::default()
+        }],
+        more: 2,
+        read: ReadInfo {
+            rows: 61,
+            generations: 1,
+            containers: 7,
+            frames: 1234,
+            records: 5678,
+            bytes: 90 << 20,
+            undo_blocks: 3000,
+            index_entries: 9000,
+            overlays: 1,
+        },
+    }
+}
+
+pub(super) fn dump() -> DumpReply {
+    DumpReply {
+        context: 1,
+        folder: "/var/lib/backstay/rec1/c1/journal".into(),
+        lines: vec![
+            DumpLine {
+                kind: "slot".into(),
+                at: "super byte 0".into(),
+                text: "counter=3 durable=g1:17 metadata=9 checkpointed=g1:12".into(),
+                hex: None,
+            },
+            DumpLine {
+                kind: "record".into(),
+                at: "17".into(),
+                text: "volume=0 time=2026-11-20T02:11:52Z write offset=4095 bytes=2".into(),
+                hex: Some("c0de".into()),
+            },
+        ],
+    }
+}
+
+pub(super) fn salvage() -> SalvageReply {
+    SalvageReply {
+        context: 1,
+        folder: "/var/lib/backstay/rec1".into(),
+        point: point(8000, 70250, 60),
+        volumes: vec![SalvagedVolume {
+            name: "testlv".into(),
+            file: "image".into(),
+            bytes: 1 << 30,
+            data_bytes: 300 << 20,
+            lost: vec![LostRange {
+                offset: 8192,
+                bytes: 4096,
+                why: "container g1:70250: frame 3: the body's checksum is wrong".into(),
+            }],
+        }],
+        warnings: vec!["the journal is damaged".into()],
+    }
+}
+
+pub(super) fn log_writes() -> LogWritesReply {
+    LogWritesReply {
+        context: 1,
+        volume: "testlv".into(),
+        file: "log".into(),
+        from: point(7000, 70240, 120),
+        to: point(8000, 70250, 60),
+        entries: 400,
+        marks: 9,
+        bytes: 7 << 20,
     }
 }

@@ -4,6 +4,7 @@ pub(crate) mod jobs;
 pub(crate) mod map;
 pub(crate) mod mark;
 pub(crate) mod mount;
+pub(crate) mod offline;
 pub(crate) mod other;
 pub(crate) mod protect;
 pub(crate) mod ra;

@@ -35,7 +35,7 @@ use crate::{
     shadow::{media_of, store_of},
     superblock::{self, Slot},
 };
-use model::ports::Store;
+use model::ports::{Medium, Store};
 use std::{path::Path, sync::Arc};
 
 /// What is being read.
@@ -109,7 +109,25 @@ pub fn check(dir: &Path, options: &Options, progress: Progress<'_>) -> Result<Ch
         }
         Err(e) => return Err(e),
     };
-    let slots = superblock::slots(&*superblock)?;
+    let store = match store_of(dir) {
+        Ok(store) => store,
+        Err(e) => {
+            found.add_error(&e);
+            return Ok(checked);
+        }
+    };
+    check_parts(
+        Parts::new(store, superblock, tails),
+        options,
+        &mut checked,
+        progress,
+    )?;
+    Ok(checked)
+}
+
+/// A slot that does not check while the other one does.
+fn look_at_slots(superblock: &dyn Medium, found: &mut Findings) -> Result<(), JournalError> {
+    let slots = superblock::slots(superblock)?;
     for (n, slot) in slots.iter().enumerate() {
         if *slot == Slot::Bad && slots.contains(&Slot::Whole) {
             let place = Place {
@@ -123,23 +141,23 @@ pub fn check(dir: &Path, options: &Options, progress: Progress<'_>) -> Result<Ch
             );
         }
     }
-    let store = match store_of(dir) {
-        Ok(store) => store,
-        Err(e) => {
-            found.add_error(&e);
-            // What else can be told without rows.
-            if !slots.contains(&Slot::Whole) {
-                found.add_damage(&crate::Damage::Superblock);
-            }
-            return Ok(checked);
-        }
-    };
-    rows::check(&*store, &mut checked);
+    Ok(())
+}
+
+/// Everything but whether the parts can be opened. What is written by opening them goes into the parts: the caller gives a shadow.
+pub(crate) fn check_parts(
+    parts: Parts,
+    options: &Options,
+    checked: &mut Checked,
+    progress: Progress<'_>,
+) -> Result<(), JournalError> {
+    look_at_slots(&*parts.superblock, &mut checked.findings)?;
+    let store = Arc::clone(&parts.store);
+    rows::check(&*store, checked);
     let options = Options {
         accept_damage: true,
         ..options.clone()
     };
-    let parts = Parts::new(Arc::clone(&store), superblock, tails);
     let tables = match sound(&store).and_then(|()| recovery::open_collecting(parts, options)) {
         Ok((journal, opened, damages)) => {
             damages.iter().for_each(|d| checked.findings.add_damage(d));
@@ -157,12 +175,12 @@ pub fn check(dir: &Path, options: &Options, progress: Progress<'_>) -> Result<Ch
     };
     match tables {
         Ok(tables) => {
-            redo::check(&*store, &tables, &mut checked, progress);
-            undo::check(&*store, &tables, &mut checked, progress);
+            redo::check(&*store, &tables, checked, progress);
+            undo::check(&*store, &tables, checked, progress);
         }
         Err(e) => checked.findings.add_error(&e),
     }
-    Ok(checked)
+    Ok(())
 }
 
 /// Refuses cursors on which opening would rather end the program than go on.

@@ -2,6 +2,7 @@
 
 mod basic;
 mod changed;
+mod check;
 mod crash;
 mod damage;
 mod golden;
