@@ -41,6 +41,7 @@ mod compare;
 mod question;
 mod run;
 mod state;
+mod stretch;
 
 pub(crate) use answer::answer;
 pub use run::Desk;

@@ -2,7 +2,8 @@
 
 use super::{
     compare::{Comparer, cut, hindrance},
-    state::{Cause, Differs, Ended, Kept, LISTED_MAX, Live, NOTE, Pass, Sample, join},
+    state::{Cause, Differs, Ended, Kept, LISTED_MAX, Live, NOTE, Pass, Sample, join, without},
+    stretch::{Pace, STRETCH, smaller, stretches},
 };
 use crate::{
     bell::{Bell, Ear},
@@ -11,7 +12,6 @@ use crate::{
 use journal::tap::Tap;
 use model::{ByteRange, Timestamp, VolumeIndex};
 use parking_lot::Mutex;
-use rand::{SeedableRng as _, rngs::StdRng, seq::index};
 use std::{
     collections::VecDeque,
     fmt::Display,
@@ -19,10 +19,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Bytes of a stretch of a pass over everything.
-const STRETCH: u64 = 4 << 20;
-/// Bytes of a region that is chosen at random.
-const REGION: u64 = 1 << 20;
 /// Stretches that were looked at and wait for the peer to receive what they are about.
 const OPEN_MAX: usize = 64;
 /// How often a pass that finds nothing is kept.
@@ -332,41 +328,6 @@ fn new_pass(
     kept.number
 }
 
-/// A sample of all there is is no sample.
-fn smaller(context: &Context, sample: Option<u64>) -> Option<u64> {
-    sample.filter(|count| *count < regions(context))
-}
-
-/// Regions of all volumes.
-fn regions(context: &Context) -> u64 {
-    context
-        .config
-        .volumes
-        .iter()
-        .map(|v| v.size.0.div_ceil(REGION))
-        .sum()
-}
-
-/// The stretches of a pass, in order.
-fn stretches(context: &Context, sample: Option<Sample>) -> Vec<(VolumeIndex, ByteRange)> {
-    let step = if sample.is_some() { REGION } else { STRETCH };
-    let mut all = Vec::new();
-    for (index, volume) in context.config.indexed() {
-        let size = volume.size.0;
-        let starts = (0..size.div_ceil(step)).map(|n| n * step);
-        all.extend(starts.map(|start| {
-            let end = (start + step).min(size);
-            (index, ByteRange { start, end })
-        }));
-    }
-    let Some(sample) = sample else { return all };
-    let count = usize::try_from(sample.count).unwrap_or(usize::MAX).min(all.len());
-    let mut rng = StdRng::seed_from_u64(sample.seed);
-    let mut chosen = index::sample(&mut rng, all.len(), count).into_vec();
-    chosen.sort_unstable();
-    chosen.into_iter().map(|n| all[n]).collect()
-}
-
 /// One pass.
 struct Work<'a> {
     desk: &'a Desk,
@@ -527,55 +488,6 @@ impl Work<'_> {
     }
 }
 
-/// What of a range is in none of the others, which rise.
-fn without(whole: Differs, less: &[Differs]) -> Vec<Differs> {
-    let mut out = Vec::new();
-    let mut at = whole.start;
-    for cut in less.iter().filter(|d| d.volume == whole.volume) {
-        if cut.start > at && at < whole.end {
-            let end = cut.start.min(whole.end);
-            out.push(Differs {
-                start: at,
-                end,
-                ..whole
-            });
-        }
-        at = at.max(cut.end);
-    }
-    if at < whole.end {
-        out.push(Differs { start: at, ..whole });
-    }
-    out
-}
-
-/// Keeps to so many bytes a second.
-struct Pace {
-    rate: u64,
-    since: Instant,
-    bytes: u64,
-}
-
-impl Pace {
-    fn new(rate: u64) -> Self {
-        Self {
-            rate,
-            since: Instant::now(),
-            bytes: 0,
-        }
-    }
-
-    /// How long to rest after so many more bytes. Time that was lost by waiting is not made up for.
-    fn spent(&mut self, bytes: u64) -> Duration {
-        self.bytes += bytes;
-        let due = Duration::from_secs_f64(self.bytes as f64 / self.rate as f64);
-        let rest = due.saturating_sub(self.since.elapsed());
-        if rest.is_zero() {
-            (self.since, self.bytes) = (Instant::now(), 0);
-        }
-        rest
-    }
-}
-
 impl Context {
     /// Why a verify could not compare anything now, if so.
     #[must_use]
@@ -585,55 +497,5 @@ impl Context {
             Err(Halt::Failed(why)) => Some(why),
             Err(_) => None,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn differs(volume: u16, start: u64, end: u64) -> Differs {
-        Differs { volume, start, end }
-    }
-
-    #[test]
-    fn what_is_left_of_a_range() {
-        let still = [differs(0, 4, 8), differs(1, 0, 100), differs(1, 110, 120)];
-        assert_eq!(without(differs(0, 0, 4), &still), [differs(0, 0, 4)]);
-        assert_eq!(without(differs(0, 4, 8), &still), []);
-        assert_eq!(
-            without(differs(1, 90, 130), &still),
-            [differs(1, 100, 110), differs(1, 120, 130)]
-        );
-        let mut all = vec![
-            differs(0, 8, 12),
-            differs(1, 0, 4),
-            differs(0, 4, 8),
-            differs(0, 0, 2),
-        ];
-        join(&mut all);
-        assert_eq!(all, [differs(0, 0, 2), differs(0, 4, 12), differs(1, 0, 4)]);
-    }
-
-    #[test]
-    fn what_is_kept_is_read_again() {
-        let mut kept = Kept {
-            number: 3,
-            known: vec![differs(1, 4096, 8192)],
-            ..Kept::default()
-        };
-        kept.last = Some(Ended {
-            failure: Some("no".into()),
-            ..Ended::default()
-        });
-        let text = serde_json::to_string(&kept).unwrap();
-        assert_eq!(serde_json::from_str::<Kept>(&text).unwrap(), kept);
-        // A later version may keep more.
-        assert_eq!(
-            serde_json::from_str::<Kept>(r#"{"number":3,"more":1}"#)
-                .unwrap()
-                .number,
-            3
-        );
     }
 }

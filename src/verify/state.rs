@@ -74,6 +74,27 @@ pub(super) fn join(ranges: &mut Vec<Differs>) {
     });
 }
 
+/// What of a range is in none of the others, which rise.
+pub(super) fn without(whole: Differs, less: &[Differs]) -> Vec<Differs> {
+    let mut out = Vec::new();
+    let mut at = whole.start;
+    for cut in less.iter().filter(|d| d.volume == whole.volume) {
+        if cut.start > at && at < whole.end {
+            let end = cut.start.min(whole.end);
+            out.push(Differs {
+                start: at,
+                end,
+                ..whole
+            });
+        }
+        at = at.max(cut.end);
+    }
+    if at < whole.end {
+        out.push(Differs { start: at, ..whole });
+    }
+    out
+}
+
 /// Bytes of ranges.
 pub(super) fn bytes(ranges: &[Differs]) -> u64 {
     ranges.iter().map(Differs::len).sum()
@@ -201,5 +222,55 @@ impl Live {
     #[must_use]
     pub fn differing_bytes(&self) -> u64 {
         bytes(&self.known) + self.unlisted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn differs(volume: u16, start: u64, end: u64) -> Differs {
+        Differs { volume, start, end }
+    }
+
+    #[test]
+    fn what_is_left_of_a_range() {
+        let still = [differs(0, 4, 8), differs(1, 0, 100), differs(1, 110, 120)];
+        assert_eq!(without(differs(0, 0, 4), &still), [differs(0, 0, 4)]);
+        assert_eq!(without(differs(0, 4, 8), &still), []);
+        assert_eq!(
+            without(differs(1, 90, 130), &still),
+            [differs(1, 100, 110), differs(1, 120, 130)]
+        );
+        let mut all = vec![
+            differs(0, 8, 12),
+            differs(1, 0, 4),
+            differs(0, 4, 8),
+            differs(0, 0, 2),
+        ];
+        join(&mut all);
+        assert_eq!(all, [differs(0, 0, 2), differs(0, 4, 12), differs(1, 0, 4)]);
+    }
+
+    #[test]
+    fn what_is_kept_is_read_again() {
+        let mut kept = Kept {
+            number: 3,
+            known: vec![differs(1, 4096, 8192)],
+            ..Kept::default()
+        };
+        kept.last = Some(Ended {
+            failure: Some("no".into()),
+            ..Ended::default()
+        });
+        let text = serde_json::to_string(&kept).unwrap();
+        assert_eq!(serde_json::from_str::<Kept>(&text).unwrap(), kept);
+        // A later version may keep more.
+        assert_eq!(
+            serde_json::from_str::<Kept>(r#"{"number":3,"more":1}"#)
+                .unwrap()
+                .number,
+            3
+        );
     }
 }
