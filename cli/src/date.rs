@@ -4,7 +4,10 @@
 //! instants, in the hour that is skipped none; both are refused, because the wrong guess restores the wrong data.
 
 use crate::zone::Zone;
-use chrono::{DateTime, Datelike as _, LocalResult, NaiveDateTime, SecondsFormat, Timelike as _};
+use chrono::{
+    DateTime, Datelike as _, LocalResult, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone as _,
+    Timelike as _,
+};
 use control::Moment;
 
 /// Why a text is no instant.
@@ -29,12 +32,18 @@ pub enum DateError {
         second: String,
     },
     /// Clocks never showed it.
-    #[error("'{text}' was never shown by clocks of {zone}: they were set forward over it")]
+    #[error(
+        "'{text}' was never shown by clocks of {zone}, which were set forward over it: give {first} or {second}"
+    )]
     NonExistent {
         /// As typed.
         text: String,
         /// The zone.
         zone: &'static str,
+        /// What a clock that was set forward too early would have meant.
+        first: String,
+        /// What a clock that was not set forward would have meant.
+        second: String,
     },
     /// Not yet.
     #[error("'{text}' is in the future: it is {now} now")]
@@ -72,9 +81,12 @@ pub fn parse(text: &str, zone: Zone, now: Moment) -> Result<Moment, DateError> {
                     });
                 }
                 LocalResult::None => {
+                    let [first, second] = around(zone, &clock);
                     return Err(DateError::NonExistent {
                         text: text.to_owned(),
                         zone: zone.name(),
+                        first,
+                        second,
                     });
                 }
             }
@@ -92,6 +104,23 @@ pub fn parse(text: &str, zone: Zone, now: Moment) -> Result<Moment, DateError> {
         });
     }
     Ok(at)
+}
+
+/// The two instants that a reading which was skipped may mean, as clocks of the zone showed them: by the offset behind the step, and
+/// by the one before it.
+fn around(zone: Zone, clock: &NaiveDateTime) -> [String; 2] {
+    // No zone was set twice within two days.
+    let day = TimeDelta::days(1);
+    let offsets =
+        [*clock + day, *clock - day].map(|near| zone.instants(&near).earliest().map(|t| *t.offset()));
+    offsets.map(|offset| {
+        let at = offset.and_then(|o| o.from_local_datetime(clock).earliest());
+        let at = at.and_then(|t| u64::try_from(t.timestamp()).ok());
+        at.map_or_else(
+            || "another date".to_owned(),
+            |seconds| zone.iso(Moment(seconds * model::Timestamp::SECOND_NS)),
+        )
+    })
 }
 
 fn offset_date(text: &str) -> Option<DateTime<chrono::FixedOffset>> {
@@ -192,6 +221,67 @@ mod tests {
             Err(DateError::NonExistent { .. })
         ));
         assert!(at("03/29/26 02:30:00", "UTC").is_ok());
+        let refused = |text, zone| match at(text, zone) {
+            Err(DateError::NonExistent { first, second, .. }) => {
+                // Each of the two is accepted as it is printed.
+                assert!(at(&first, zone).is_ok() && at(&second, zone).is_ok());
+                (first, second)
+            }
+            other => panic!("{other:?}"),
+        };
+        let two = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(
+            refused("03/29/26 02:30:00", "Europe/Berlin"),
+            two("2026-03-29T01:30:00+01:00", "2026-03-29T03:30:00+02:00")
+        );
+        // Half an hour; and a whole day, over which the date line went.
+        assert_eq!(
+            refused("10/04/26 02:10:00", "Australia/Lord_Howe"),
+            two("2026-10-04T01:40:00+10:30", "2026-10-04T02:40:00+11:00")
+        );
+        assert_eq!(
+            refused("12/30/11 12:00:00", "Pacific/Apia"),
+            two("2011-12-29T12:00:00-10:00", "2011-12-31T12:00:00+14:00")
+        );
+    }
+
+    /// What a clock showed is read back as that instant, or refused with both it may mean, in zones of every kind: with half and
+    /// quarter hours, with steps of half an hour, with winter time in summer, without any.
+    #[test]
+    fn what_clocks_showed_is_read_back_or_refused_with_both() {
+        let zones = [
+            "UTC",
+            "Europe/Berlin",
+            "America/New_York",
+            "America/St_Johns",
+            "Asia/Kathmandu",
+            "Australia/Lord_Howe",
+            "Africa/Casablanca",
+            "Pacific/Apia",
+        ];
+        let (mut read, mut twice) = (0, 0);
+        for zone in zones {
+            // From 2009 on, at steps that meet every quarter of an hour.
+            for at in (1_230_768_000..1_795_140_000).step_by(11_700) {
+                let at = Moment(at * model::Timestamp::SECOND_NS);
+                let tz = Zone::named(zone).unwrap();
+                let shown = tz.date(at);
+                match parse(&shown, tz, NOW) {
+                    Ok(found) => {
+                        assert_eq!(found, at, "{shown} in {zone}");
+                        read += 1;
+                    }
+                    Err(DateError::Ambiguous { first, second, .. }) => {
+                        let found = [first, second].map(|text| parse(&text, tz, NOW).unwrap());
+                        assert!(found.contains(&at) && found[0] != found[1], "{shown} in {zone}");
+                        twice += 1;
+                    }
+                    Err(e) => panic!("{shown} in {zone}: {e}"),
+                }
+                assert_eq!(parse(&tz.iso(at), tz, NOW), Ok(at), "{zone}");
+            }
+        }
+        assert!(read > 380_000 && twice > 20, "{read} {twice}");
     }
 
     #[test]

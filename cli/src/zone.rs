@@ -58,6 +58,12 @@ impl Zone {
         format!("{} {}", self.date(at), self.abbreviation(at))
     }
 
+    /// `2026-11-20T03:11:52+01:00`: names one instant wherever it is read.
+    #[must_use]
+    pub fn iso(self, at: Moment) -> String {
+        self.format(at, "%FT%T%:z")
+    }
+
     /// `HH:MM:SS` on the day of `now`, else the whole date.
     #[must_use]
     pub fn time_or_date(self, at: Moment, now: Moment) -> String {

@@ -63,7 +63,7 @@ fn fills(name: &str, folder: &str, bytes: u64) -> Said {
     }
     let (mut world, disk) = world(name, folder, bytes);
     with_seeds(name, 1, |rng| {
-        for round in 0..2 * crate::factor() {
+        for round in 0..crate::factor() {
             let why = format!("{folder}, round {round}");
             let lasts = Duration::from_millis(rng.random_range(2500..4000));
             world.under_load(&why, rng, |pair, looks| {

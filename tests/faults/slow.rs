@@ -16,7 +16,7 @@ use testkit::{
 
 const SIZE: u64 = 64 << 20;
 /// Bytes that one phase writes: more than all the bounds together.
-const WRITTEN: u64 = 320 << 20;
+const WRITTEN: u64 = 256 << 20;
 /// What a daemon may grow by: 32 MiB of newest frames, `write_back_limit` (8 MiB) twice, because it is looked at before a request,
 /// the queue of a connection (8 MiB) and its window, and as much again for the allocator and the store's caches.
 const GROWTH_MAX: u64 = 192 << 20;

@@ -20,6 +20,7 @@ mod mixture;
 mod world;
 
 use mixture::Mixture;
+use rand::rngs::StdRng;
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -29,6 +30,40 @@ use testkit::with_seeds;
 /// How many times as many views a check takes.
 fn factor() -> usize {
     1
+}
+
+/// Kills at one kind of place, again and again: `BACKSTAY_KILLS=20` for hundreds of them.
+fn kills(name: &str, count: usize, place: impl Fn(&mut Mixture, &str, &mut StdRng)) {
+    let factor: usize = std::env::var("BACKSTAY_KILLS").map_or(1, |v| v.parse().unwrap());
+    with_seeds(name, 1, |rng| {
+        let mut mixture = Mixture::new(rng);
+        mixture.kills = 1.0;
+        for n in 0..count * factor {
+            let why = format!("{name} {n}");
+            mixture.write(&why, rng);
+            place(&mut mixture, &why, rng);
+            mixture.settled(&why, rng);
+        }
+        println!("{name}: {:?}", mixture.end(rng));
+    });
+}
+
+/// Either daemon, or both, under load; and up to twice more while it starts.
+#[test]
+fn kills_amid_starts() {
+    kills("kills amid starts", 8, Mixture::killed);
+}
+
+/// The replica amid a restore and amid its undo, twice each: the same command goes on.
+#[test]
+fn kills_amid_restores() {
+    kills("kills amid restores", 3, Mixture::restored);
+}
+
+/// Either daemon amid every command of a failover, a resync and a failback.
+#[test]
+fn kills_amid_changes_of_roles() {
+    kills("kills amid changes of roles", 4, Mixture::roles_change);
 }
 
 #[test]

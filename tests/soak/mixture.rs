@@ -41,6 +41,8 @@ pub struct Mixture {
     line: WriteSeq,
     counts: BTreeMap<&'static str, usize>,
     steps: usize,
+    /// How often a command is met by a kill.
+    pub kills: f64,
 }
 
 fn ms(rng: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
@@ -80,6 +82,7 @@ impl Mixture {
             line: WriteSeq(0),
             counts: BTreeMap::new(),
             steps: 0,
+            kills: 0.4,
         }
     }
 
@@ -113,6 +116,7 @@ impl Mixture {
             54..70 => self.snapshot(&why, rng),
             70..80 => self.restored(&why, rng),
             80..88 => self.roles_change(&why, rng),
+            88..93 => self.full_disk(&why, rng),
             _ => self.write(&why, rng),
         }
         if self.steps.is_multiple_of(6) {
@@ -121,7 +125,7 @@ impl Mixture {
     }
 
     /// What production is sent arrives, and the views of a few records are right.
-    fn settled(&mut self, why: &str, rng: &mut StdRng) {
+    pub fn settled(&mut self, why: &str, rng: &mut StdRng) {
         self.world.settle(why);
         let status = self.world.pair.status(self.production());
         assert_eq!(number(&status["stale_bytes"]), 0, "{why}: {status}");
@@ -130,7 +134,7 @@ impl Mixture {
     }
 
     /// Nothing else.
-    fn write(&mut self, why: &str, rng: &mut StdRng) {
+    pub fn write(&mut self, why: &str, rng: &mut StdRng) {
         let lasts = ms(rng, 100..1000);
         self.world.under_load(why, rng, |_, _| thread::sleep(lasts));
         self.count("writing alone");
@@ -188,7 +192,7 @@ impl Mixture {
     }
 
     /// Either daemon, or both, in the middle of everything; perhaps again while it starts.
-    fn killed(&mut self, why: &str, rng: &mut StdRng) {
+    pub fn killed(&mut self, why: &str, rng: &mut StdRng) {
         let victims: &[&str] = [&[PROD] as &[&str], &[REC], &[PROD, REC], &[REC, PROD]]
             .choose(rng)
             .unwrap();
@@ -233,6 +237,42 @@ impl Mixture {
             rng,
         );
         self.count("power cuts");
+    }
+
+    /// Somebody else fills the disk of either host for a while. All goes on by itself.
+    fn full_disk(&mut self, why: &str, rng: &mut StdRng) {
+        self.world.settle(why);
+        // The window gives way where there is no room, and with it what stands on it (rule K1).
+        while !self.open.is_empty() {
+            self.release(0);
+        }
+        let Some(disks) = &self.disks else { return };
+        let node = [PROD, REC][rng.random_range(0..2)];
+        let lasts = ms(rng, 300..3000);
+        let why = format!("{why}: the disk of {node} is full");
+        self.world.under_load(&why, rng, |_, _| {
+            disks[index(node)].fill();
+            thread::sleep(lasts);
+            disks[index(node)].free();
+        });
+        let production = self.production();
+        for node in [PROD, REC] {
+            until(&format!("{why}: {node} to go on"), LONG, || {
+                let status = self.world.pair.status(node);
+                let waits = status["warnings"].to_string();
+                let stopped = ["no room", "receiving stopped", "receives nothing"]
+                    .iter()
+                    .any(|w| waits.contains(w));
+                (!stopped && status["node_status"] == 30).then_some(())
+            });
+        }
+        // What gave way at production is copied, and copies have numbers of their own.
+        self.world.pair.waits(production, "resynced");
+        self.world.load.disconnect();
+        self.world.load.follow(&self.world.pair, production);
+        self.world.serves(&why);
+        self.line = self.world.load.head();
+        self.count("full disks");
     }
 
     /// Starts what is down, and holds production against what was promised.
@@ -355,7 +395,7 @@ impl Mixture {
     }
 
     /// The replica is put back to a record and forward again, while production writes on; perhaps killed in between.
-    fn restored(&mut self, why: &str, rng: &mut StdRng) {
+    pub fn restored(&mut self, why: &str, rng: &mut StdRng) {
         self.world.settle(why);
         let recent = self.recent();
         let positions: Vec<WriteSeq> = self
@@ -389,7 +429,10 @@ impl Mixture {
     /// A command of the replica, killed with its daemon now and then; the same command goes on then, to this state.
     fn insist(&mut self, node: &str, line: &[&str], state: &str, why: &str, rng: &mut StdRng) {
         let pair = &self.world.pair;
-        for _ in 0..rng.random_range(0..3) {
+        for _ in 0..2 {
+            if !rng.random_bool(self.kills) {
+                continue;
+            }
             let mut command = pair.command(node, line);
             let mut running = command
                 .stdout(Stdio::null())
@@ -427,7 +470,7 @@ impl Mixture {
     }
 
     /// A planned change: production stops, the replica takes over, and the old production follows it.
-    fn roles_change(&mut self, why: &str, rng: &mut StdRng) {
+    pub fn roles_change(&mut self, why: &str, rng: &mut StdRng) {
         self.world.settle(why);
         while !self.open.is_empty() {
             self.release(0);
@@ -469,7 +512,7 @@ impl Mixture {
 
     /// As [`Mixture::does`]; now and then one of the daemons is killed in the middle, and the same command goes on.
     fn amid_a_kill(&mut self, node: &str, line: &[&str], why: &str, rng: &mut StdRng) {
-        if rng.random_range(0..3) == 0 {
+        if rng.random_bool(self.kills) {
             let pair = &self.world.pair;
             let victim = [PROD, REC][rng.random_range(0..2)];
             let mut command = pair.command(node, line);
