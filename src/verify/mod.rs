@@ -11,7 +11,7 @@
 //! (`answer.rs`). Meanwhile production looks on, so that a long queue on the link delays a pass once and not at every
 //! stretch. Nothing stops, and no lock is held while anything is read.
 //!
-//! A production has one thread for this ([`Desk::run`], `run.rs`). What it works on is a *pass*: begun by an operator, by the
+//! A production has one thread for this (`Desk::run`, `run.rs`). What it works on is a *pass*: begun by an operator, by the
 //! schedule (`verify_every`) or by itself after a catch-up (`verify_after_catch_up`). A pass and what is known to differ are
 //! kept durably (`state.rs`), in the context's row; the command `verify` begins a pass and looks on.
 //!
