@@ -23,7 +23,7 @@ use control::{
     event::Unit,
     offline::{LostRange, SalvageReply, SalvagedVolume},
 };
-use journal::{Journal, ResolveError};
+use journal::{Frame, Journal, ResolveError};
 use model::{
     BLOCK_SIZE, ByteRange, Payload, Point, Role, Target, Timestamp, VolumeIndex, WriteSeq, ports::History,
     target::TargetKind,
@@ -75,6 +75,7 @@ pub(super) fn salvage(node: &Stopped, order: &Order<'_>, listener: &mut dyn List
         );
         return Err(refused(text));
     }
+    outside(node, order.out)?;
     if order.volume.is_none() && !order.dry_run {
         std::fs::create_dir_all(order.out).map_err(failed(order.out.display()))?;
     }
@@ -91,14 +92,17 @@ pub(super) fn salvage(node: &Stopped, order: &Order<'_>, listener: &mut dyn List
         .iter()
         .map(|d| format!("the journal is damaged: {d}"))
         .collect();
-    let source = Source::at(node, &journal, volumes, order.at)?;
+    let source = Source::at(node, &journal, volumes, order.at, damage.is_some())?;
     let info = node.point_info(&journal, &source.point(&journal), Some(order.at.to_string()));
     listener.event(Event::Resolved {
         level: None,
         point: info.clone(),
     });
-    if let (Source::Head(_), true) = (&source, damage.is_some()) {
-        warnings.push("records behind the damage may be on the volumes in part".into());
+    if let Source::Broken(_) = &source {
+        warnings.push(format!(
+            "records behind {} are not replayed, and may be on the volumes in part",
+            info.seq
+        ));
     }
     if order.dry_run {
         let step = |(_, name, file): &(VolumeIndex, String, PathBuf)| {
@@ -134,16 +138,27 @@ pub(super) fn salvage(node: &Stopped, order: &Order<'_>, listener: &mut dyn List
 /// Fills a buffer from a place, or says why not.
 type Reads<'a> = &'a dyn Fn(u64, &mut [u8]) -> Result<(), String>;
 
+/// Takes frames to be written again.
+type Put<'a> = &'a mut dyn FnMut(&[Arc<Frame>]) -> Done<()>;
+
 /// What a volume is read from.
 enum Source {
     /// History behind the volumes, at a point.
     View(View),
     /// The volumes of a production, and everything that its journal has for them.
     Head(Volumes),
+    /// The same of one whose journal is damaged: what it has up to the damage.
+    Broken(Volumes),
 }
 
 impl Source {
-    fn at(node: &Stopped, journal: &Arc<Journal>, volumes: Volumes, target: &Target) -> Done<Self> {
+    fn at(
+        node: &Stopped,
+        journal: &Arc<Journal>,
+        volumes: Volumes,
+        target: &Target,
+        is_damaged: bool,
+    ) -> Done<Self> {
         let row = journal.context().map_err(|e| refused(e.to_string()))?;
         let row = row.ok_or_else(|| refused("the context never started: there is nothing"))?;
         if row.role == Role::Production && !builds_undo(journal) {
@@ -153,20 +168,30 @@ impl Source {
                 let hint = "the recovery host's state directory has them";
                 return Err(Box::new(Failure::new(Code::OutsideWindow, text).with_hint(hint)));
             }
-            return Ok(Self::Head(volumes));
+            return Ok(if is_damaged {
+                Self::Broken(volumes)
+            } else {
+                Self::Head(volumes)
+            });
         }
-        let point = resolve(node, journal, target)?;
+        let mut target = target.clone();
+        if is_damaged && target.generation.is_none() {
+            // Nothing is open, so no line is the current one: the newest is meant.
+            target.generation = journal.generations().last().map(|g| g.no);
+        }
+        let point = resolve(node, journal, &target)?;
         Ok(Self::View(view(journal, &volumes, point)?))
     }
 
     fn point(&self, journal: &Journal) -> Point {
         match self {
             Self::View(view) => view.point().clone(),
-            Self::Head(_) => {
-                let seq = journal.cursors().appended;
-                let generation = journal.head().map(|(at, _)| at.generation).unwrap_or_default();
+            Self::Head(_) | Self::Broken(_) => {
                 let row = journal.open_row();
                 let row = row.or_else(|| journal.lfc_rows(..).last().map(|row| (**row).clone()));
+                let end = row.as_ref().map(|r| (r.generation, r.last_seq));
+                let head = journal.head().map(|(at, _)| (at.generation, at.seq));
+                let (generation, seq) = head.or(end).unwrap_or_default();
                 Point {
                     generation,
                     seq,
@@ -204,7 +229,7 @@ impl Source {
                     listener,
                 )
             }
-            Self::Head(volumes) => {
+            Self::Head(volumes) | Self::Broken(volumes) => {
                 let volume = volumes.get(index).map_err(|e| refused(e.to_string()))?;
                 let medium = volume.medium();
                 let size = volume.size();
@@ -215,7 +240,11 @@ impl Source {
                 };
                 let read = |at, buf: &mut [u8]| medium.read_at(at, buf).map_err(|e| e.to_string());
                 let written = image.copy(size, &zero, &read, listener)?;
-                replay(journal, index, image, size)?;
+                let mut put = |frames: &[Arc<Frame>]| replay(frames, index, image, size);
+                match self {
+                    Self::Broken(_) => rows_behind(journal, &mut put)?,
+                    _ => frames_behind(journal, &mut put)?,
+                }
                 Ok(SalvagedVolume {
                     data_bytes: image.data_bytes()?,
                     ..written
@@ -225,8 +254,8 @@ impl Source {
     }
 }
 
-/// Writes again what may not be on a production's volume, as its start would.
-fn replay(journal: &Journal, index: VolumeIndex, image: &Image, size: u64) -> Done<()> {
+/// Hands on everything that may not be on a production's volumes, as its start would take it.
+fn frames_behind(journal: &Journal, put: Put<'_>) -> Done<()> {
     let cursors = journal.cursors();
     let mut from = cursors.checkpointed;
     while from < cursors.durable {
@@ -234,23 +263,44 @@ fn replay(journal: &Journal, index: VolumeIndex, image: &Image, size: u64) -> Do
             .frames_after(from, REPLAY_BYTES)
             .map_err(|e| refused(e.to_string()))?;
         let Some(last) = frames.last() else { break };
-        for record in frames
-            .iter()
-            .flat_map(|f| f.records())
-            .filter(|r| r.volume == index)
-        {
-            let (Some(range), Some(payload)) = (record.changed(), record.payload()) else {
-                continue;
-            };
-            if range.end > size {
-                return Err(refused(format!(
-                    "record {} passes the end of the volume",
-                    record.seq
-                )));
-            }
-            image.put(range, &payload)?;
-        }
+        put(&frames)?;
         from = last.last_seq();
+    }
+    Ok(())
+}
+
+/// The same where the journal is damaged and nothing is open: container by container, up to the damage.
+fn rows_behind(journal: &Journal, put: Put<'_>) -> Done<()> {
+    let checkpointed = journal.cursors().checkpointed;
+    let newest = journal.generations().last().map(|g| g.no);
+    let rows = journal.lfc_rows(..);
+    let wanted = rows
+        .iter()
+        .filter(|row| Some(row.generation) == newest && row.last_seq > checkpointed);
+    for row in wanted {
+        let frames = journal.frames_of(row.generation, row.lfc);
+        put(&frames.map_err(|e| refused(e.to_string()))?)?;
+    }
+    Ok(())
+}
+
+/// Writes records again.
+fn replay(frames: &[Arc<Frame>], index: VolumeIndex, image: &Image, size: u64) -> Done<()> {
+    for record in frames
+        .iter()
+        .flat_map(|f| f.records())
+        .filter(|r| r.volume == index)
+    {
+        let (Some(range), Some(payload)) = (record.changed(), record.payload()) else {
+            continue;
+        };
+        if range.end > size {
+            return Err(refused(format!(
+                "record {} passes the end of the volume",
+                record.seq
+            )));
+        }
+        image.put(range, &payload)?;
     }
     Ok(())
 }
@@ -308,19 +358,7 @@ fn lost(node: &Stopped, volume: &str, ranges: &[LostRange]) -> Box<Failure> {
 
 /// Refuses a place where nothing may be written.
 pub(super) fn may_write(node: &Stopped, file: &Path, force: bool) -> Done<()> {
-    let parent = match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let parent = parent.canonicalize().map_err(failed(parent.display()))?;
-    let state = node.state.canonicalize().map_err(failed(node.state.display()))?;
-    if parent.starts_with(&state) {
-        let text = format!(
-            "{} is in the state directory that is read: nothing is written there",
-            file.display()
-        );
-        return Err(Box::new(Failure::new(Code::Usage, text)));
-    }
+    outside(node, file)?;
     match std::fs::symlink_metadata(file) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(failed(file.display())(e)),
@@ -336,6 +374,31 @@ pub(super) fn may_write(node: &Stopped, file: &Path, force: bool) -> Done<()> {
             ))
         }
     }
+}
+
+/// Refuses a place below the state directory, whether its folders are there already or not.
+fn outside(node: &Stopped, path: &Path) -> Done<()> {
+    let state = &node.state;
+    let state = state.canonicalize().map_err(failed(state.display()))?;
+    let mut above = path.parent();
+    let there = loop {
+        match above {
+            Some(folder) if !folder.as_os_str().is_empty() => match folder.canonicalize() {
+                Ok(there) => break there,
+                Err(_) => above = folder.parent(),
+            },
+            _ => break Path::new(".").canonicalize().map_err(failed("."))?,
+        }
+    };
+    let itself = path.canonicalize();
+    if there.starts_with(&state) || itself.is_ok_and(|path| path.starts_with(&state)) {
+        let text = format!(
+            "{} is in the state directory that is read: nothing is written there",
+            path.display()
+        );
+        return Err(Box::new(Failure::new(Code::Usage, text)));
+    }
+    Ok(())
 }
 
 /// A file that is being written under another name.

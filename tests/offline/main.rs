@@ -291,10 +291,12 @@ fn random_histories_are_salvaged_after_both_hosts_were_killed() {
         assert!([tree(&rec), tree(&prod)] == before, "a folder has changed");
         replayed(&world, &rec);
         damaged(&world, &rec, rng);
+        damaged_tail(&world, &rec);
         // The nodes go on as if nobody had looked.
         for node in [PROD, REC] {
             world.pair.start(node);
         }
+        world.pair.waits(PROD, "drained");
         world.pair.drain();
         world.pair.same_files(&["data", "log"]);
     });
@@ -380,6 +382,52 @@ fn replayed(world: &World, rec: &Path) {
         assert!(flushes > ends, "{said}");
     }
     assert!(tree(rec) == before, "the folder has changed");
+}
+
+/// A frame in a tail that does not check: what is before it, and that it is so.
+fn damaged_tail(world: &World, rec: &Path) {
+    let tails = tool(rec, &["dump", "tails"]).ok();
+    let records = tails.lines().filter(|l| l.starts_with("record"));
+    let number_of = |l: &str| {
+        l.split_whitespace()
+            .nth(1)?
+            .trim_end_matches(':')
+            .parse::<u64>()
+            .ok()
+    };
+    let newest = records.filter_map(number_of).max().unwrap();
+    let (mut refused, mut cut) = (0, 0);
+    for line in tails.lines().filter(|l| l.starts_with("frame")) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let at: u64 = words[3].trim_end_matches(':').parse::<u64>().unwrap() + 100;
+        let file = rec.join("c1/journal").join(words[1]);
+        let file = fs::OpenOptions::new().read(true).write(true).open(file).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        let (done, volumes) = salvaged(&world.pair, rec, "latest", &[]);
+        let (done, volumes) = match done.code {
+            0 => {
+                cut += 1;
+                (done, volumes)
+            }
+            1 => {
+                refused += 1;
+                assert_eq!(tool(rec, &["fsck-journal"]).code, 2, "{line}");
+                let (best, volumes) = salvaged(&world.pair, rec, "latest", &["--best-effort"]);
+                assert_eq!(best.code, 2, "{line}: {best:?}");
+                assert!(best.stdout.contains("the journal is damaged: "), "{best:?}");
+                (best, volumes)
+            }
+            _ => panic!("{line}: {done:?}"),
+        };
+        let point = WriteSeq(number(&object(&done)["point"]["seq"]));
+        assert!(point.0 <= newest, "{point} of {newest}");
+        same(&world.load.oracle, &volumes, point, "a damaged tail");
+        file.write_all_at(&byte, at).unwrap();
+    }
+    println!("frames of tails flipped: {refused} refused, {cut} a torn end or not used any more");
+    assert!(refused > 0);
 }
 
 /// A flipped bit of a stored file: refused with the blocks, or written with every range that cannot be trusted named, and all
@@ -559,6 +607,12 @@ fn a_running_daemon_and_files_that_are_there_are_refused() {
         ],
     );
     assert_eq!(done.code, 64, "{done:?}");
+    let done = pair.cli(
+        REC,
+        &["salvage", "-C", "1", "--all", "-o", inside.to_str().unwrap()],
+    );
+    assert_eq!(done.code, 64, "{done:?}");
+    assert!(!inside.exists());
     let done = pair.cli(
         REC,
         &["salvage", "-C", "1", "--volume", "nothing", "-o", name, "-f"],

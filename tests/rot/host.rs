@@ -192,33 +192,39 @@ impl Host {
         Ok(Journal::open(parts, options).map_err(text)?.0)
     }
 
-    /// Flips a bit and looks at everything.
+    /// Flips a bit, has it checked, and looks at everything.
     ///
     /// An error is what must never be: a panic, other bytes than were written, or something that is gone without a word.
-    pub fn examine(&self, flip: &Flip, oracle: &Oracle) -> Result<Verdict, String> {
+    pub fn examine(
+        &self,
+        flip: &Flip,
+        oracle: &Oracle,
+    ) -> (Result<Findings, String>, Result<Verdict, String>) {
         let dir = self.lay(Some(flip));
+        // First: whoever opens the journal mends what can be mended.
+        let checked = self.check(dir.path());
         let looked = catch_unwind(AssertUnwindSafe(|| self.examine_in(dir.path(), oracle)));
-        looked.unwrap_or_else(|panic| {
+        let verdict = looked.unwrap_or_else(|panic| {
             let said = panic.downcast_ref::<String>().cloned();
             Err(format!("a panic: {}", said.unwrap_or_default()))
-        })
+        });
+        (checked, verdict)
     }
 
-    /// Flips a bit, and has the folder checked as `backstay fsck-journal` does.
+    /// Has a folder checked as `backstay fsck-journal` does.
     ///
     /// An error is what must never be: a panic, or a file that is another one afterwards.
-    pub fn check(&self, flip: Option<&Flip>) -> Result<Findings, String> {
-        let dir = self.lay(flip);
-        let before = tree(dir.path());
+    pub fn check(&self, dir: &Path) -> Result<Findings, String> {
+        let before = tree(dir);
         let options = Options {
             lfc_size: LFC_BYTES,
             indexed: self.indexed,
             ..Options::default()
         };
         let checked = catch_unwind(AssertUnwindSafe(|| {
-            journal::check::check(dir.path(), &options, &mut |_, _, _| {}).map(|checked| checked.findings)
+            journal::check::check(dir, &options, &mut |_, _, _| {}).map(|checked| checked.findings)
         }));
-        if tree(dir.path()) != before {
+        if tree(dir) != before {
             return Err("the folder was changed by the check".into());
         }
         match checked {
