@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::process::Command;
 
 /// Licences that may stand alone or be chosen from an expression.
-const ALLOWED: [&str; 12] = [
+const ALLOWED: [&str; 13] = [
     "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception",
     "BSD-2-Clause",
@@ -15,6 +15,7 @@ const ALLOWED: [&str; 12] = [
     "CDLA-Permissive-2.0",
     "ISC",
     "MIT",
+    "NCSA",
     "Unicode-3.0",
     "Unlicense",
     "Zlib",
