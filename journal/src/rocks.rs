@@ -62,14 +62,7 @@ fn name(family: Family) -> &'static str {
     }
 }
 
-fn library(op: &'static str) -> impl Fn(rocksdb::Error) -> StoreError {
-    move |e| StoreError::Library {
-        op,
-        text: e.to_string(),
-    }
-}
-
-/// As [`library`], with the family: some of RocksDB's messages name no file.
+/// With the family: some of RocksDB's messages name no file.
 fn library_in(family: Family, op: &'static str) -> impl Fn(rocksdb::Error) -> StoreError {
     move |e| StoreError::Library {
         op,
@@ -77,7 +70,7 @@ fn library_in(family: Family, op: &'static str) -> impl Fn(rocksdb::Error) -> St
     }
 }
 
-/// As [`library`] for reads, where bad bytes are told from a failure of everything; some of RocksDB's messages name no file.
+/// As [`library_in`] for reads, where bad bytes are told from a failure of everything; some of RocksDB's messages name no file.
 fn reading(family: Family, op: &'static str) -> impl Fn(rocksdb::Error) -> StoreError {
     move |e| {
         let text = format!("{}: {e}", name(family));
@@ -88,8 +81,12 @@ fn reading(family: Family, op: &'static str) -> impl Fn(rocksdb::Error) -> Store
     }
 }
 
-fn io_error(op: &'static str) -> impl Fn(io::Error) -> StoreError {
-    move |source| StoreError::Io { op, source }
+/// A failure of the file system, with the path: the system's own messages name none.
+fn io_error(op: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError {
+    move |e| StoreError::Io {
+        op,
+        source: io::Error::new(e.kind(), format!("{}: {e}", path.display())),
+    }
 }
 
 fn be<T, const N: usize>(key: &[u8], at: usize, of: impl Fn([u8; N]) -> T) -> Option<T> {
@@ -160,10 +157,10 @@ fn looked_through(dir: &Path) -> Result<impl Fn(String) -> StoreError + '_, Stor
         text: format!("{}: {text}", dir.display()),
     };
     manifest::check(dir)
-        .map_err(io_error("check the list of files"))?
+        .map_err(io_error("check the list of files", dir))?
         .map_err(failed)?;
     log_file::check(dir)
-        .map_err(io_error("check the logs"))?
+        .map_err(io_error("check the logs", dir))?
         .map_err(failed)?;
     Ok(failed)
 }
@@ -175,10 +172,10 @@ impl RocksStore {
     /// When the folder or the database cannot be opened.
     pub fn open(dir: &Path, floors: Arc<IndexFloors>) -> Result<Self, StoreError> {
         let ingest_dir = dir.join("ingest");
-        std::fs::create_dir_all(&ingest_dir).map_err(io_error("create the folder"))?;
-        for left in std::fs::read_dir(&ingest_dir).map_err(io_error("list half-built files"))? {
-            let left = left.map_err(io_error("list half-built files"))?;
-            std::fs::remove_file(left.path()).map_err(io_error("remove a half-built file"))?;
+        std::fs::create_dir_all(&ingest_dir).map_err(io_error("create the folder", &ingest_dir))?;
+        for left in std::fs::read_dir(&ingest_dir).map_err(io_error("list half-built files", &ingest_dir))? {
+            let left = left.map_err(io_error("list half-built files", &ingest_dir))?;
+            std::fs::remove_file(left.path()).map_err(io_error("remove a half-built file", &ingest_dir))?;
         }
         let failed = looked_through(dir)?;
         let mut o = Options::default();
@@ -340,7 +337,8 @@ impl Store for RocksStore {
             text: "the store is open to be read alone".into(),
         })?;
         let path = ingest_dir.join(format!("{}-{number}.sst", name(family)));
-        if media::free_bytes(ingest_dir).map_err(io_error("look for room"))? < ROOM_BYTES {
+        let free = media::free_bytes(ingest_dir).map_err(io_error("look for room", ingest_dir))?;
+        if free < ROOM_BYTES {
             return Err(full(&path, NO_ROOM));
         }
         match self.build(family, &path, pairs) {
@@ -357,13 +355,16 @@ impl Store for RocksStore {
         }
         // The writer does not sync by itself, and the move keeps the file as it is.
         let sync = || std::fs::File::open(&path)?.sync_all();
-        sync().map_err(io_error("sync a file"))?;
+        sync().map_err(io_error("sync a file", &path))?;
         let mut o = IngestExternalFileOptions::default();
         o.set_move_files(true);
         let moved = self
             .db
             .ingest_external_file_cf_opts(&self.family(family)?, &o, vec![&path]);
-        moved.map_err(library_in(family, "ingest"))
+        moved.map_err(|e| StoreError::Library {
+            op: "ingest",
+            text: format!("{}: {}: {e}", path.display(), name(family)),
+        })
     }
 
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {
@@ -376,7 +377,10 @@ impl Store for RocksStore {
         }
         let mut o = WriteOptions::default();
         o.set_sync(true);
-        self.db.write_opt(b, &o).map_err(library("commit"))
+        self.db.write_opt(b, &o).map_err(|e| StoreError::Library {
+            op: "commit",
+            text: format!("{}: {e}", self.db.path().display()),
+        })
     }
 
     fn drop_range(&self, family: Family, from: &[u8], to: &[u8]) -> Result<(), StoreError> {
