@@ -5,8 +5,11 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod common;
+#[path = "power/disk.rs"]
+mod disk;
 
 use common::{LONG, PROD, Pair, REC, Setup, root_for};
+use disk::Disk;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use serde_json::Value;
 use std::{
@@ -401,11 +404,8 @@ fn a_volume_that_failed_is_not_served_to_an_old_mount() {
         return;
     }
     let pair = Pair::new("failed", &mounting());
-    let small = pair.scratch.folder("small");
-    let mount = |words: &[&str]| run(Command::new("mount").args(words).arg(&small), LONG).ok();
-    mount(&["-t", "tmpfs", "-o", "size=24M", "small"]);
-    // A file of holes, for which there is no room.
-    let image = small.join("image");
+    let small = Disk::at(&pair.scratch, "small", "xfs", 512 << 20);
+    let image = small.path().join("image");
     fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
     let mut mkfs = Command::new(need_tool("mkfs.ext4"));
     run(mkfs.arg("-q").arg(&image), LONG).ok();
@@ -425,15 +425,15 @@ fn a_volume_that_failed_is_not_served_to_an_old_mount() {
     let mut bytes = vec![0; 40 << 20];
     StdRng::seed_from_u64(5).fill_bytes(&mut bytes);
     // It is told of the failure, or is not: that is a race.
-    let _ = fs::File::create(data.join("large")).and_then(|mut file| {
-        file.write_all(&bytes)?;
-        file.sync_all()
-    });
+    let mut large = fs::File::create(data.join("large")).unwrap();
+    small.cut();
+    let _ = large.write_all(&bytes).and_then(|()| large.sync_all());
+    drop(large);
     until("the device to end with the daemon", LONG, || {
         (!has_identity()).then_some(())
     });
     pair.kill9(PROD);
-    mount(&["-o", "remount,size=128M"]);
+    small.back();
     pair.start(PROD);
     assert_eq!(device_at(&data), None, "{}", pair.log(PROD));
     until("nothing to be left", LONG, || {
@@ -443,7 +443,6 @@ fn a_volume_that_failed_is_not_served_to_an_old_mount() {
     pair.cli(PROD, &["rtmnt", "-C", "1", "-f"]).ok();
     assert!(device_at(&data).is_some());
     pair.cli(PROD, &["rtumnt", "-C", "1"]).ok();
-    run(Command::new("umount").arg("--lazy").arg(&small), LONG).ok();
 }
 
 /// A vdev's writes are durable when they were flushed, and a file system may have been told otherwise: it goes with the daemon.
