@@ -45,9 +45,9 @@ impl Client {
 /// What a command needs.
 fn needed(command: &Command) -> Level {
     match command {
-        // What a volume holds.
-        Command::Nbd { .. } => Level::Operator,
-        Command::Job {
+        // What a volume holds; the end of somebody's work.
+        Command::Nbd { .. }
+        | Command::Job {
             verb: JobVerb::Cancel,
             ..
         } => Level::Operator,

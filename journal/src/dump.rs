@@ -4,7 +4,6 @@
 //! frames and undo as the store has them. What does not check is shown as that, and hides nothing behind it.
 
 use crate::{
-    check::family_name,
     codec::Reader,
     cursors::Cursors,
     error::JournalError,
@@ -297,7 +296,7 @@ fn rows(store: &dyn Store, family: Family, sink: Sink<'_>) -> Result<(), Journal
         };
         sink(Line {
             kind: "row",
-            at: format!("{} {}", family_name(family), hex(key)),
+            at: format!("{} {}", keys::family_name(family), hex(key)),
             text: text.unwrap_or_else(|| "the key has another form".into()),
             bytes: Bytes::copy_from_slice(value),
         });
@@ -514,7 +513,7 @@ fn index(store: &dyn Store, family: Family, sink: Sink<'_>) -> Result<(), Journa
         });
         sink(Line {
             kind: "entry",
-            at: format!("{} {}", family_name(family), hex(key)),
+            at: format!("{} {}", keys::family_name(family), hex(key)),
             text: text.unwrap_or_else(|| "it has another form".into()),
             bytes: Bytes::copy_from_slice(value),
         });

@@ -1,6 +1,19 @@
 //! Keys of the store: big-endian, so that their order is the order of what they name.
 
-use model::{BlockNo, GenNo, LfcId, Ordinal, VolumeIndex, WriteSeq};
+use model::{BlockNo, GenNo, LfcId, Ordinal, VolumeIndex, WriteSeq, ports::Family};
+
+/// The name of a family, as files of the store and texts have it.
+pub(crate) const fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::Redo => "redo",
+        Family::RedoIndex => "redo-index",
+        Family::Undo => "undo",
+        Family::UndoIndex => "undo-index",
+        Family::Catalog => "catalog",
+        Family::Meta => "meta",
+        Family::Map => "map",
+    }
+}
 
 /// Rows of the catalog, by first byte.
 pub(crate) const GENERATION: u8 = 1;

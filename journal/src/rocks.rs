@@ -15,7 +15,7 @@
 mod log_file;
 mod manifest;
 
-use crate::parts::IndexFloors;
+use crate::{keys::family_name, parts::IndexFloors};
 use bytes::Bytes;
 use model::{
     GenNo, Ordinal, WriteSeq,
@@ -50,30 +50,18 @@ pub struct RocksStore {
     next_file: AtomicU64,
 }
 
-fn name(family: Family) -> &'static str {
-    match family {
-        Family::Redo => "redo",
-        Family::RedoIndex => "redo-index",
-        Family::Undo => "undo",
-        Family::UndoIndex => "undo-index",
-        Family::Catalog => "catalog",
-        Family::Meta => "meta",
-        Family::Map => "map",
-    }
-}
-
 /// With the family: some of RocksDB's messages name no file.
 fn library_in(family: Family, op: &'static str) -> impl Fn(rocksdb::Error) -> StoreError {
     move |e| StoreError::Library {
         op,
-        text: format!("{}: {e}", name(family)),
+        text: format!("{}: {e}", family_name(family)),
     }
 }
 
 /// As [`library_in`] for reads, where bad bytes are told from a failure of everything; some of RocksDB's messages name no file.
 fn reading(family: Family, op: &'static str) -> impl Fn(rocksdb::Error) -> StoreError {
     move |e| {
-        let text = format!("{}: {e}", name(family));
+        let text = format!("{}: {e}", family_name(family));
         match e.kind() {
             ErrorKind::Corruption => StoreError::Corrupt { op, text },
             _ => StoreError::Library { op, text },
@@ -100,10 +88,13 @@ const ROOM_BYTES: u64 = 8 << 20;
 const NO_ROOM: &str = "No space left on device";
 
 /// The failure to build a file for want of room.
-fn full(path: &Path, text: &str) -> StoreError {
+fn full(path: &Path) -> StoreError {
     StoreError::Io {
         op: "build a file",
-        source: io::Error::new(io::ErrorKind::StorageFull, format!("{}: {text}", path.display())),
+        source: io::Error::new(
+            io::ErrorKind::StorageFull,
+            format!("{}: {NO_ROOM}", path.display()),
+        ),
     }
 }
 
@@ -188,7 +179,8 @@ impl RocksStore {
         o.set_max_total_wal_size(16 << 20);
         o.set_stats_dump_period_sec(0);
         let cache = Cache::new_lru_cache(CACHE_BYTES);
-        let families = Family::ALL.map(|f| ColumnFamilyDescriptor::new(name(f), options(f, &cache, &floors)));
+        let families =
+            Family::ALL.map(|f| ColumnFamilyDescriptor::new(family_name(f), options(f, &cache, &floors)));
         let db = Db::open_cf_descriptors(&o, dir, families).map_err(|e| failed(e.into_string()))?;
         Ok(Self {
             db,
@@ -210,7 +202,8 @@ impl RocksStore {
         o.set_max_open_files(512);
         o.set_stats_dump_period_sec(0);
         let (cache, floors) = (Cache::new_lru_cache(CACHE_BYTES), Arc::default());
-        let families = Family::ALL.map(|f| ColumnFamilyDescriptor::new(name(f), options(f, &cache, &floors)));
+        let families =
+            Family::ALL.map(|f| ColumnFamilyDescriptor::new(family_name(f), options(f, &cache, &floors)));
         let db = Db::open_cf_descriptors_read_only(&o, dir, families, false)
             .map_err(|e| failed(e.into_string()))?;
         Ok(Self {
@@ -235,9 +228,9 @@ impl RocksStore {
     fn family(&self, family: Family) -> Result<Arc<BoundColumnFamily<'_>>, StoreError> {
         let missing = || StoreError::Library {
             op: "find a family",
-            text: format!("{} is missing", name(family)),
+            text: format!("{} is missing", family_name(family)),
         };
-        self.db.cf_handle(name(family)).ok_or_else(missing)
+        self.db.cf_handle(family_name(family)).ok_or_else(missing)
     }
 
     fn build(
@@ -336,10 +329,10 @@ impl Store for RocksStore {
             op: "ingest",
             text: "the store is open to be read alone".into(),
         })?;
-        let path = ingest_dir.join(format!("{}-{number}.sst", name(family)));
+        let path = ingest_dir.join(format!("{}-{number}.sst", family_name(family)));
         let free = media::free_bytes(ingest_dir).map_err(io_error("look for room", ingest_dir))?;
         if free < ROOM_BYTES {
-            return Err(full(&path, NO_ROOM));
+            return Err(full(&path));
         }
         match self.build(family, &path, pairs) {
             Ok(true) => {}
@@ -348,7 +341,7 @@ impl Store for RocksStore {
                 // What there is of it would take the room that others need. The database has not seen it.
                 let _ = std::fs::remove_file(&path);
                 return Err(match &e {
-                    StoreError::Library { text, .. } if text.contains(NO_ROOM) => full(&path, NO_ROOM),
+                    StoreError::Library { text, .. } if text.contains(NO_ROOM) => full(&path),
                     _ => e,
                 });
             }
@@ -363,7 +356,7 @@ impl Store for RocksStore {
             .ingest_external_file_cf_opts(&self.family(family)?, &o, vec![&path]);
         moved.map_err(|e| StoreError::Library {
             op: "ingest",
-            text: format!("{}: {}: {e}", path.display(), name(family)),
+            text: format!("{}: {}: {e}", path.display(), family_name(family)),
         })
     }
 

@@ -319,20 +319,19 @@ impl Mixture {
         oracle.at_time(since).max(self.line)
     }
 
+    /// A position of the history behind another, if there is one.
+    fn after(&self, recent: WriteSeq, rng: &mut StdRng) -> Option<WriteSeq> {
+        let positions = self.world.load.oracle.positions().filter(|seq| *seq > recent);
+        positions.collect::<Vec<_>>().choose(rng).copied()
+    }
+
     /// Takes a snapshot, writes to its vdev, looks at one that is open, or lets one go.
     fn snapshot(&mut self, why: &str, rng: &mut StdRng) {
         self.world.settle(why);
         let replica = self.replica();
         if self.open.len() < OPEN_MAX {
             let recent = self.recent();
-            let positions: Vec<WriteSeq> = self
-                .world
-                .load
-                .oracle
-                .positions()
-                .filter(|seq| *seq > recent)
-                .collect();
-            let Some(seq) = positions.choose(rng).copied() else {
+            let Some(seq) = self.after(recent, rng) else {
                 return;
             };
             let made = self.world.pair.json(
@@ -398,14 +397,7 @@ impl Mixture {
     pub fn restored(&mut self, why: &str, rng: &mut StdRng) {
         self.world.settle(why);
         let recent = self.recent();
-        let positions: Vec<WriteSeq> = self
-            .world
-            .load
-            .oracle
-            .positions()
-            .filter(|seq| *seq > recent)
-            .collect();
-        let Some(seq) = positions.choose(rng).copied() else {
+        let Some(seq) = self.after(recent, rng) else {
             return;
         };
         let target = format!("seq:{}", seq.0);

@@ -1,6 +1,9 @@
 //! What a check found, and where.
 
-use crate::error::{Damage, JournalError};
+use crate::{
+    error::{Damage, JournalError},
+    keys,
+};
 use model::{
     BlockNo, GenNo, LfcId, Ordinal, VolumeIndex, WriteSeq,
     ports::{Family, StoreError},
@@ -88,7 +91,7 @@ impl Place {
     pub(crate) fn family(family: Family) -> Self {
         Self {
             file: Some("db".into()),
-            family: Some(family_name(family)),
+            family: Some(keys::family_name(family)),
             ..Self::default()
         }
     }
@@ -115,19 +118,6 @@ impl fmt::Display for Place {
         parts.extend(self.block.map(|(v, b)| format!("volume {v} block {}", b.0)));
         parts.extend(self.byte.map(|at| format!("byte {at}")));
         f.write_str(&parts.join(", "))
-    }
-}
-
-/// The name of a family, as files of the store and texts have it.
-pub(crate) const fn family_name(family: Family) -> &'static str {
-    match family {
-        Family::Redo => "redo",
-        Family::RedoIndex => "redo-index",
-        Family::Undo => "undo",
-        Family::UndoIndex => "undo-index",
-        Family::Catalog => "catalog",
-        Family::Meta => "meta",
-        Family::Map => "map",
     }
 }
 

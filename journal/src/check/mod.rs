@@ -23,7 +23,6 @@ mod redo;
 mod rows;
 mod undo;
 
-pub(crate) use finding::family_name;
 pub use finding::{Finding, FindingKind, Findings, Place};
 
 use crate::{

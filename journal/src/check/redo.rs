@@ -310,7 +310,7 @@ impl Container<'_> {
                 Err(e) => e.to_string(),
             };
             let place = Place {
-                family: Some(super::family_name(Family::RedoIndex)),
+                family: Some(keys::family_name(Family::RedoIndex)),
                 block: Some((record.volume, block)),
                 record: Some(record.seq),
                 ..self.place()
@@ -381,7 +381,7 @@ fn index(store: &dyn Store, tables: &Tables, expected: &Expected, into: &mut Che
         let entries = there.get(&(*generation, *lfc)).copied().unwrap_or_default();
         if entries > *count {
             let place = Place {
-                family: Some(super::family_name(Family::RedoIndex)),
+                family: Some(keys::family_name(Family::RedoIndex)),
                 ..Place::container(*generation, *lfc)
             };
             let what = format!("{entries} entries name it, its records have {count}");

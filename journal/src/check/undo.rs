@@ -82,7 +82,7 @@ fn ordinal(store: &dyn Store, ordinal: Ordinal, said: (u64, u64), into: &mut Che
                 Err(e) => e.to_string(),
             };
             let place = Place {
-                family: Some(super::family_name(Family::UndoIndex)),
+                family: Some(keys::family_name(Family::UndoIndex)),
                 ..of_ordinal(block)
             };
             match &mut in_index {
