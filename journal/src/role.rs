@@ -475,15 +475,18 @@ impl Journal {
             let is_open = spans.last().is_some_and(|s| s.until.is_none());
             let stands = is_open || (was_production && self.promotion().is_none());
             if let Some((generation, lfc, last_seq)) = newest {
-                let is_boundary = applies && cursors.applied_lfc == (generation, lfc);
+                // A line that was taken over at a point and not added to ends there, which is where the replica that this host was
+                // stands already, whatever of its past is gone: nothing that it holds behind that point is on its volumes.
+                let taken = shared_end(&self.shared.read());
+                // Or past it: at the start of a line that is followed from behind a gap, before its first container.
+                let is_applied = applies && cursors.applied_lfc >= (generation, lfc);
+                let is_boundary = is_applied || taken.is_some();
                 if applies && !is_boundary {
                     return Err(JournalError::Refused(format!(
                         "container {lfc} is not applied: {} is",
                         cursors.applied_lfc.1
                     )));
                 }
-                // One that was taken over at an earlier point and not added to ends there.
-                let taken = shared_end(&self.shared.read());
                 let end = taken.unwrap_or(Position {
                     generation,
                     seq: last_seq,
@@ -513,7 +516,7 @@ impl Journal {
                     added = Some((ordinal, row, floors));
                     spans.clear();
                 }
-                cursors.applied_lfc = (generation, lfc);
+                cursors.applied_lfc = cursors.applied_lfc.max((generation, lfc));
                 if stands && spans.last().is_none_or(|s| s.until.is_some()) {
                     spans.push(Consistent {
                         from: end,

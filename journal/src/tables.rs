@@ -7,8 +7,9 @@ use crate::{
     rows::{Consistent, ContextRow, OrdinalRow, PinRow, RestoreRow, bad_key, checked},
 };
 use model::{
-    Ordinal,
+    Ordinal, Target, Timestamp,
     ports::{Batch, Family},
+    target::TargetKind,
 };
 use std::ops::RangeBounds;
 
@@ -151,6 +152,20 @@ impl Journal {
             .map(|c| c.from)
     }
 
+    /// The last consistent point, where a resync goes on since then: `None` if none does, or if the point cannot be gone back to
+    /// any more, because undo of the copies that came since had to go.
+    #[must_use]
+    pub fn last_consistent(&self) -> Option<Position> {
+        let until = self.consistent().last()?.until?;
+        let target = Target {
+            generation: Some(until.generation),
+            kind: TargetKind::Seq(until.seq),
+        };
+        self.resolve(&target, Timestamp(u64::MAX))
+            .is_ok()
+            .then_some(until)
+    }
+
     /// Whether the volumes are consistent now.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
@@ -191,6 +206,18 @@ impl Journal {
             return Ok(());
         }
         self.change_consistent(|spans| spans.retain(|s| !is_below(s)))
+    }
+
+    /// Forgets the last span if it has ended and nothing leads back to its end: undo of copies went, and no container did.
+    pub(crate) fn forget_lost_span(&self) -> Result<(), JournalError> {
+        let last = self.consistent().last().and_then(|span| span.until);
+        let Some(until) = last.filter(|until| self.cursors().has_applied(*until)) else {
+            return Ok(());
+        };
+        if until > self.floors().redo_seq || self.last_consistent().is_some() {
+            return Ok(());
+        }
+        self.change_consistent(|spans| spans.retain(|span| span.until != Some(until)))
     }
 
     fn change_consistent(&self, change: impl FnOnce(&mut Vec<Consistent>)) -> Result<(), JournalError> {

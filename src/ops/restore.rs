@@ -94,8 +94,8 @@ pub fn to_last_consistent(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(),
     let id = context.id().0;
     let running = recovery(op, context, &format!("rtdr -C {id} failover"))?;
     let recovery = side(&running)?;
-    let until = context.journal.consistent().last().and_then(|span| span.until);
-    let until = until.ok_or_else(|| refused("the replica is in no super transaction"))?;
+    let until = context.journal.last_consistent();
+    let until = until.ok_or_else(|| refused("the replica has no consistent point to go back to"))?;
     let target = Target {
         generation: Some(until.generation),
         kind: model::target::TargetKind::Seq(until.seq),

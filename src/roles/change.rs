@@ -21,6 +21,7 @@
 use crate::{
     agent::meeting,
     applying::{Applier, ApplyError, CopyQueue, acting},
+    roles::{Standing, row::put_standing},
 };
 use journal::{ContextRow, Journal, JournalError, LinePart, MapShape, Position};
 use model::{
@@ -74,6 +75,10 @@ impl Host<'_> {
     /// # Errors
     /// When the journal, the engine or a volume fails.
     pub fn settle(&self) -> Result<(), ChangeError> {
+        if self.journal.restore()?.is_some() {
+            // Rule R-2.
+            return Err(JournalError::Internal("a rolled-back replica applies nothing").into());
+        }
         self.journal.close_line()?;
         let copies = &CopyQueue::default();
         let applier = Applier {
@@ -197,12 +202,29 @@ impl Host<'_> {
     }
 
     /// Gives this host's line up for one that has the parts `theirs`; `row` is what this host is from then on. `may_lose`:
-    /// whether what only this host holds may give way.
+    /// whether what only this host holds may give way. `maps` are those of a host that takes a line over, for one that another
+    /// overtook in the middle of that.
     ///
     /// # Errors
     /// [`ChangeError::WouldLose`], with nothing changed; or when the journal, the engine or a volume fails.
-    pub fn give_way(&self, theirs: &[LinePart], may_lose: bool, row: &ContextRow) -> Result<(), ChangeError> {
+    pub fn give_way(
+        &self,
+        theirs: &[LinePart],
+        may_lose: bool,
+        maps: &[(VolumeIndex, MapShape)],
+        row: &ContextRow,
+    ) -> Result<(), ChangeError> {
         let journal = self.journal;
+        if let Some(restore) = journal.restore()? {
+            if !may_lose {
+                return Err(ChangeError::WouldLose);
+            }
+            // A failover from a restored point that another host overtook: the line ends at that point. To apply what is held would
+            // lay it over volumes from which all that lies between was taken back.
+            let mut fenced = row.clone();
+            put_standing(&mut fenced, Standing::Fenced, row.term, None);
+            self.take_over(&At::Restored(restore.target), maps, &fenced)?;
+        }
         self.finish_line()?;
         let own = meeting::own_part(journal, theirs)?;
         let stale = journal.mapped_volumes().into_iter();

@@ -102,7 +102,7 @@ impl Here<'_> {
             || self.journal.consistent_from().is_some()
         {
             Ground::Firm
-        } else if self.journal.consistent().is_empty() {
+        } else if self.journal.last_consistent().is_none() {
             Ground::Never
         } else {
             Ground::Resyncing

@@ -24,12 +24,33 @@ use journal::{
     tap::{Tap, TapLimits},
 };
 use model::{ByteRange, ContextState, GenId, Role, Term, Timestamp, VolumeIndex, WriteSeq};
+use rand::{Rng, RngCore};
 use snapshot::Volumes;
 use std::{cell::Cell as Flag, collections::BTreeMap, sync::Arc};
 use testkit::SimPower;
 
 /// Bytes of a region: small, so that what is copied says much.
 pub const REGION: u64 = 4 << 10;
+
+/// Where clocks begin.
+const CLOCK_START_NS: u64 = 1_000_000 * Timestamp::SECOND_NS;
+
+thread_local! {
+    /// The clocks of both machines: the configured production's, and the other's. A history has a thread of its own.
+    static CLOCKS: [Flag<u64>; 2] = const { [Flag::new(CLOCK_START_NS), Flag::new(CLOCK_START_NS)] };
+}
+
+/// A machine's clock goes on by so much whenever somebody looks.
+const TICK_NS: u64 = 1_000_000;
+
+/// A look at a machine's clock.
+fn look_at_clock<const HOST: usize>() -> Timestamp {
+    CLOCKS.with(|clocks| {
+        let now = clocks[HOST].get() + TICK_NS;
+        clocks[HOST].set(now);
+        Timestamp(now)
+    })
+}
 
 /// A machine.
 pub struct Host {
@@ -68,6 +89,7 @@ pub enum Runs {
 
 impl Host {
     pub fn new(name: &'static str, home: bool, sizes: &[u64]) -> Self {
+        CLOCKS.with(|clocks| clocks[usize::from(!home)].set(CLOCK_START_NS));
         Self {
             name,
             home,
@@ -82,6 +104,35 @@ impl Host {
     pub fn down(&mut self, killed: bool) {
         self.up = None;
         self.booted |= !killed;
+    }
+
+    /// What its clock will say when somebody looks.
+    pub fn clock(&self) -> Timestamp {
+        CLOCKS.with(|clocks| Timestamp(clocks[usize::from(!self.home)].get() + TICK_NS))
+    }
+
+    /// Its clock jumps: parts of a second, minutes or days, either way.
+    pub fn jump_clock(&self, rng: &mut dyn RngCore) {
+        let most = [
+            900_000_000,
+            100 * Timestamp::SECOND_NS,
+            200_000 * Timestamp::SECOND_NS,
+        ][rng.random_range(0..3)];
+        let by = rng.random_range(1..most);
+        CLOCKS.with(|clocks| {
+            let clock = &clocks[usize::from(!self.home)];
+            let now = clock.get();
+            clock.set(if rng.random() {
+                now + by
+            } else {
+                now.saturating_sub(by).max(1)
+            });
+        });
+    }
+
+    /// Whether its disk has no room for what is ingested.
+    pub fn set_full(&self, full: bool) {
+        self.power.store("db").set_full(full);
     }
 
     /// Starts the process, as the daemon opens a context.
@@ -216,10 +267,10 @@ impl Up {
         if !matches!(self.runs, Runs::Nothing) || idle {
             return Ok(());
         }
-        self.held_back = false;
         let (journal, volumes) = (&self.journal, &self.volumes);
         let undo = builds_undo(journal);
         journal.set_indexed(row.role == Role::Recovery || undo);
+        journal.set_gives_way(row.role == Role::Production && !undo);
         self.runs = match row.role {
             Role::Recovery => Runs::Recovery(Recovery {
                 journal: Arc::clone(journal),
@@ -239,7 +290,12 @@ impl Up {
                     whole_containers: undo,
                     ..TapLimits::default()
                 };
-                let tap = Tap::new(Arc::clone(journal), media.collect::<Vec<_>>(), limits);
+                let clock = if self.home {
+                    look_at_clock::<0>
+                } else {
+                    look_at_clock::<1>
+                };
+                let tap = Tap::new(Arc::clone(journal), media.collect::<Vec<_>>(), limits).with_clock(clock);
                 tap.resume(&open)?;
                 let production = Production {
                     journal: Arc::clone(journal),
@@ -249,6 +305,7 @@ impl Up {
                 Runs::Production { production, undo }
             }
         };
+        self.held_back = false;
         Ok(())
     }
 

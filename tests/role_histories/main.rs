@@ -11,11 +11,13 @@
 //! | the way forward from anywhere | [`recover`] |
 //! | random histories | [`histories`] |
 //! | the rules L by name, the parts of the set | [`l_rules`], [`parts`] |
+//! | lines that are given up amid something else | [`given_up`] |
 //!
 //! `BACKSTAY_SEED=0x…` plays one seed again, `BACKSTAY_SEEDS=20` tries twenty times as many.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod crashes;
+mod given_up;
 mod histories;
 mod host;
 #[path = "../core_histories/hosts.rs"]

@@ -274,7 +274,7 @@ impl World {
     /// Goes back to the last consistent point of a resync (L7).
     fn restore_to_last_consistent(&mut self, side: Side) -> Fallible {
         let up = self.up(side);
-        let until = up.journal.consistent().last().and_then(|span| span.until);
+        let until = up.journal.last_consistent();
         let until = until.expect("a resync has a last consistent point");
         let target = Target {
             generation: Some(until.generation),
@@ -325,7 +325,8 @@ impl World {
             let was = up.row()?.role;
             self.halt(side)?;
             let up = self.up(side);
-            up.changed().give_way(&peer.line(), true, &row)?;
+            up.changed()
+                .give_way(&peer.line(), true, &maps(&self.sizes), &row)?;
             self.gave_way(side, was)?;
         }
         self.up_mut(side).start()?;
@@ -450,7 +451,11 @@ impl World {
         let row = up.row_as(Standing::Replica, Term(peer.term).max(up.row()?.term))?;
         self.halt(side)?;
         let (id, end) = self.up(side).end();
-        match self.up(side).changed().give_way(&peer.line(), false, &row) {
+        match self
+            .up(side)
+            .changed()
+            .give_way(&peer.line(), false, &maps(&self.sizes), &row)
+        {
             Ok(()) => {
                 let has = |part: &journal::LinePart| part.id == id && end <= part.upto;
                 assert!(
@@ -503,13 +508,13 @@ impl World {
             return Ok(false);
         };
         let up = self.up_mut(side);
-        up.held_back = false;
         if has_better_right(up.row()?.term, &peer) {
             up.fence_now(Term(peer.term))?;
             self.end_fenced(side)?;
         } else if !up.is_stopped()? {
             up.start()?;
         }
+        self.up_mut(side).held_back = false;
         Ok(true)
     }
 

@@ -65,6 +65,9 @@ impl World {
         for host in &self.hosts {
             host.power.never_freeze();
         }
+        for side in Side::ALL {
+            self.step(&Step::Room(side), rng);
+        }
         self.step(&Step::Mend, rng);
         let mut tried = BTreeSet::new();
         let mut next: Option<Typed> = None;

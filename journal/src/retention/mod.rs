@@ -282,6 +282,7 @@ impl Journal {
         let points = kept.pins.iter().map(|pin| &pin.point).chain(&kept.readers);
         if kept.restore.is_none() && !points.into_iter().any(|point| self.is_kept(point)) {
             self.forget_spans_below(self.floors().redo_seq)?;
+            self.forget_lost_span()?;
         }
         let expired: Vec<PinRow> = kept
             .pins

@@ -176,6 +176,8 @@ pub struct Tap {
     closed: AtomicBool,
     /// What a writer waits for that seals where there is no room.
     no_room: Mutex<Option<String>>,
+    /// What time it is.
+    clock: fn() -> Timestamp,
 }
 
 /// How often a writer that waits for room looks again.
@@ -216,7 +218,15 @@ impl Tap {
             closing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             no_room: Mutex::default(),
+            clock: Timestamp::now,
         }
+    }
+
+    /// As this one, with another clock than the system's: for tests in which clocks jump.
+    #[must_use]
+    pub const fn with_clock(mut self, clock: fn() -> Timestamp) -> Self {
+        self.clock = clock;
+        self
     }
 
     /// From now on nothing gets a place in the order any more: whoever still holds this tap is refused. What was answered
@@ -449,7 +459,7 @@ impl Tap {
                 return Ok(());
             }
             let birth = self.journal.begin_generation()?;
-            let frame = self.journal.append(vec![birth], Timestamp::now())?;
+            let frame = self.journal.append(vec![birth], (self.clock)())?;
             self.absorb(owner, &frame)
         })
     }
@@ -519,7 +529,7 @@ impl Tap {
     /// Appends drafts as one frame, in a new container where they do not fit.
     fn append(&self, owner: &mut Owner, drafts: Vec<Draft>) -> Result<Arc<Frame>, JournalError> {
         self.check_open()?;
-        let now = Timestamp::now();
+        let now = (self.clock)();
         if self.journal.awaits_birth() {
             let birth = self.journal.begin_generation()?;
             let frame = self.journal.append(vec![birth], now)?;

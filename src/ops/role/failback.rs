@@ -275,7 +275,9 @@ fn follow(context: &Arc<Context>, peer: &PeerStanding) -> Result<(), Failure> {
     let term = Term(peer.term).max(context.term());
     let row = row_of(context, Standing::Replica, term);
     context.halt();
-    changed(context, |host| host.give_way(&peer.line(), false, &row))?;
+    changed(context, |host| {
+        host.give_way(&peer.line(), false, &maps(&context.config), &row)
+    })?;
     context.took_over(row);
     start(context)
 }

@@ -148,7 +148,7 @@ fn ground(
     let id = context.id();
     if ground == rules::Ground::Never {
         return Err(
-            refused("the replica was never consistent: its first sync is not complete")
+            refused("the replica has no consistent point: its first sync is not complete, or the point before a resync had to go for room")
                 .with_hint("--inconsistent takes it as it is")
                 .with_hint_command(format!("backstay status -C {id}"), op.node.name()),
         );

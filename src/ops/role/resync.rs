@@ -7,7 +7,7 @@ use super::{
     super::map,
     Answer, Gate, Op, ask_peer, changed, gate, held, hinted, hooks,
     losing::{Losing, bytes, is_whole},
-    next, part_way, refused, reply, row_of, start,
+    maps, next, part_way, refused, reply, row_of, start,
 };
 use crate::{
     agent::meeting,
@@ -158,7 +158,9 @@ fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, words: Wor
         context.halt();
         let lost = context.changed_backings();
         declare(op, context, &lost)?;
-        changed(context, |host| host.give_way(&theirs, true, &row))?;
+        changed(context, |host| {
+            host.give_way(&theirs, true, &maps(&context.config), &row)
+        })?;
         context.took_over(row);
         reply.host = context.peer_name().to_owned();
     } else if op.options.dry_run {

@@ -201,6 +201,7 @@ impl World {
             };
             let until = span.until.map_or(journal.cursors().durable, |until| until.seq).0;
             let seq = WriteSeq(rng.random_range(span.from.seq.0..=until.max(span.from.seq.0)));
+            self.look_at_instant(side, seq, rng.random_range(0..3_000_000));
             // The generations that have a record of this number.
             let generations = journal.generations();
             let of = generations
@@ -216,6 +217,35 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Whatever clocks did: what an instant stands for is a place where the line passes it, or it is refused.
+    pub(super) fn look_at_instant(&mut self, side: Side, seq: WriteSeq, jitter_ns: u64) {
+        let journal = Arc::clone(&self.up(side).journal);
+        // Bare targets: the line that this host is on.
+        let point = |kind: TargetKind| {
+            let resolved = journal.resolve(&Target::from(kind), Timestamp(u64::MAX));
+            resolved.map(|resolved| resolved.point)
+        };
+        let Ok(near) = point(TargetKind::Seq(seq)) else {
+            return;
+        };
+        // No whole second: a mark would be taken for it.
+        let instant = Timestamp((near.time.0 + jitter_ns) | 1);
+        let Ok(found) = point(TargetKind::Time(instant)) else {
+            return;
+        };
+        self.counts.instants += 1;
+        assert!(
+            found.time <= instant,
+            "{instant:?} stands for {found:?}, which is later"
+        );
+        if let Ok(next) = point(TargetKind::Seq(found.seq.next())) {
+            assert!(
+                next.time > instant,
+                "{instant:?} stands for {found:?}, and {next:?} is no later"
+            );
+        }
     }
 
     /// Compares the view at a record, if there is one, with the line that it is on.
@@ -308,7 +338,11 @@ impl World {
 
     /// A host has given its line up: if it was production its volumes hold all of it; and it has promised nothing any more.
     pub fn gave_way(&mut self, side: Side, was: Role) -> Fallible {
-        let up = self.up(side);
+        let up = self.hosts[side.index()].up.as_ref().expect("it is up");
+        if let Some(promotion) = up.journal.promotion() {
+            // A failover that was overtaken ends its line before it gives it up.
+            self.lines.begin(&promotion);
+        }
         if was == Role::Production && !self.is_mixed(side) {
             let (id, at) = self.line_of(up);
             let mut read = |v, at, out: &mut [u8]| up.volumes.read(v, at, out).map_err(io::Error::other);

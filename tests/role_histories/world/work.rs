@@ -60,12 +60,27 @@ impl World {
         }
     }
 
+    /// Records that the journal puts before a change by itself: the birth of a line, a step of the clock (rule L5).
+    fn own_records(&self, side: Side, is_change: bool) -> u64 {
+        if !is_change {
+            return 0;
+        }
+        let journal = &self.up(side).journal;
+        let now = self.hosts[side.index()].clock();
+        let born = journal.promotion();
+        let steps = match &born {
+            Some(promotion) => promotion.clock.0 > now.0 + Timestamp::SECOND_NS,
+            None => journal.clock_ahead_of(now).is_some(),
+        };
+        u64::from(journal.awaits_birth()) + u64::from(steps)
+    }
+
     /// Hands one change or flush in, and feeds the line with it. What is answered counts as promised.
     fn submit(&mut self, side: Side, change: Option<VolumeChange>, durable: bool) -> Fallible {
         let production = self.up(side).production().expect("asked before");
         let journal = Arc::clone(&production.journal);
         let before = journal.cursors().appended;
-        let births = u64::from(change.is_some() && journal.awaits_birth());
+        let own = self.own_records(side, change.is_some());
         let promised = &self.promised[side.index()];
         let (answered, flushed) = (Arc::clone(&promised.answered), Arc::clone(&promised.flushed));
         // Who is answered while the request is handed in is answered for the newest record.
@@ -98,8 +113,8 @@ impl World {
         if let (Some(generation), Some(change)) = (generation, change) {
             let base = before.max(WriteSeq(generation.first_seq.0 - 1));
             let new = after.0 - base.0;
-            assert!(new <= births + 1, "{new} records for one change");
-            if new == births + 1 {
+            assert!(new <= own + 1, "{new} records for one change");
+            if new == own + 1 {
                 self.lines.fill(generation.id, WriteSeq(after.0 - 1));
                 let (line, time) = (self.lines.of_mut(generation.id), Timestamp(after.0));
                 match change {

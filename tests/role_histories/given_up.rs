@@ -1,0 +1,175 @@
+//! Lines that are given up by hosts in the middle of something, and points that had to go: where the volumes stand then, and
+//! what may be promised of it. Each of these was found by a random history.
+
+use super::{
+    lab::{FAILOVER, RESYNC, amid_a_resync, rounds_until_copying, seq, unplanned},
+    operator::{Command, FORCE, Hint, How, Outcome},
+    world::{Side, Step, World},
+};
+use Side::{A, B};
+use backstay::roles::Standing;
+use journal::{Broken, Space, Wanted};
+use model::{WriteSeq, ports::OrdinalKind};
+use rand::RngCore;
+use testkit::with_seeds;
+
+/// The replica is rolled back behind so many containers that it has applied, and holds more that it has not. Answers the point.
+fn rolled_back(world: &mut World, applied: u64, rng: &mut dyn RngCore) -> WriteSeq {
+    let (_, point) = world.up(B).end();
+    for n in 0..applied {
+        world.put(A, 2 + n, rng);
+        world.steps(&[Step::Seal(A)], rng);
+    }
+    world.calm(rng);
+    world.run(B, Command::Restore(seq(point)), rng);
+    for n in [5, 6] {
+        world.put(A, n, rng);
+    }
+    world.stream_all(A, rng);
+    point
+}
+
+/// Whatever can be shown of a host is true.
+fn look_at_all(world: &World, side: Side) {
+    let end = world.up(side).journal.cursors().appended;
+    for n in 1..=end.0 {
+        world.view(side, None, WriteSeq(n)).unwrap();
+    }
+}
+
+/// A line that was taken over at a restored point, and given up without a write, ends at that point; it did, even when no
+/// undo was left of which that could be read, as if it had all that was held.
+#[test]
+fn l1_a_line_that_was_not_added_to_ends_where_it_was_taken_over() {
+    with_seeds("l1 not added to", 10, |rng| {
+        let mut world = World::synced(rng);
+        let point = rolled_back(&mut world, 0, rng);
+        let wanted = Wanted {
+            bytes: Some(0),
+            ..Wanted::default()
+        };
+        let journal = &world.up(B).journal;
+        journal
+            .retain(&wanted, Space::Limit(u64::MAX), Vec::new())
+            .unwrap();
+        unplanned(&mut world, rng);
+        assert_eq!(world.up(B).end().1, point);
+        world.steps(&[Step::Mend], rng);
+        world.calm(rng);
+        world.run(A, Command::Failover(FORCE), rng);
+        world.put(A, 7, rng);
+        world.run(B, RESYNC, rng);
+        look_at_all(&world, B);
+        world.run(A, RESYNC, rng);
+        rounds_until_copying(&mut world, rng);
+        look_at_all(&world, B);
+        world.calm(rng);
+        world.look_at_pair(A);
+        world.recover(rng);
+    });
+}
+
+/// A failover from a restored point is cut at every durable step, and the other host takes over instead: what was held is
+/// applied to nothing but what it was written upon.
+#[test]
+fn l1_a_failover_from_a_restored_point_that_is_overtaken_applies_nothing() {
+    let mut overtaken = 0;
+    let tried = with_seeds("l1 overtaken", 2, |rng| {
+        for n in 1..40 {
+            let mut world = World::synced(rng);
+            rolled_back(&mut world, 3, rng);
+            world.hosts[B.index()].power.freeze_at(n);
+            world.step(&Step::Command(B, Command::Failover(FORCE)), rng);
+            world.hosts[B.index()].power.never_freeze();
+            world.boot_both().unwrap();
+            if world.up(B).standing().unwrap() == Standing::FailingOver
+                && world.up(A).standing().unwrap() == Standing::Fenced
+            {
+                overtaken += 1;
+                world.run(A, Command::Failover(FORCE), rng);
+                world.put(A, 7, rng);
+                world.run(B, RESYNC, rng);
+                assert!(world.up(B).restore().unwrap().is_none(), "the restore is over");
+                look_at_all(&world, B);
+                world.run(A, RESYNC, rng);
+                world.calm(rng);
+                world.look_at_pair(A);
+            }
+            world.recover(rng);
+        }
+    });
+    println!("{overtaken} failovers were overtaken");
+    assert!(tried < 2 || overtaken > 2, "{overtaken}");
+}
+
+/// The last consistent point of a resync had to go for room: nothing goes back to it, and whoever insists is told what is left.
+#[test]
+fn l7_a_last_consistent_point_that_had_to_go_is_not_promised() {
+    let mut lost = 0;
+    let tried = with_seeds("l7 had to go", 10, |rng| {
+        let mut world = amid_a_resync(rng);
+        // Until a copy is on the replica, and undo of it is what leads back.
+        let copied = |world: &World| {
+            let rows = world.up(B).journal.ordinal_rows(..);
+            rows.iter().any(|row| row.kind == OrdinalKind::Copies)
+        };
+        for _ in 0..40 {
+            if copied(&world) {
+                break;
+            }
+            world.steps(&[Step::Round(A)], rng);
+        }
+        // Room shrinks byte by byte, as it were: what goes first is undo of copies, and no container goes with it.
+        let journal = &world.up(B).journal;
+        let held = journal.held_bytes().unwrap();
+        let mut limits = (0..held).rev().step_by(256).map(Space::Limit);
+        let retained = limits.find_map(|limit| {
+            let retained = journal.retain(&Wanted::default(), limit, Vec::new()).unwrap();
+            (!retained.broken.is_empty()).then_some(retained)
+        });
+        let retained = retained.expect("something gives way before all is gone");
+        if retained.broken.contains(&Broken::Resync) {
+            lost += 1;
+            assert_eq!(journal.last_consistent(), None);
+            assert!(journal.consistent().is_empty(), "{:?}", journal.consistent());
+            world.steps(&[Step::Cut], rng);
+            let refused = world.step(&Step::Command(B, Command::Failover(FORCE)), rng);
+            assert_eq!(refused, Some(Outcome::Refused(Hint::Inconsistent)));
+            let how = How {
+                inconsistent: true,
+                ..FORCE
+            };
+            world.run(B, Command::Failover(how), rng);
+        }
+        world.recover(rng);
+    });
+    println!("{lost} points had to go");
+    assert!(tried < 10 || lost > 3, "{lost}");
+}
+
+/// A replica stands behind a gap, on a line of lower numbers than the one that it left, before its first container there:
+/// everything of the line before is applied, and it may give way again.
+#[test]
+fn l1_a_replica_behind_a_gap_of_lower_numbers_gives_way_again() {
+    with_seeds("l1 lower numbers", 10, |rng| {
+        let mut world = World::synced(rng);
+        world.run(A, Command::Stop(true), rng);
+        world.run(B, FAILOVER, rng);
+        for n in [2, 3, 4, 2, 3, 4, 2, 3, 4] {
+            world.put(B, n, rng);
+        }
+        world.run(A, Command::Failover(FORCE), rng);
+        world.put(A, 6, rng);
+        world.run(B, RESYNC, rng);
+        world.run(A, RESYNC, rng);
+        rounds_until_copying(&mut world, rng);
+        let cursors = world.up(B).journal.cursors();
+        assert_eq!(
+            cursors.applied_lfc.1.0, 0,
+            "no container of the new line: {cursors:?}"
+        );
+        world.run(B, Command::Resync(FORCE), rng);
+        look_at_all(&world, B);
+        world.recover(rng);
+    });
+}
