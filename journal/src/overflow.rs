@@ -117,7 +117,14 @@ impl Journal {
     /// As [`Journal::give_way`], for the sealed container that waits in its tail: it never enters the store.
     fn give_way_in_tail(&self) -> Result<Option<GaveWay>, JournalError> {
         let _ingesting = self.ingesting.lock();
-        let Some(sealed) = self.shared.read().sealed.clone() else {
+        let (sealed, is_oldest) = {
+            let shared = self.shared.read();
+            let behind = (Bound::Excluded(shared.floors.redo), Bound::Unbounded);
+            (shared.sealed.clone(), shared.rows.range(behind).next().is_none())
+        };
+        // The floor passes all that is older, and a checkpoint may have let an older one go since that was looked at: first that
+        // one, with its regions.
+        let Some(sealed) = sealed.filter(|_| is_oldest) else {
             return Ok(None);
         };
         let cursors = self.cursors();

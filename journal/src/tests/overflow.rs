@@ -229,3 +229,42 @@ fn c5_the_end_of_a_span_is_not_lost_to_retention() {
         assert_eq!(last.until, Some(at(n + 5)));
     }
 }
+
+/// A writer waits for room while the volumes catch up: whatever moment a checkpoint comes at, the containers that are older than the
+/// one in the tail give way before it, with their regions.
+#[test]
+fn i6_a_checkpoint_amid_the_look_for_room_skips_no_container() {
+    for _ in 0..300 {
+        let (lab, j) = prepare();
+        // Two containers of which nothing is on the volumes, at regions that nothing else touches; the second waits in its tail.
+        for region in [20, 30] {
+            j.append(vec![write(0, region * REGION, vec![7; 600])], Timestamp(9))
+                .unwrap();
+            while j.ingest_sealed().unwrap().is_some() {}
+            j.seal(SealFlags::default()).unwrap();
+        }
+        j.append(vec![write(0, 40 * REGION, vec![7; 600])], Timestamp(9))
+            .unwrap();
+        let last = j.sync().unwrap();
+        while j.give_way().unwrap().is_some() {}
+        lab.store().set_full(true);
+        j.set_gives_way(true);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                j.set_written_back(last);
+                j.set_checkpointed(last).unwrap();
+            });
+            while let Err(e) = j.seal(SealFlags::default()) {
+                assert!(e.is_full(), "{e}");
+            }
+        });
+        for (region, lfc) in [(20, 6), (30, 8)] {
+            let cell = j.cell(V, region * REGION).unwrap();
+            let held = j.frames_of(GenNo(1), LfcId(lfc)).is_ok();
+            assert!(
+                held || cell != Cell::Clean,
+                "container {lfc} went, and its region is clean"
+            );
+        }
+    }
+}
