@@ -466,7 +466,9 @@ impl Journal {
             .blocks
             .iter()
             .map(|(v, b, p)| (keys::undo(ordinal, *v, *b), encode_undo(p)));
-        self.store.ingest(Family::Undo, &mut values)?;
+        let first = |ordinal| keys::undo(ordinal, VolumeIndex(0), BlockNo(0));
+        let range = (&*first(ordinal), &*first(ordinal.next()));
+        self.ingest_whole(Family::Undo, range, &mut values)?;
         let mut index = container.blocks.iter().map(|(v, b, p)| {
             let flag: &'static [u8] = if matches!(p, Payload::Zero) {
                 &[ZERO]

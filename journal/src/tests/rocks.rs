@@ -4,8 +4,9 @@ use super::*;
 use crate::{IndexFloors, RocksStore, SealFlags};
 use model::{
     BlockNo, ByteRange, GenNo, LfcId, Ordinal, Payload, RedoSpan,
-    ports::{Batch, Family, History, OrdinalKind, Store, UndoContainer},
+    ports::{Batch, Family, History, OrdinalKind, Store, StoreError, UndoContainer},
 };
+use std::sync::atomic::{AtomicU32, Ordering};
 
 fn options() -> Options {
     Options {
@@ -305,4 +306,136 @@ fn a_shadow_of_a_folder_that_was_never_begun_is_a_new_journal() {
     let (_, opened) = Journal::open(Parts::open_shadow(dir.path(), LFC).unwrap(), options()).unwrap();
     assert_eq!(opened, Opened::Fresh);
     assert_eq!(tree(dir.path()).len(), 1);
+}
+
+/// A store that has no room for the files of one family, so many times.
+struct NoRoomFor {
+    inner: Arc<dyn Store>,
+    family: Family,
+    times: AtomicU32,
+}
+
+impl Store for NoRoomFor {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.inner.get(family, key)
+    }
+
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        self.inner.scan(family, from, to, visit)
+    }
+
+    fn first_of_each(
+        &self,
+        family: Family,
+        ranges: &[(Vec<u8>, Vec<u8>)],
+    ) -> Result<Vec<Option<(Vec<u8>, Bytes)>>, StoreError> {
+        self.inner.first_of_each(family, ranges)
+    }
+
+    fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>, StoreError> {
+        self.inner.last(family, from, to)
+    }
+
+    fn ingest(
+        &self,
+        family: Family,
+        pairs: &mut dyn Iterator<Item = (Vec<u8>, Bytes)>,
+    ) -> Result<(), StoreError> {
+        let less = |n: u32| n.checked_sub(1);
+        let full = family == self.family
+            && self
+                .times
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+                .is_ok();
+        if full {
+            let source = std::io::ErrorKind::StorageFull.into();
+            return Err(StoreError::Io { op: "ingest", source });
+        }
+        self.inner.ingest(family, pairs)
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        self.inner.commit(batch)
+    }
+
+    fn drop_range(&self, family: Family, from: &[u8], to: &[u8]) -> Result<(), StoreError> {
+        self.inner.drop_range(family, from, to)
+    }
+}
+
+/// Bytes of the files that hold containers and undo.
+fn stored(dir: &std::path::Path) -> u64 {
+    let files = std::fs::read_dir(dir.join("db")).unwrap().map(Result::unwrap);
+    let files = files.filter(|f| f.path().extension().is_some_and(|e| e == "sst"));
+    files.map(|f| f.metadata().unwrap().len()).sum()
+}
+
+/// The frames of a container are stored and its index finds no room, again and again: the room that it takes is that of one.
+#[test]
+fn t3_attempts_without_room_for_an_index_take_no_room() {
+    const CONTAINER: u64 = 10 * 4096;
+    let dir = tempfile::tempdir().unwrap();
+    let with_room_but = |family, times| {
+        let parts = Parts::open_dir(dir.path(), LFC).unwrap();
+        let store = NoRoomFor {
+            inner: Arc::clone(&parts.store),
+            family,
+            times: AtomicU32::new(times),
+        };
+        let parts = Parts {
+            store: Arc::new(store),
+            ..parts
+        };
+        Journal::open(parts, options()).unwrap().0
+    };
+    let j = with_room_but(Family::RedoIndex, 5);
+    j.create_generation(NewGeneration::own(GenId(1), None)).unwrap();
+    for i in 0..10u8 {
+        let data: Vec<u8> = (0..4096u32).map(|n| (n * n / 7) as u8 ^ i).collect();
+        j.append(vec![write(0, u64::from(i) * 4096, data)], at(1))
+            .unwrap();
+    }
+    j.seal(SealFlags::default()).unwrap();
+    for _ in 0..4 {
+        assert!(j.ingest_sealed().unwrap_err().is_full());
+        assert!(stored(dir.path()) < 2 * CONTAINER, "{}", stored(dir.path()));
+    }
+    // And a process that ends amid them.
+    assert!(j.ingest_sealed().unwrap_err().is_full());
+    drop(j);
+    let j = with_room_but(Family::UndoIndex, 5);
+    while j.ingest_sealed().unwrap().is_some() {}
+    assert!(stored(dir.path()) < 2 * CONTAINER, "{}", stored(dir.path()));
+    let data = |b: u64| {
+        Payload::Data(Bytes::from(
+            (0..4096u64).map(|n| (n * n / 5 + b) as u8).collect::<Vec<_>>(),
+        ))
+    };
+    let undo = UndoContainer {
+        ordinal: Ordinal(1),
+        kind: OrdinalKind::Apply {
+            generation: GenNo(1),
+            lfc: LfcId(2),
+            last_seq: WriteSeq(10),
+        },
+        blocks: (0..10).map(|b| (VolumeIndex(0), BlockNo(b), data(b))).collect(),
+    };
+    for _ in 0..5 {
+        j.commit_undo(&undo).unwrap_err();
+        assert!(stored(dir.path()) < 3 * CONTAINER, "{}", stored(dir.path()));
+    }
+    j.commit_undo(&undo).unwrap();
+    let got = j.first_undo(VolumeIndex(0), BlockNo(3), 1, Ordinal(0), Ordinal(1));
+    assert_eq!(got.unwrap(), [Some(data(3))]);
+    j.set_applied(Ordinal(1), GenNo(1), LfcId(2), WriteSeq(10))
+        .unwrap();
+    j.drop_redo_through(GenNo(1), LfcId(2)).unwrap();
+    j.drop_undo_through(Ordinal(1)).unwrap();
+    assert!(stored(dir.path()) < CONTAINER / 2, "{}", stored(dir.path()));
 }
