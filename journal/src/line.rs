@@ -21,6 +21,20 @@ use model::{
 };
 use std::sync::atomic::Ordering;
 
+/// Numbers that another host names are below this: behind them this host numbers on, when it seals, marks what is stale, and takes the
+/// line over. No honest host comes near.
+const TOLD_BELOW: u64 = 1 << 62;
+
+/// Refuses a place from which there would soon be no number left.
+fn check_told(lfc: LfcId, first_seq: WriteSeq) -> Result<(), JournalError> {
+    if lfc.0 < TOLD_BELOW && first_seq.0 < TOLD_BELOW {
+        return Ok(());
+    }
+    Err(JournalError::Refused(format!(
+        "container {lfc} from record {first_seq} leaves no numbers for what comes behind it"
+    )))
+}
+
 /// The part of a generation that is on a line: `after < seq <= upto`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LineSpan {
@@ -224,6 +238,10 @@ impl Journal {
                     known.no
                 )));
             }
+            check_told(
+                new.first_lfc.unwrap_or_default(),
+                new.first_seq.unwrap_or_default(),
+            )?;
             self.close_open(&mut writer, SealFlags::default())?;
             let (seen_seq, seen_lfc) = *self.seen.lock();
             let no = self
@@ -267,6 +285,7 @@ impl Journal {
     pub fn skip_to(&self, lfc: LfcId, first_seq: WriteSeq, prev_digest: Digest) -> Result<(), JournalError> {
         self.guarded(|| {
             let mut writer = self.writer.lock();
+            check_told(lfc, first_seq)?;
             let generation = self.current_generation().ok_or(JournalError::NoGeneration)?;
             // The sender's container may go on where ours ends.
             let cut = self.cursors().appended;

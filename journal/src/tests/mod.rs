@@ -14,6 +14,7 @@ mod past;
 mod rocks;
 mod room;
 mod tails;
+mod told;
 mod versions;
 
 use crate::{Draft, Journal, JournalError, NewGeneration, Opened, Options, Parts, tail};
