@@ -311,9 +311,11 @@ impl Journal {
     fn raise_floor(&self, ordinal: Ordinal, applied: Option<Applied>) -> Result<(), JournalError> {
         self.guarded(|| {
             let _ingesting = self.ingesting.lock();
+            // Another thread may have decided more meanwhile: a floor never falls, what is below it is freed.
+            let before = self.floors();
             let mut floors = Floors {
-                undo: ordinal,
-                ..self.floors()
+                undo: ordinal.max(before.undo),
+                ..before
             };
             if let Some(c) = applied.filter(|c| (c.generation, c.lfc) > floors.redo) {
                 floors.redo = (c.generation, c.lfc);

@@ -429,6 +429,17 @@ fn k1_redo_and_undo_of_a_container_go_together() {
     }
 }
 
+/// Two passes at once, of which the one that decided less comes last: what is below the floor is freed, and stays below.
+#[test]
+fn k1_a_floor_never_falls() {
+    let lab = Lab::new();
+    let j = lab.fresh();
+    (1..=8).for_each(|n| container(&j, n).unwrap());
+    j.raise_floor(Ordinal(5), None).unwrap();
+    j.raise_floor(Ordinal(3), None).unwrap();
+    assert_eq!(j.floors().undo, Ordinal(5));
+}
+
 #[test]
 fn t9_rows_outlive_their_frames_by_four_windows() {
     let lab = Lab::new();
