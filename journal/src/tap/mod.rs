@@ -229,10 +229,16 @@ impl Tap {
         self
     }
 
+    /// From now on nobody waits for room on a disk: who does is told that there is none. Who ends others that may wait for the
+    /// owner, as a copier does, calls this first: the owner may be who waits.
+    pub fn let_go(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
     /// From now on nothing gets a place in the order any more: whoever still holds this tap is refused. What was answered
     /// before stands.
     pub fn close(&self) {
-        self.closing.store(true, Ordering::Release);
+        self.let_go();
         self.as_owner(|_| self.closed.store(true, Ordering::Release));
     }
 

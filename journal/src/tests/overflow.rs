@@ -4,7 +4,10 @@ use super::{
     tails::{cut_at_every_sync, with_cuts},
     *,
 };
-use crate::{Cell, MapShape, SealFlags};
+use crate::{
+    Cell, MapShape, SealFlags,
+    tap::{Tap, TapLimits},
+};
 use model::{ByteRange, GenNo, LfcId};
 
 const V: VolumeIndex = VolumeIndex(0);
@@ -267,4 +270,26 @@ fn i6_a_checkpoint_amid_the_look_for_room_skips_no_container() {
             );
         }
     }
+}
+
+/// Who waits for room holds the owner, and others wait for that: they come to an end when they are to.
+#[test]
+fn who_waits_for_room_is_let_go() {
+    let (lab, j) = without_room();
+    j.set_gives_way(false);
+    let medium: Arc<dyn model::ports::Medium> = Arc::new(lab.power.medium("volume", 100 * REGION));
+    let tap = Tap::new(Arc::new(j), [(V, medium)], TapLimits::default());
+    std::thread::scope(|s| {
+        let waits = s.spawn(|| tap.seal_now());
+        while tap.no_room().is_none() {
+            std::thread::yield_now();
+        }
+        let behind = s.spawn(|| tap.mark("behind".into(), String::new()));
+        tap.let_go();
+        assert!(waits.join().unwrap().unwrap_err().is_full());
+        assert!(behind.join().unwrap().unwrap_err().is_full());
+    });
+    lab.store().set_full(false);
+    tap.seal_now().unwrap().unwrap();
+    assert_eq!(tap.no_room(), None);
 }
