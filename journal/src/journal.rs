@@ -314,9 +314,23 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Already`] when it is here; when it does not check or is not what comes next; or a failure.
     pub fn append_received(&self, bytes: Bytes) -> Result<Arc<Frame>, JournalError> {
+        self.append_received_if(bytes, |_| Ok(()))
+    }
+
+    /// As [`Journal::append_received`], if `check` finds nothing wrong with the frame's records: what is in the journal must be
+    /// applied before anything behind it, so what never could be must not enter it.
+    ///
+    /// # Errors
+    /// As [`Journal::append_received`], and what `check` says; nothing has changed then.
+    pub fn append_received_if(
+        &self,
+        bytes: Bytes,
+        check: impl FnOnce(&Frame) -> Result<(), JournalError>,
+    ) -> Result<Arc<Frame>, JournalError> {
         self.guarded(|| {
             let _writer = self.writer.lock();
             let frame = Frame::parse(bytes)?;
+            check(&frame)?;
             let got = frame.header();
             {
                 let shared = self.shared.read();

@@ -1,4 +1,5 @@
-//! Numbers that another host names: where its generation begins, and where its stream goes on behind a gap.
+//! What another host says and must not be followed: where its generation begins, where its stream goes on behind a gap, records that
+//! its owner knows to be wrong.
 
 use super::*;
 use crate::SealFlags;
@@ -48,4 +49,26 @@ fn a_gap_that_would_run_out_of_numbers_is_not_passed() {
         fill(&j, 3, 600);
         j.seal(SealFlags::default()).unwrap();
     }
+}
+
+/// A record that can never be applied would keep everything behind it from being applied, too.
+#[test]
+fn a_frame_with_a_record_that_its_owner_refuses_stays_outside() {
+    let (a, b) = (Lab::new(), Lab::new());
+    let (a, b) = (a.fresh(), b.fresh());
+    let inside = a.append(vec![write(0, 4096, vec![1; 600])], at(1)).unwrap();
+    let outside = a.append(vec![write(0, 1 << 40, vec![2; 600])], at(2)).unwrap();
+    let below = |frame: &crate::Frame| {
+        let ends = frame.records().iter().filter_map(|r| Some(r.changed()?.end));
+        match ends.max() {
+            Some(end) if end > 1 << 30 => Err(JournalError::Refused("it ends behind the volume".into())),
+            _ => Ok(()),
+        }
+    };
+    b.append_received_if(inside.bytes().clone(), below).unwrap();
+    let refused = b.append_received_if(outside.bytes().clone(), below);
+    assert!(matches!(refused, Err(JournalError::Refused(_))), "{refused:?}");
+    assert_eq!(b.cursors().appended, inside.last_seq());
+    assert!(b.poisoned().is_none());
+    b.append_received(outside.bytes().clone()).unwrap();
 }
