@@ -171,6 +171,8 @@ impl Journal {
     /// # Errors
     /// As [`Journal::set_peer`].
     pub fn reset_peer(&self, received: WriteSeq, applied: WriteSeq) -> Result<(), JournalError> {
+        // Who lets containers go because the peer has them, holds this from the look at what it has until they are gone.
+        let _ingesting = self.ingesting.lock();
         if applied > received {
             return Err(JournalError::Refused(format!(
                 "the peer applied {applied} but received {received}"

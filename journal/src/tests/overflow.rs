@@ -293,3 +293,23 @@ fn who_waits_for_room_is_let_go() {
     tap.seal_now().unwrap().unwrap();
     assert_eq!(tap.no_room(), None);
 }
+
+/// A peer that was put back to an older state says so while what it had acknowledged gives way: what it says now stands, and what gives
+/// way from then on is stale.
+#[test]
+fn c4_a_peer_that_goes_back_is_not_overheard() {
+    for _ in 0..300 {
+        let (_lab, j) = prepare();
+        j.set_peer(WriteSeq(10), WriteSeq(0), false).unwrap();
+        let gate = std::sync::Barrier::new(2);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                gate.wait();
+                j.reset_peer(WriteSeq(5), WriteSeq(0)).unwrap();
+            });
+            gate.wait();
+            while j.give_way().unwrap().is_some() {}
+        });
+        assert_eq!(j.cursors().received_by_peer, WriteSeq(5));
+    }
+}
