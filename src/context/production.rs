@@ -101,6 +101,8 @@ impl Production {
 
     /// Ends the threads after everything acknowledged is on the volumes; a poisoned journal ends them as it is.
     pub fn stop(&self) {
+        // The link may wait behind one who waits for room on a disk.
+        self.tap.let_go();
         if let Some(link) = self.link.lock().take() {
             link.stop();
         }
@@ -220,8 +222,12 @@ fn write_back_loop(agent: &Agent) {
         let changes: ChangeSet = frames.iter().flat_map(|f| f.records()).collect();
         while let Err(e) = write_back(&agent.volumes, &changes, &mut |_| {}) {
             // The journal holds it: writers wait when too much does (invariant 6).
-            if !e.waits_for_room() || agent.stopping() || agent.context.journal.poisoned().is_some() {
+            if !e.waits_for_room() || agent.context.journal.poisoned().is_some() {
                 return agent.poison("write-back", &e);
+            }
+            if agent.stopping() {
+                // What the volumes lack is in the journal: the next start writes it.
+                return agent.context.set_no_room(None);
             }
             agent.context.set_no_room(Some(e.to_string()));
             ear.wait(LOOK_AGAIN);
@@ -252,13 +258,28 @@ fn apply_loop(agent: &Agent) {
                 agent.context.set_no_room(None);
                 ear.wait(Duration::from_secs(3600));
             }
-            Err(e) if e.is_full() && !stopping => {
+            // What the volumes lack is in the journal: the next start applies it.
+            Err(e) if e.is_full() && stopping => return agent.context.set_no_room(None),
+            Err(e) if e.is_full() => {
                 agent.context.set_no_room(Some(e.to_string()));
+                // The seal thread makes room as a rule; but it seals, too, and may be who waits for it.
+                if let Err(e) = make_room(agent) {
+                    return agent.poison("journal", &e);
+                }
                 ear.wait(LOOK_AGAIN);
             }
             Err(e) => return agent.poison("write-back", &e),
         }
     }
+}
+
+/// Lets earlier points, and then what the peer lacks, give way on a production that builds undo (K2).
+fn make_room(agent: &Agent) -> Result<(), ContextError> {
+    let cursors = agent.context.journal.cursors();
+    agent
+        .context
+        .keep_history(cursors.applied_by_peer.min(cursors.checkpointed))?;
+    agent.context.relieve(|| checkpoint(agent))
 }
 
 /// Syncs the volumes and moves `checkpointed` to what was written back before.
