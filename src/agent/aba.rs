@@ -21,6 +21,7 @@ use super::{
     meeting::{self, end_of},
 };
 use crate::{
+    config::ContextConfig,
     context::{Context, Recovery, Running},
     roles::{Standing, row::standing_of},
 };
@@ -238,7 +239,10 @@ impl End<'_> {
                 ReceiverAction::Greeted(_) => self.greeted()?,
                 ReceiverAction::AppendFrame(frame) => {
                     follow(&self.journal, &frame)?;
-                    let appended = self.journal.append_received(frame.bytes)?;
+                    let config = &self.context.config;
+                    let appended = self
+                        .journal
+                        .append_received_if(frame.bytes, |frame| check_records(config, frame))?;
                     self.stubs = appended
                         .records()
                         .iter()
@@ -425,6 +429,28 @@ impl End<'_> {
         }
         Ok(())
     }
+}
+
+/// Times behind this are no times; nanoseconds of Unix time.
+const TIMES_BELOW: u64 = 1 << 63;
+
+/// What lies outside the volumes could never be applied, nor could anything behind it.
+fn check_records(config: &ContextConfig, frame: &journal::Frame) -> Result<(), JournalError> {
+    for record in frame.records() {
+        let range = match &record.body {
+            RecordBody::Copy { range, .. } => Some(*range),
+            _ => record.changed(),
+        };
+        let volume = config.volumes.get(usize::from(record.volume.0));
+        let is_inside = range.is_none_or(|range| volume.is_some_and(|v| range.end <= v.size.0));
+        if !is_inside || record.time.0 >= TIMES_BELOW {
+            return Err(JournalError::Refused(format!(
+                "record {} lies outside the volumes of the context, or in no time",
+                record.seq
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn two_numbers(body: &[u8]) -> Option<(u64, u64)> {

@@ -152,15 +152,22 @@ fn pin_marks(context: &Context, lost: &mut BTreeSet<(GenNo, WriteSeq)>) -> Resul
         }
         // The mark's own time is the pin's number, or the next free one: it is made once.
         let target = format!("mark:{}", mark.name);
-        let mut id = mark.time.0;
-        let mut is_pinned = false;
-        while let Some(pin) = journal.pin(id)?.filter(|_| !is_pinned) {
+        let (mut id, mut is_pinned) = (Some(mark.time.0), false);
+        while !is_pinned
+            && let Some(taken) = id
+            && let Some(pin) = journal.pin(taken)?
+        {
             is_pinned = (pin.point.generation, pin.point.seq) == place && pin.target == target;
-            id = id.saturating_add(1);
+            id = taken.checked_add(1);
         }
         if is_pinned {
             continue;
         }
+        let Some(id) = id else {
+            // Production's clock stood at the end of time.
+            lost.insert(place);
+            continue;
+        };
         let exactly = Target {
             generation: Some(mark.generation),
             kind: TargetKind::Seq(mark.seq),
