@@ -1,7 +1,7 @@
 //! One job: its events, its question, its end.
 
 use control::{
-    Code, Event, Failure, JobState, Moment, Outcome, Progress, Question,
+    Code, Event, Failure, JobState, Moment, Outcome, Progress, Question, Reply,
     jobs::{AnswerGiven, JobInfo},
     request::Options,
     server::Session,
@@ -374,7 +374,22 @@ pub fn watch(session: &mut Session, job: &Job, seat: Seat, timeout: Option<Durat
             .with_hint_command(format!("backstay jobs attach {}", job.id), &*job.host);
         return Some(Outcome::failed(failure));
     }
-    heard.flatten()
+    heard.flatten().map(|outcome| match seat {
+        Seat::Owner => outcome,
+        Seat::Guest => without_secret(outcome),
+    })
+}
+
+/// What a guest is told of a job's end. A pairing string is for who opened the pairing: it makes a host of whoever has it.
+fn without_secret(outcome: Outcome) -> Outcome {
+    if !matches!(outcome.result, Ok(Reply::PairOpen(_))) {
+        return outcome;
+    }
+    let text = "a pairing string is shown once, to who opened the pairing";
+    Outcome {
+        head: outcome.head,
+        ..Outcome::failed(Failure::new(Code::Refused, text))
+    }
 }
 
 /// `None`: the client went away; `Some(None)`: the time is up.
@@ -406,7 +421,10 @@ fn follow(session: &mut Session, job: &Job, seat: Seat, until: Option<Instant>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use control::{Reply, codec, reply::PinsReply};
+    use control::{
+        codec,
+        reply::{PairOpenReply, PinsReply},
+    };
     use std::{
         io::{Read as _, Write as _},
         os::unix::net::UnixStream,
@@ -586,6 +604,19 @@ mod tests {
             job.cancel("you").unwrap();
             assert!(!asked.join().unwrap());
         });
+    }
+
+    #[test]
+    fn a_pairing_string_is_for_who_opened_the_pairing() {
+        let job = job();
+        let reply = Reply::PairOpen(PairOpenReply {
+            string: "rec:7400#4T9K".into(),
+            expires: Moment(0),
+        });
+        job.end(Outcome::ok(reply).with_next("backstay init --peer 'rec:7400#4T9K'", "the other host"));
+        let seen = |seat| format!("{:?}", heard(&job, seat));
+        assert!(seen(Seat::Owner).contains("4T9K"));
+        assert!(!seen(Seat::Guest).contains("4T9K"));
     }
 
     #[test]
