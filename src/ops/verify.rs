@@ -52,10 +52,21 @@ pub fn verify(op: &mut Op<'_>, id: u32, repair: bool, sample: Option<u64>) -> An
         if let Some(ended) = context.verify.ended(number) {
             break ended;
         }
+        // Nobody works on it any more.
+        if let Some(error) = context.journal.poisoned() {
+            return Err(Failure::from_error(Code::PartWay, &error));
+        }
         if op.stopped_by().is_some() {
             context.verify.cancel(number);
         }
         let live = context.verify.live(&context);
+        if live.pass.as_ref().is_none_or(|pass| pass.number != number)
+            && context.verify.ended(number).is_none()
+        {
+            return Err(refused(
+                "the verify was given up: the roles have changed since it was begun",
+            ));
+        }
         if context.running().is_none() {
             return Err(Failure::new(
                 Code::NotNow,
