@@ -5,7 +5,7 @@ use model::{ContextId, VolumeIndex};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::Duration,
 };
 
@@ -358,8 +358,13 @@ impl ContextConfig {
                     "a raw volume is not mounted: give filesystem",
                 );
             }
-            if volume.mount.as_ref().is_some_and(|m| !m.is_absolute()) {
-                return fault("volume.mount", volume.name.clone(), "an absolute path");
+            let is_plain = |mount: &PathBuf| {
+                let mut components = mount.components();
+                mount.is_absolute()
+                    && components.all(|c| matches!(c, Component::RootDir | Component::Normal(_)))
+            };
+            if !volume.mount.as_ref().is_none_or(is_plain) {
+                return fault("volume.mount", volume.name.clone(), "an absolute path without ..");
             }
         }
         Ok(())
@@ -466,6 +471,19 @@ size = \"1M\"
             ContextConfig::from_text(Path::new("1.toml"), &text).unwrap(),
             config
         );
+    }
+
+    /// The peer names it, and it is taken under `mount_root` there.
+    #[test]
+    fn a_mount_point_does_not_lead_out_of_its_root() {
+        let mount = |at: &str| {
+            let keys = format!("filesystem = \"ext4\"\nmount = \"{at}\"\n");
+            ContextConfig::from_text(Path::new("1.toml"), &format!("{FIRST_VERSION}{keys}"))
+        };
+        assert!(mount("/srv/data").is_ok());
+        for at in ["/../../etc/cron.d", "/srv/../etc", "srv"] {
+            assert!(mount(at).is_err(), "{at}");
+        }
     }
 
     #[test]
