@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     context::Context,
-    roles::{self, Standing},
+    roles::{self, Standing, row::standing_of},
 };
 use journal::{Journal, JournalError, tap::Tap};
 use model::{ByteRange, GenId, LfcId, RecordBody, Role, Term, Timestamp, VolumeIndex, WriteSeq};
@@ -203,6 +203,10 @@ impl Link {
 
     fn hello(&self) -> Result<Hello, JournalError> {
         let row = self.context.row();
+        // Its term is that of the host that fenced it: it would take part with it, and both would stop.
+        if standing_of(&row) == Standing::Fenced {
+            return Err(JournalError::Refused("the context is fenced here".into()));
+        }
         Ok(Hello {
             oldest: Version::OLDEST as u16,
             newest: Version::NEWEST as u16,
