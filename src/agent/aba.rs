@@ -23,7 +23,7 @@ use super::{
 use crate::{
     config::ContextConfig,
     context::{Context, Recovery, Running},
-    roles::{Standing, row::standing_of},
+    roles::{Standing, row::standing_of, rules::TERMS_BELOW},
 };
 use bytes::Bytes;
 use journal::{ContextRow, Journal, JournalError, NewGeneration, Position};
@@ -229,6 +229,10 @@ impl End<'_> {
         for action in actions {
             match action {
                 ReceiverAction::Send(message) => self.send(message)?,
+                ReceiverAction::HigherTerm { term } if term.0 >= TERMS_BELOW => {
+                    let text = format!("no term would be left above {term}");
+                    return Err(LinkError::Refused(text));
+                }
                 ReceiverAction::HigherTerm { term } if self.context.role() == Role::Production => {
                     let why = format!("{} is at term {term}", self.context.peer_name());
                     self.context.fence(term, &why);

@@ -18,7 +18,7 @@ use crate::{
     roles::{
         Next, Standing,
         row::standing_of,
-        rules::{Here, Keeps},
+        rules::{Here, Keeps, TERMS_BELOW},
     },
 };
 use bytes::Bytes;
@@ -421,6 +421,11 @@ fn stale_page(context: &Context, question: &StaleQuestion) -> StalePage {
 /// stops first and lets the link drain as far as that goes by itself.
 fn give_up(context: &Arc<Context>, term: Term, force: bool) -> Result<(), String> {
     let here = context.node_name().to_owned();
+    if term.0 >= TERMS_BELOW {
+        return Err(format!(
+            "{here} takes no term like {term}: none would be left above it"
+        ));
+    }
     let row = context.row();
     let side = Here {
         row: &row,

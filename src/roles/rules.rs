@@ -5,6 +5,9 @@ use super::{Act, Next, Standing, Verdict, change::At, decide, peer::PeerStanding
 use journal::{ContextRow, Journal, RestorePhase, RestoreRow};
 use model::{ContextState, Role, Term};
 
+/// Terms that another host names are below this: a promotion takes one above all that was seen. No honest host comes near.
+pub const TERMS_BELOW: u64 = 1 << 62;
+
 /// A context on this host.
 #[derive(Clone, Copy)]
 pub struct Here<'a> {
