@@ -418,7 +418,12 @@ pub fn take_peer(
         journal.all_stale()?;
     }
     journal.reset_peer(received, applied)?;
-    Ok(went_back)
+    // Until a moment ago what it had acknowledged could be freed: since `lacks` was found out it may have been.
+    let freed = !went_back && received < known && over_the_gap(journal, received).is_some();
+    if freed {
+        journal.all_stale()?;
+    }
+    Ok(went_back || freed)
 }
 
 /// What a host that gave its line up must copy at least: the blocks of every record past the common position that it holds.
