@@ -200,10 +200,13 @@ fn apply_loop(agent: &Agent) {
                 }
             }
             // Nothing that was there is lost. Copies that were taken from the queue are: they were not acknowledged, and come
-            // again with the next connection.
+            // again with the next connection. That one brings none before there is room: it is left alone.
             Err(e) if e.is_full() => {
+                let is_first = agent.context.no_room().is_none();
                 agent.context.set_no_room(Some(e.to_string()));
-                agent.context.end_link();
+                if is_first {
+                    agent.context.end_link();
+                }
                 ear.wait(LOOK_AGAIN);
             }
             // Production keeps redo until it is applied here: what rotted meanwhile comes back from there. Until then all
