@@ -54,6 +54,8 @@ pub struct Node {
     peers: Peers,
     jobs: Jobs,
     protecting: CommandLock,
+    /// Held by who takes a context from a peer: of two at once one would delete the file of the other.
+    taking: Mutex<()>,
     since: Timestamp,
     last_alive: Option<Timestamp>,
     nbd: Mutex<Option<nbd::Server>>,
@@ -99,6 +101,7 @@ impl Node {
             peers,
             jobs,
             protecting: CommandLock::default(),
+            taking: Mutex::default(),
             since: Timestamp::now(),
             last_alive,
             nbd: Mutex::default(),
@@ -417,6 +420,7 @@ impl Node {
             ));
         }
         self.check_places(asker, &config)?;
+        let _taking = self.taking.lock();
         if let Some(there) = self
             .context(config.id)
             .or_else(|| self.context(config.failover_id))

@@ -8,10 +8,13 @@ pub const SEED_VARIABLE: &str = "BACKSTAY_SEED";
 /// The variable that says how many times as many seeds are to be tried (for nights; 1 unless set).
 pub const FACTOR_VARIABLE: &str = "BACKSTAY_SEEDS";
 
+/// The variable that says which of a test's seeds comes first: a night goes on where the one before ended (0 unless set).
+pub const FROM_VARIABLE: &str = "BACKSTAY_SEEDS_FROM";
+
 /// Runs `test` with `count` generators, and on a panic prints the seed and how to replay it.
 ///
 /// The seeds follow from `name`, so a gate that passed passes again; `BACKSTAY_SEEDS=20` tries twenty times as many and
-/// `BACKSTAY_SEED=0x1234` only that one. Answers how many were tried: a test that counts what its seeds showed asks first
+/// `BACKSTAY_SEED=0x1234` only that one; `BACKSTAY_SEEDS_FROM=6000` leaves the first 6000 out. Answers how many were tried: a test that counts what its seeds showed asks first
 /// whether there were enough.
 ///
 /// # Panics
@@ -31,7 +34,8 @@ pub fn with_seeds(name: &str, count: u64, mut test: impl FnMut(&mut StdRng)) -> 
     } else {
         count * number(FACTOR_VARIABLE).unwrap_or(1)
     };
-    for i in 0..count {
+    let from = number(FROM_VARIABLE).unwrap_or(0);
+    for i in from..from + count {
         let seed = replayed.unwrap_or_else(|| derive(name, i));
         let _told = TellOnPanic { name, seed };
         test(&mut StdRng::seed_from_u64(seed));

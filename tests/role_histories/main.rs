@@ -12,11 +12,13 @@
 //! | random histories | [`histories`] |
 //! | the rules L by name, the parts of the set | [`l_rules`], [`parts`] |
 //! | lines that are given up amid something else | [`given_up`] |
+//! | DRBD's cases by name | [`drbd`] |
 //!
 //! `BACKSTAY_SEED=0x…` plays one seed again, `BACKSTAY_SEEDS=20` tries twenty times as many.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod crashes;
+mod drbd;
 mod given_up;
 mod histories;
 mod host;
