@@ -13,12 +13,14 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use model::{ContextId, Timestamp};
 use parking_lot::Mutex;
+use rustix::net::sockopt;
 use std::{
+    net::{SocketAddr, ToSocketAddrs as _},
     sync::{Arc, Weak},
     time::Duration,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::oneshot,
     task::JoinHandle,
 };
@@ -93,6 +95,24 @@ pub struct Peers {
     listener: Mutex<Option<LinkHandle>>,
 }
 
+/// Listens at an address that no interface needs to have yet: a node starts, and is looked at, with its network down (R37).
+fn listen_at(address: &str) -> std::io::Result<TcpListener> {
+    const BACKLOG: u32 = 1024;
+    let address = address.to_socket_addrs()?.next();
+    let address = address.ok_or(std::io::ErrorKind::AddrNotAvailable)?;
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    match address {
+        SocketAddr::V4(_) => sockopt::set_ip_freebind(&socket, true)?,
+        SocketAddr::V6(_) => sockopt::set_ipv6_freebind(&socket, true)?,
+    }
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 impl Peers {
     /// Loads or makes the node's identity and pins the hosts of its configuration. Must be called within a runtime.
     pub(crate) fn open(config: &NodeConfig) -> anyhow::Result<Self> {
@@ -152,10 +172,8 @@ impl Peers {
         let Some(address) = node.config().listen.peer else {
             return Ok(());
         };
-        let listener = self
-            .runtime
-            .block_on(TcpListener::bind(&address))
-            .with_context(|| format!("listen at {address} for peers"))?;
+        let _inside = self.runtime.enter();
+        let listener = listen_at(&address).with_context(|| format!("listen at {address} for peers"))?;
         let strangers = self.strangers.clone();
         let node = Arc::downgrade(node);
         *self.listener.lock() = Some(LinkHandle::spawn(&self.runtime, |mut stop| async move {
