@@ -54,6 +54,9 @@
 //!
 //! [`SimStore::set_full`] lets a store have no room for containers. What the twins do not show: slow disks, full volumes, and metadata of file systems (a medium is there once it was opened).
 //!
+//! [`SimFiles`] is the seam one level down, for what opens files by itself, as RocksDB and whole daemons do: a mounted file system
+//! on the same power supply, with the same five steps. Reopening is opening in [`SimFiles::folder`] again.
+//!
 //! # End to end
 //!
 //! [`proc`] starts and kills real nodes and cleans up after them, on hosts of namespaces ([`proc::Hosts`]) where a test is about
@@ -74,4 +77,4 @@ pub mod workload;
 
 pub use oracle::Oracle;
 pub use seeds::with_seeds;
-pub use sim::{SimMedium, SimPower, SimStore};
+pub use sim::{SimFiles, SimMedium, SimPower, SimStore};

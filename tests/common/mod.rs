@@ -7,13 +7,16 @@
 
 pub mod tails;
 
+#[allow(unused_imports, reason = "every test file uses its own part of this")]
+pub use testkit::proc::root_for;
+
 use model::{VolumeIndex, WriteSeq};
 use serde_json::Value;
 use std::{
     fmt::Write as _,
     fs,
     io::Write as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     sync::{
         Mutex,
@@ -417,13 +420,4 @@ impl testkit::oracle::Read for Clients {
 #[track_caller]
 pub fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("{value} is no number"))
-}
-
-/// Whether this is root, as file systems need it; says loudly what is left out otherwise.
-pub fn root_for(what: &str) -> bool {
-    let root = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
-    if !root {
-        eprintln!("\n*** SKIPPED, needs root and /dev/fuse: {what} ***\n");
-    }
-    root
 }

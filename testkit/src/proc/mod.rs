@@ -35,6 +35,16 @@ pub fn root() -> &'static Path {
         .expect("this crate lies in the workspace")
 }
 
+/// Whether this is root, as file systems need it; says loudly what is left out otherwise.
+#[must_use]
+pub fn root_for(what: &str) -> bool {
+    let root = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !root {
+        eprintln!("\n*** SKIPPED, needs root and /dev/fuse: {what} ***\n");
+    }
+    root
+}
+
 /// Where a tool is.
 ///
 /// # Panics

@@ -2,9 +2,10 @@
 
 use super::{
     fault::{Faults, Gate, Held, Op},
+    layers::Layers,
     pages::{Pages, small},
     power::{Counted, SimPower},
-    tear::{self, Tear, Unsynced},
+    tear::Tear,
 };
 use model::{ByteRange, ports::Medium};
 use parking_lot::Mutex;
@@ -16,56 +17,11 @@ use std::{io, sync::Arc};
 pub(super) struct Disk {
     name: String,
     len: u64,
-    bytes: Mutex<DiskBytes>,
+    bytes: Mutex<Layers>,
     faults: Faults,
     /// Syncs until one loses the writes before it, and the seed that says which.
     losing: Mutex<Option<(u64, u64)>>,
     gate: Arc<Gate>,
-}
-
-#[derive(Debug, Default)]
-struct DiskBytes {
-    /// What reads see.
-    live: Pages,
-    /// What a power cut leaves for certain.
-    durable: Pages,
-    /// `live` is `durable` with these laid over, in order.
-    unsynced: Vec<Unsynced>,
-    next_id: u64,
-}
-
-impl DiskBytes {
-    fn write(&mut self, range: ByteRange, data: Option<&[u8]>) {
-        let write = Unsynced {
-            id: self.next_id,
-            range,
-            data: data.map(<[u8]>::to_vec),
-        };
-        self.next_id += 1;
-        write.apply(&mut self.live);
-        self.unsynced.push(write);
-    }
-
-    fn become_image(&mut self, image: Pages) {
-        self.unsynced.clear();
-        self.durable = image.clone();
-        self.live = image;
-    }
-
-    /// Makes all writes before `end` durable.
-    fn settle(&mut self, end: u64) {
-        let later = self.unsynced.partition_point(|write| write.id < end);
-        for write in self.unsynced.drain(..later) {
-            write.apply(&mut self.durable);
-        }
-    }
-
-    /// The device gives up on all writes before `end`: some have reached it, the others never will.
-    fn give_up(&mut self, end: u64, tear: Tear, rng: &mut dyn RngCore) {
-        let later = self.unsynced.partition_point(|write| write.id < end);
-        self.durable = tear::after_cut(&self.durable, &self.unsynced[..later], tear, rng);
-        self.unsynced.drain(..later);
-    }
 }
 
 impl Disk {
@@ -86,7 +42,7 @@ impl Disk {
 
     pub(super) fn cut(&self, tear: Tear, rng: &mut dyn RngCore) {
         let mut bytes = self.bytes.lock();
-        let image = tear::after_cut(&bytes.durable, &bytes.unsynced, tear, rng);
+        let image = bytes.after_cut(tear, rng);
         bytes.become_image(image);
     }
 
@@ -160,7 +116,7 @@ impl SimMedium {
     pub fn flip_bit(&self, at: u64, bit: u8) {
         assert!(at < self.disk.len, "byte {at} of {} bytes", self.disk.len);
         let mut bytes = self.disk.bytes.lock();
-        let DiskBytes { live, durable, .. } = &mut *bytes;
+        let Layers { live, durable, .. } = &mut *bytes;
         for pages in [live, durable] {
             let mut byte = [0];
             pages.read(at, &mut byte);
@@ -197,7 +153,7 @@ impl SimMedium {
     /// Writes that no sync has made durable.
     #[must_use]
     pub fn unsynced(&self) -> usize {
-        self.disk.bytes.lock().unsynced.len()
+        self.disk.bytes.lock().unsynced().len()
     }
 
     fn range(&self, at: u64, len: u64) -> io::Result<ByteRange> {
@@ -283,7 +239,7 @@ impl Medium for SimMedium {
         // Only writes that returned before this call are covered: the end is read first, as `fdatasync` would.
         let end = {
             let _alive = self.power.writable(self.epoch)?;
-            self.disk.bytes.lock().next_id
+            self.disk.bytes.lock().end()
         };
         self.disk.gate.pass(Op::Sync);
         let _alive = self.power.writable(self.epoch)?;

@@ -1,6 +1,7 @@
 //! The power supply that all simulated media and stores hang on.
 
 use super::{
+    files::{Cabinet, SimFiles, TreeImage},
     medium::{Disk, SimMedium},
     pages::Pages,
     store::{Kept, Shelf, SimStore},
@@ -8,9 +9,13 @@ use super::{
 };
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rand::RngCore;
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Weak},
+};
 
-/// Everything of one simulated host that a power cut strikes: named media and stores, one count of syncs over all.
+/// Everything of one simulated host that a power cut strikes: named media, stores and file systems, one count of syncs over all.
 ///
 /// A cheap handle: clones are the same supply. See the [crate](crate) documentation for how a test uses it.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +30,7 @@ struct Shared {
     meter: Mutex<Meter>,
     media: Mutex<BTreeMap<String, Arc<Disk>>>,
     stores: Mutex<BTreeMap<String, Arc<Shelf>>>,
+    files: Mutex<BTreeMap<String, Arc<Cabinet>>>,
 }
 
 #[derive(Debug, Default)]
@@ -35,11 +41,12 @@ struct Meter {
     tear: Tear,
 }
 
-/// What all media and stores of a supply held durably at one moment: [`SimPower::image`].
+/// What all media, stores and file systems of a supply held durably at one moment: [`SimPower::image`].
 #[derive(Clone, Debug)]
 pub struct Image {
     media: BTreeMap<String, Pages>,
     stores: BTreeMap<String, Kept>,
+    files: BTreeMap<String, TreeImage>,
 }
 
 /// Proof that the process that opened a handle still runs; while it is held, no cut happens.
@@ -84,6 +91,16 @@ impl SimPower {
         SimStore::new(self.clone(), Arc::clone(shelf), *epoch)
     }
 
+    /// The file system `name`; it is made (empty) when there is none.
+    #[must_use]
+    pub fn files(&self, name: &str) -> SimFiles {
+        let mut files = self.shared.files.lock();
+        let cabinet = files
+            .entry(name.to_owned())
+            .or_insert_with(|| Arc::new(Cabinet::new()));
+        SimFiles::new(self.clone(), Arc::clone(cabinet))
+    }
+
     /// Whether a medium of this name was ever opened.
     #[must_use]
     pub fn has_medium(&self, name: &str) -> bool {
@@ -93,6 +110,12 @@ impl SimPower {
     /// Where unsynced writes may be torn by later cuts; [`Tear::Sector`] unless told.
     pub fn set_tear(&self, tear: Tear) {
         self.shared.meter.lock().tear = tear;
+    }
+
+    /// Whether a file system of this name was ever asked for.
+    #[must_use]
+    pub fn has_files(&self, name: &str) -> bool {
+        self.shared.files.lock().contains_key(name)
     }
 
     /// Syncs, commits and ingests so far, those that did not complete included.
@@ -145,9 +168,11 @@ impl SimPower {
     #[must_use]
     pub fn image(&self) -> Image {
         let (media, stores) = (self.shared.media.lock(), self.shared.stores.lock());
+        let files = self.shared.files.lock();
         Image {
             media: media.iter().map(|(name, d)| (name.clone(), d.image())).collect(),
             stores: stores.iter().map(|(name, s)| (name.clone(), s.image())).collect(),
+            files: files.iter().map(|(name, c)| (name.clone(), c.image())).collect(),
         }
     }
 
@@ -162,6 +187,9 @@ impl SimPower {
         }
         for (name, shelf) in self.shared.stores.lock().iter() {
             shelf.put_back(image.stores.get(name).cloned().unwrap_or_default());
+        }
+        for (name, cabinet) in self.shared.files.lock().iter() {
+            cabinet.put_back(image.files.get(name).cloned().unwrap_or_default());
         }
     }
 
@@ -184,6 +212,22 @@ impl SimPower {
         }
         for shelf in self.shared.stores.lock().values() {
             shelf.restart(power_lost, rng);
+        }
+        for cabinet in self.shared.files.lock().values() {
+            cabinet.restart(power_lost, tear, rng);
+        }
+    }
+
+    /// Counts restarts of the process.
+    pub(super) fn epoch(&self) -> u64 {
+        *self.shared.epoch.read()
+    }
+
+    /// For what serves a process of `epoch` and must not keep the supply alive.
+    pub(super) fn weak(&self, epoch: u64) -> WeakPower {
+        WeakPower {
+            shared: Arc::downgrade(&self.shared),
+            epoch,
         }
     }
 
@@ -223,6 +267,40 @@ impl SimPower {
 
     pub(super) fn off_error() -> io::Error {
         off()
+    }
+}
+
+/// The supply, for one life of the process, as long as somebody else has it.
+pub(super) struct WeakPower {
+    shared: Weak<Shared>,
+    epoch: u64,
+}
+
+impl WeakPower {
+    fn power(&self) -> Option<SimPower> {
+        let shared = self.shared.upgrade()?;
+        Some(SimPower { shared })
+    }
+
+    /// Does something that a process may do without power; `None`: the process is gone.
+    pub(super) fn reading<T>(&self, act: impl FnOnce() -> T) -> Option<T> {
+        let power = self.power()?;
+        let _alive = power.alive(self.epoch).ok()?;
+        Some(act())
+    }
+
+    /// Changes something; `None`: there is no power, or the process is gone.
+    pub(super) fn writing<T>(&self, act: impl FnOnce() -> T) -> Option<T> {
+        let power = self.power()?;
+        let _alive = power.writable(self.epoch).ok()?;
+        Some(act())
+    }
+
+    /// Counts a sync, and does it if it completes.
+    pub(super) fn syncing<T>(&self, act: impl FnOnce() -> T) -> Option<T> {
+        let power = self.power()?;
+        let _alive = power.writable(self.epoch).ok()?;
+        (power.count_sync() == Counted::Completes).then(act)
     }
 }
 
