@@ -19,8 +19,7 @@ use std::{
 pub fn save(context_folder: &Path, text: &str, what: &str) -> io::Result<PathBuf> {
     let folder = context_folder.join("maps");
     let at = |path: &Path, e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-    std::fs::create_dir_all(&folder).map_err(|e| at(&folder, e))?;
-    media::sync_parent(&folder).map_err(|e| at(&folder, e))?;
+    media::make_folders(context_folder, &folder).map_err(|e| at(&folder, e))?;
     let time = Timestamp::now().rfc3339().replace(['-', ':'], "");
     let path = (0u32..)
         .map(|n| match n {

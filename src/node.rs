@@ -73,7 +73,9 @@ impl Node {
         let config = NodeConfig::load(config_path)?;
         let state = &config.state_dir;
         let is_marked = format::check(state)?;
-        std::fs::create_dir_all(config.contexts_dir())
+        // The folder above is another's, and may be closed to us: it is synced only when the state itself is made here.
+        let root = state.parent().filter(|_| !state.is_dir()).unwrap_or(state);
+        media::make_folders(root, &config.contexts_dir())
             .with_context(|| format!("create {}", state.display()))?;
         std::fs::set_permissions(state, std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .with_context(|| format!("set the mode of {}", state.display()))?;

@@ -117,7 +117,8 @@ impl Peers {
     /// Loads or makes the node's identity and pins the hosts of its configuration. Must be called within a runtime.
     pub(crate) fn open(config: &NodeConfig) -> anyhow::Result<Self> {
         let folder = config.state_dir.join("identity");
-        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        media::make_folders(&config.state_dir, &folder)
+            .with_context(|| format!("create {}", folder.display()))?;
         let identity = Arc::new(Identity::load_or_make(&folder)?);
         let fingerprint = identity.fingerprint();
         let pins = Pins::new([]);

@@ -3,6 +3,9 @@
 //! Volumes, tail files, superblocks and overlays are all a [`FileMedium`]; they differ only in how they are opened.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests fail by panicking"))]
 
+#[cfg(test)]
+mod cuts;
+
 use model::{ByteRange, ports::Medium};
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
 use std::{
@@ -279,6 +282,18 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()
+}
+
+/// Makes `folder` and those above it, down from `root`, that are missing. The names of all of them are durable when this returns,
+/// also of those that were there: whoever made them may have been killed before it came so far.
+///
+/// # Errors
+/// When one cannot be made, opened or synced.
+pub fn make_folders(root: &Path, folder: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let made = folder.ancestors().take_while(|above| *above != root);
+    made.take_while(|above| above.starts_with(root))
+        .try_for_each(sync_parent)
 }
 
 /// Replaces `path` by `bytes` so that after a crash either the old or the new file is there, whole.

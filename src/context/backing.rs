@@ -43,7 +43,11 @@ impl Context {
         for (index, volume) in self.config.indexed() {
             let path = volume.backing_on(&self.node_name, &state_dir, self.config.id);
             if let Some(parent) = path.parent() {
-                std::fs::create_dir_all(parent).map_err(|source| ContextError::Io {
+                let made = match parent.starts_with(&state_dir) {
+                    true => media::make_folders(&state_dir, parent),
+                    false => std::fs::create_dir_all(parent),
+                };
+                made.map_err(|source| ContextError::Io {
                     what: parent.display().to_string(),
                     source,
                 })?;

@@ -240,7 +240,7 @@ impl Place {
                 marker: format::file(&folder),
             });
         }
-        std::fs::create_dir_all(&journal_dir).map_err(|source| ContextError::Io {
+        media::make_folders(&node_config.state_dir, &journal_dir).map_err(|source| ContextError::Io {
             what: journal_dir.display().to_string(),
             source,
         })?;

@@ -204,11 +204,9 @@ impl Views {
             move |source| ContextError::Io { what, source }
         };
         if new {
-            std::fs::create_dir_all(folder).map_err(failed(folder))?;
             // The pin will be durable, so the way to its overlay is, too.
-            for made in [folder, &self.overlays] {
-                media::sync_parent(made).map_err(failed(made))?;
-            }
+            let context = self.overlays.parent().unwrap_or(&self.overlays);
+            media::make_folders(context, folder).map_err(failed(folder))?;
         }
         let open = |name: &str, bytes| {
             let create = if new { Create::Sparse(bytes) } else { Create::Never };
