@@ -1,7 +1,7 @@
 //! Power cuts and kills at every sync of either host, and random histories with many of them.
 
 use super::world::{Counts, Step, World, draw};
-use rand::{Rng, RngCore};
+use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use testkit::{with_seeds, workload::Shape};
 
 /// Small volumes of odd sizes.
@@ -89,25 +89,46 @@ fn script(rng: &mut dyn RngCore) -> Vec<Step> {
     steps
 }
 
+/// Plays the script of a seed, with one host cut at its n-th sync, or not at all. Answers how many syncs that host made.
+pub fn played(
+    world: fn(&mut dyn RngCore) -> World,
+    production: bool,
+    n: Option<u64>,
+    seed: u64,
+    total: &mut Counts,
+) -> u64 {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut world = world(&mut rng);
+    let power = if production {
+        &world.a_power
+    } else {
+        &world.b_power
+    };
+    if let Some(n) = n {
+        power.freeze_at(n);
+    }
+    for step in script(&mut rng) {
+        world.step(step, &mut rng);
+    }
+    let power = if production {
+        &world.a_power
+    } else {
+        &world.b_power
+    };
+    let syncs = power.syncs();
+    world.settle(&mut rng);
+    *total += world.counts();
+    syncs
+}
+
 /// Cuts one host at its n-th sync, for every n that the history has; answers how many there were.
 fn every_sync_of(production: bool, rng: &mut dyn RngCore, total: &mut Counts) -> u64 {
     let seed = rng.random::<u64>();
+    let world = |rng: &mut dyn RngCore| World::new(&SMALL, small(), rng);
     for n in 1.. {
-        let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(seed);
-        let mut world = World::new(&SMALL, small(), &mut rng);
-        let power = if production {
-            &world.a_power
-        } else {
-            &world.b_power
-        };
-        power.freeze_at(n);
-        for step in script(&mut rng) {
-            world.step(step, &mut rng);
-        }
-        let struck = world.counts().crashes > 0;
-        world.settle(&mut rng);
-        *total += world.counts();
-        if !struck {
+        let crashes = total.crashes;
+        played(world, production, Some(n), seed, total);
+        if total.crashes == crashes {
             return n - 1;
         }
     }

@@ -16,7 +16,7 @@ use model::{
 };
 use snapshot::{ChangeSet, Volumes, write_back};
 use std::{collections::BTreeMap, io, ops::Bound, sync::Arc};
-use testkit::SimPower;
+use testkit::{SimPower, sim::Order};
 
 /// Whatever went wrong; a host whose power is off has an excuse.
 pub type Fallible<T = ()> = anyhow::Result<T>;
@@ -25,13 +25,26 @@ pub type Fallible<T = ()> = anyhow::Result<T>;
 pub const LFC: u64 = 48 << 10;
 const REGION: u64 = 16 << 10;
 
+/// The file system of a host whose journal stands on the real store and real files.
+const FILES: &str = "journal";
+
+/// From its first boot on, the journal of this host stands on the real store and real files. The file system keeps the order of
+/// things as Linux's do, which RocksDB needs; without, the journal alone is tried (`journal/src/tests/below.rs`).
+pub fn below(power: &SimPower) {
+    power.files(FILES).set_order(Order::Kept);
+}
+
+/// Opens the journal of a host: on media and a store of the seam, or, where the host has a file system, in that.
 pub fn open_journal(power: &SimPower, indexed: bool) -> Fallible<Arc<Journal>> {
     let tail = |n: u8| -> Arc<dyn Medium> { Arc::new(power.medium(&format!("tail.{n}"), tail_bytes(LFC))) };
-    let parts = Parts::new(
-        Arc::new(power.store("db")),
-        Arc::new(power.medium("super", SUPERBLOCK_BYTES)),
-        [tail(0), tail(1)],
-    );
+    let parts = match power.has_files(FILES) {
+        true => Parts::open_dir(&power.files(FILES).folder(), LFC)?,
+        false => Parts::new(
+            Arc::new(power.store("db")),
+            Arc::new(power.medium("super", SUPERBLOCK_BYTES)),
+            [tail(0), tail(1)],
+        ),
+    };
     let options = Options {
         lfc_size: LFC,
         lfc_max_age_ns: None,

@@ -7,6 +7,7 @@
 //! | the stream | [`link`] |
 //! | steps, promises, comparisons | [`world`] |
 //! | which histories | [`histories`] |
+//! | one level down: real files and the real store | [`below`] |
 //! | a production that builds undo | [`acting`] |
 //! | write-back, discards, bytes | [`writes`] |
 //! | the tap under races and failures | [`tap`] |
@@ -16,6 +17,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod acting;
+mod below;
 mod histories;
 mod hosts;
 mod link;

@@ -3,7 +3,7 @@
 mod keep;
 
 use super::{
-    hosts::{Fallible, Keeper, Production, Recovery, fill, indexes},
+    hosts::{Fallible, Keeper, Production, Recovery, below, fill, indexes},
     link::Link,
 };
 use backstay::restoring::{Replica, Work};
@@ -194,6 +194,15 @@ impl World {
             counts: Counts::default(),
             trace: Vec::new(),
         }
+    }
+
+    /// The same with both journals in real files and the real store, on file systems that lose what was not synced.
+    #[must_use]
+    pub fn below(self) -> Self {
+        for power in [&self.a_power, &self.b_power] {
+            below(power);
+        }
+        self
     }
 
     pub fn counts(&self) -> Counts {

@@ -6,7 +6,7 @@ use super::{
 };
 use model::{Target, WriteSeq, target::TargetKind};
 use rand::{Rng, RngCore};
-use testkit::{seeds::SEED_VARIABLE, with_seeds};
+use testkit::{proc::root_for, seeds::SEED_VARIABLE, with_seeds};
 
 /// One of these, each as often as it says.
 fn weighted<T: Clone>(of: &[(u32, T)], rng: &mut dyn RngCore) -> T {
@@ -213,8 +213,7 @@ fn point(world: &World, side: Side, rng: &mut dyn RngCore) -> Target {
     Target::from(TargetKind::Seq(seq))
 }
 
-fn history(rng: &mut dyn RngCore, total: &mut Counts) {
-    let mut world = World::new(rng);
+fn history(mut world: World, rng: &mut dyn RngCore, total: &mut Counts) {
     world.is_quiet = std::env::var_os(SEED_VARIABLE).is_none();
     if rng.random_bool(0.9) {
         for _ in 0..rng.random_range(1..12) {
@@ -248,6 +247,21 @@ fn history(rng: &mut dyn RngCore, total: &mut Counts) {
 #[test]
 fn random_histories_of_roles() {
     let mut total = Counts::default();
-    let tried = with_seeds("roles: random", 300, |rng| history(rng, &mut total));
+    let tried = with_seeds("roles: random", 300, |rng| {
+        history(World::new(rng), rng, &mut total);
+    });
     println!("{tried} random histories: {total:?}");
+}
+
+/// The same one level down: real files and the real store, cut at the syncs that RocksDB makes.
+#[test]
+fn random_histories_of_roles_below_the_store() {
+    if !root_for("histories on file systems that lose what was not synced") {
+        return;
+    }
+    let mut total = Counts::default();
+    let tried = with_seeds("roles, below: random", 6, |rng| {
+        history(World::new(rng).below(), rng, &mut total);
+    });
+    println!("{tried} random histories below the store: {total:?}");
 }

@@ -279,6 +279,15 @@ impl World {
         }
     }
 
+    /// The same with both journals in real files and the real store, on file systems that lose what was not synced.
+    #[must_use]
+    pub fn below(self) -> Self {
+        for host in &self.hosts {
+            super::hosts::below(&host.power);
+        }
+        self
+    }
+
     /// Does a step; a host whose power went away in it is booted again at the next one, and looked at.
     pub fn step(&mut self, step: &Step, rng: &mut dyn RngCore) -> Option<Outcome> {
         self.counts.steps += 1;

@@ -15,7 +15,7 @@ const BLOCKS: u64 = 64;
 
 /// What was written and what was promised.
 #[derive(Default)]
-struct Book {
+pub(super) struct Book {
     /// Every frame in order.
     frames: Vec<Bytes>,
     durable: WriteSeq,
@@ -41,7 +41,7 @@ impl Book {
 
 type Step = Result<(), JournalError>;
 
-fn step(j: &Journal, book: &mut Book, what: u32, rng: &mut dyn RngCore) -> Step {
+pub(super) fn step(j: &Journal, book: &mut Book, what: u32, rng: &mut dyn RngCore) -> Step {
     match what {
         0..=9 => {
             let drafts = (0..rng.random_range(1..4))
@@ -160,7 +160,7 @@ fn undo(j: &Journal, book: &mut Book, rng: &mut dyn RngCore) -> Step {
 }
 
 /// Opens after a crash and compares with the book, which then forgets what was lost.
-fn check(lab: &Lab, book: &mut Book) -> Journal {
+pub(super) fn check(lab: &Lab, book: &mut Book) -> Journal {
     let (j, _) = lab.open().unwrap();
     let c = j.cursors();
     assert!(
@@ -248,7 +248,7 @@ fn check_undo(j: &Journal, book: &Book) {
     }
 }
 
-fn restart(lab: &Lab, rng: &mut dyn RngCore) {
+pub(super) fn restart(lab: &Lab, rng: &mut dyn RngCore) {
     if rng.random_bool(0.8) {
         lab.power.cut(rng)
     } else {
@@ -256,7 +256,7 @@ fn restart(lab: &Lab, rng: &mut dyn RngCore) {
     }
 }
 
-fn start(lab: &Lab) -> Journal {
+pub(super) fn start(lab: &Lab) -> Journal {
     let j = lab.fresh();
     let shape = MapShape {
         size: 1 << 20,
@@ -267,13 +267,15 @@ fn start(lab: &Lab) -> Journal {
     j
 }
 
+/// A fixed history, as steps.
+pub(super) const SCRIPT: [u32; 37] = [
+    0, 1, 10, 2, 3, 13, 4, 11, 14, 15, 5, 17, 18, 6, 10, 19, 13, 7, 7, 13, 8, 16, 10, 14, 20, 0, 0, 21, 1, 1,
+    10, 13, 1, 14, 2, 17, 10,
+];
+
 /// A fixed history, cut at every sync it makes.
 #[test]
 fn a_cut_at_every_sync_of_a_history() {
-    let script = [
-        0, 1, 10, 2, 3, 13, 4, 11, 14, 15, 5, 17, 18, 6, 10, 19, 13, 7, 7, 13, 8, 16, 10, 14, 20, 0, 0, 21,
-        1, 1, 10, 13, 1, 14, 2, 17, 10,
-    ];
     let mut total = 0;
     for n in 1.. {
         let mut ended = false;
@@ -284,7 +286,7 @@ fn a_cut_at_every_sync_of_a_history() {
             {
                 let j = start(&lab);
                 lab.power.freeze_at(n);
-                ended = script.iter().all(|what| step(&j, &mut book, *what, rng).is_ok());
+                ended = SCRIPT.iter().all(|what| step(&j, &mut book, *what, rng).is_ok());
             }
             restart(&lab, rng);
             let j = check(&lab, &mut book);
@@ -303,32 +305,40 @@ fn a_cut_at_every_sync_of_a_history() {
     assert!(total > 40, "only {total} syncs");
 }
 
-/// Random histories with crashes in them, also in the middle of recovery.
+/// A random history with crashes in it, also in the middle of recovery; answers how many there were. `syncs`: how many there
+/// may be between two crashes.
+pub(super) fn random_history(lab: &Lab, syncs: u64, rng: &mut dyn RngCore) -> u64 {
+    let mut book = Book::default();
+    let mut j = start(lab);
+    let mut crashes = 0;
+    for _ in 0..6 {
+        lab.power.freeze_at(rng.random_range(1..syncs));
+        for _ in 0..rng.random_range(1..150) {
+            let kinds = if rng.random_bool(0.02) { 22 } else { 21 };
+            let what = rng.random_range(0..kinds);
+            if step(&j, &mut book, what, rng).is_err() {
+                break;
+            }
+        }
+        drop(j);
+        restart(lab, rng);
+        crashes += 1;
+        // Recovery itself is cut a few times.
+        for _ in 0..rng.random_range(0..3) {
+            lab.power.freeze_at(rng.random_range(1..syncs / 10));
+            let _ = lab.open();
+            restart(lab, rng);
+            crashes += 1;
+        }
+        j = check(lab, &mut book);
+    }
+    crashes
+}
+
 #[test]
 fn random_histories_with_crashes() {
     with_seeds("random histories", 150, |rng| {
-        let lab = Lab::new();
-        let mut book = Book::default();
-        let mut j = start(&lab);
-        for _ in 0..6 {
-            lab.power.freeze_at(rng.random_range(1..60));
-            for _ in 0..rng.random_range(1..150) {
-                let kinds = if rng.random_bool(0.02) { 22 } else { 21 };
-                let what = rng.random_range(0..kinds);
-                if step(&j, &mut book, what, rng).is_err() {
-                    break;
-                }
-            }
-            drop(j);
-            restart(&lab, rng);
-            // Recovery itself is cut a few times.
-            for _ in 0..rng.random_range(0..3) {
-                lab.power.freeze_at(rng.random_range(1..6));
-                let _ = lab.open();
-                restart(&lab, rng);
-            }
-            j = check(&lab, &mut book);
-        }
+        random_history(&Lab::new(), 60, rng);
     });
 }
 

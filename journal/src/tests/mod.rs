@@ -1,6 +1,7 @@
 //! Tests of the journal as a whole, on the simulated media and store.
 
 mod basic;
+mod below;
 mod changed;
 mod check;
 mod crash;
@@ -20,13 +21,16 @@ mod versions;
 use crate::{Draft, Journal, JournalError, NewGeneration, Opened, Options, Parts, tail};
 use bytes::Bytes;
 use model::{GenId, RecordBody, Timestamp, VolumeIndex, WriteSeq};
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 use testkit::{SimMedium, SimPower};
 
 /// Bytes of a container in these tests.
 pub(crate) const LFC: u64 = 64 << 10;
 /// Bytes of a tail: room for a frame more than a container.
 pub(crate) const TAIL: u64 = tail::HEADER_BYTES + LFC + (32 << 10);
+
+/// The name of the file system of [`Lab::below`].
+const FILES: &str = "journal";
 
 /// One simulated host.
 pub(crate) struct Lab {
@@ -60,6 +64,19 @@ impl Lab {
         self.power.medium("super", crate::SUPERBLOCK_BYTES)
     }
 
+    /// As [`Lab::new`], with the real store and real files on a file system that loses what was not synced.
+    pub(crate) fn below() -> Self {
+        let lab = Self::new();
+        let _ = lab.power.files(FILES);
+        lab
+    }
+
+    /// Where its journal is, if that is in real files.
+    pub(crate) fn folder(&self) -> Option<PathBuf> {
+        let power = &self.power;
+        power.has_files(FILES).then(|| power.files(FILES).folder())
+    }
+
     pub(crate) fn parts(&self) -> Parts {
         Parts::new(
             Arc::new(self.power.store("db")),
@@ -69,7 +86,11 @@ impl Lab {
     }
 
     pub(crate) fn open(&self) -> Result<(Journal, Opened), JournalError> {
-        Journal::open(self.parts(), self.options.clone())
+        let parts = match self.folder() {
+            Some(folder) => Parts::open_dir(&folder, LFC)?,
+            None => self.parts(),
+        };
+        Journal::open(parts, self.options.clone())
     }
 
     /// A new journal with generation 1.
