@@ -3,12 +3,16 @@
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/backstay/target
 BACKSTAY := $(CARGO_TARGET_DIR)/debug/backstay
 
-.PHONY: bench demo test soak mutants fuzz build setup lint install fmt
+.PHONY: bench demo test test-long soak mutants fuzz build setup lint install fmt
 demo: build
 	@BACKSTAY=$(BACKSTAY) scripts/demo.sh
 
 test: setup lint
 	@scripts/test.sh
+
+# The full version of what `make test` has a quick one of; at most an hour. PARTS="fuzz soak" takes only those.
+test-long: setup
+	@scripts/test-long.sh
 
 # Breaks every rule once and demands that its test fails; minutes a mutant. RULES="T1 W5" takes only those.
 mutants: setup

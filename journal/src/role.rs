@@ -473,13 +473,13 @@ impl Journal {
             // A replica in the middle of a resync is at no point, and is none now.
             // So is one that was taken over like that and not added to.
             let is_open = spans.last().is_some_and(|s| s.until.is_none());
-            let stands = is_open || (was_production && self.promotion().is_none());
+            let taken = shared_end(&self.shared.read());
+            let stands = is_open || (was_production && self.promotion().is_none() && taken.is_none());
             if let Some((generation, lfc, last_seq)) = newest {
+                // Past it is the start of a line that is followed from behind a gap, before its first container.
+                let is_applied = applies && cursors.applied_lfc >= (generation, lfc);
                 // A line that was taken over at a point and not added to ends there, which is where the replica that this host was
                 // stands already, whatever of its past is gone: nothing that it holds behind that point is on its volumes.
-                let taken = shared_end(&self.shared.read());
-                // Or past it: at the start of a line that is followed from behind a gap, before its first container.
-                let is_applied = applies && cursors.applied_lfc >= (generation, lfc);
                 let is_boundary = is_applied || taken.is_some();
                 if applies && !is_boundary {
                     return Err(JournalError::Refused(format!(
@@ -611,9 +611,12 @@ impl Journal {
     }
 }
 
-/// Where a line ends that was taken over and has no record of this host yet.
+/// Where a line ends that was taken over and has no record of this host yet, whether its generation was opened or not.
 fn shared_end(shared: &Shared) -> Option<Position> {
-    let parent = shared.promotion.as_ref()?.parent?;
+    let parent = match &shared.promotion {
+        Some(promotion) => promotion.parent?,
+        None => shared.unborn()?.parent?,
+    };
     let generation = shared.generation_by_id(parent.id)?.no;
     let seq = parent.seq;
     Some(Position { generation, seq })
