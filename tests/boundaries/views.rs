@@ -93,11 +93,20 @@ fn first_difference(view: &mut Client, image: &Image, ranges: &[ByteRange]) -> O
 /// Takes snapshots at flush points of any volume and mounts them, with a full check, as an operator does. All volumes are there as
 /// of the same record: what was promised on each of them is looked for. Answers how much of it was found.
 pub fn mounted(pair: &Pair, all: &[Loaded], count: usize, rng: &mut StdRng) -> usize {
+    // Before, there is no file system yet on one of the volumes.
+    let first = all.iter().map(|l| l.history.seq(l.history.points[0])).max();
+    let first = first.expect("there are volumes");
+    let of_one = |l: &Loaded| {
+        l.history
+            .points
+            .iter()
+            .map(|&n| l.history.seq(n))
+            .collect::<Vec<_>>()
+    };
+    let points: Vec<WriteSeq> = all.iter().flat_map(of_one).filter(|seq| *seq >= first).collect();
     let mut kept = 0;
     for n in 0..count {
-        let loaded = &all[n % all.len()];
-        let history = &loaded.history;
-        let seq = history.seq(history.points[rng.random_range(0..history.points.len())]);
+        let seq = points[rng.random_range(0..points.len())];
         kept += mounted_at(pair, all, seq, &pair.scratch.folder(&format!("at/{n}")));
     }
     kept
