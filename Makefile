@@ -3,7 +3,7 @@
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/backstay/target
 BACKSTAY := $(CARGO_TARGET_DIR)/debug/backstay
 
-.PHONY: bench demo test test-long soak mutants fuzz build setup lint install fmt
+.PHONY: bench bench-quick bench-layout demo test test-long soak mutants fuzz build setup lint install fmt
 demo: build
 	@BACKSTAY=$(BACKSTAY) scripts/demo.sh
 
@@ -39,9 +39,19 @@ lint:
 	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --workspace --no-deps
 
-# Each line beside its peer, in the same run, printed as a ratio; the dev profile, so that RocksDB is not built again.
+# Each line beside its peer, in the same run; writes docs/BENCHMARKS.md. LINES="1 2 7" takes only those, and writes nothing.
+# The dev profile, so that RocksDB is not built again.
+BENCH := cargo bench --quiet --locked --profile dev
 bench: setup
-	@cargo bench --quiet --locked --profile dev
+	@SCALE=full $(BENCH) --bench lines
+
+# At most 8 minutes: smaller sizes, fewer rounds.
+bench-quick: setup
+	@SCALE=quick $(BENCH) --bench lines
+
+# The journal's layout against RocksDB's own log. BENCH_MIB=1024 changes the amount.
+bench-layout: setup
+	@$(BENCH) --bench journal_layout
 
 fmt:
 	@cargo fmt --all

@@ -1,7 +1,7 @@
 //! The journal's layout, end to end and with real syncs: our tail file ingested at seal (L4) beside every frame as a synced
 //! batch through RocksDB's write-ahead log (L2). Prints each round's rates and the ratio's median; asserts nothing.
 //!
-//! `make bench` runs it; `BENCH_MIB=1024` changes the amount. The design decided for L4 by an earlier figure
+//! `make bench-layout` runs it; `BENCH_MIB=1024` changes the amount. The design decided for L4 by an earlier figure
 //! (`docs/ARCHITECTURE.md`, "Journal layout"); this keeps the decision honest.
 
 use bytes::Bytes;

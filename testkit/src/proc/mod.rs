@@ -62,6 +62,7 @@ pub fn need_tool(name: &str) -> PathBuf {
 
 fn package_of(tool: &str) -> &str {
     match tool {
+        "nbd-trplay" => "nbd-server",
         "nbdcopy" | "nbdinfo" | "nbddump" | "nbdfuse" => "libnbd-bin",
         "nbdsh" => "python3-libnbd",
         "qemu-nbd" | "qemu-img" | "qemu-io" | "qemu-storage-daemon" => "qemu-utils",
