@@ -3,7 +3,6 @@
 
 mod common;
 #[path = "common/load.rs"]
-#[allow(dead_code, reason = "only its writer is used here")]
 mod load;
 
 use common::{LONG, PROD, Pair, REC, Setup, program, root_for};
