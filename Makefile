@@ -39,7 +39,7 @@ lint:
 	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --workspace --no-deps
 
-# Each line beside its peer, in the same run; writes docs/BENCHMARKS.md. LINES="1 2 7" takes only those, and writes nothing.
+# Each line beside its peer, in the same run; writes docs/BENCHMARKS.md. ONLY="1 2 7" takes only those, and writes nothing.
 # The dev profile, so that RocksDB is not built again.
 BENCH := cargo bench --quiet --locked --profile dev
 bench: setup

@@ -1,6 +1,6 @@
 //! The bench: each line of the table of docs/BENCHMARKS.md beside its peer, in one run.
 //!
-//! `make bench`, `make bench-quick`; `LINES="1 2 7"` takes only those, and then the page is not written unless `PAGE` names a
+//! `make bench`, `make bench-quick`; `ONLY="1 2 7"` takes only those, and then the page is not written unless `PAGE` names a
 //! file. `MINUTES` is how long lines may begin, else that of the scale. It exits 0 also when aims are missed, and with 1 when a run failed: nothing passes or fails by time.
 
 #![allow(
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
     if let Some(minutes) = std::env::var("MINUTES").ok().and_then(|m| m.parse().ok()) {
         scale.minutes = minutes;
     }
-    let wanted = std::env::var("LINES").unwrap_or_default();
+    let wanted = std::env::var("ONLY").unwrap_or_default();
     let wanted: Vec<u32> = wanted
         .split([' ', ','])
         .filter_map(|word| word.parse().ok())
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
         .iter()
         .find(|n| lines.iter().all(|line| line.number != **n))
     {
-        eprintln!("there is no line {none} (LINES is the height of a terminal, too: unset it)");
+        eprintln!("there is no line {none}: ONLY takes numbers of the table in docs/BENCHMARKS.md");
         return ExitCode::from(64);
     }
     let lines = lines

@@ -258,5 +258,5 @@ the bench fails only when a run does.
 *Capture* is journaling with the peer away. *Full path* is journaling, TLS to a live recovery node on the same machine, and apply with undo there, all on the same cores. *Capture off* is
 the same NBD server over a plain file without a journal (`benches/lines/plain.rs`); the daemon itself never serves a volume that way. *Datalog* is `nbd-server` with `transactionlog` and `datalog = true`, which
 writes every request with its data into a log that nothing syncs. Volumes are files whose blocks were all written before, on the same file system for everybody. Daemons run with their
-defaults but `journal_limit`, so that the bench does not fill the disk. `LINES=\"1 2 7\" make bench` runs only those.
+defaults but `journal_limit`, so that the bench does not fill the disk. `ONLY=\"1 2 7\" make bench` runs only those.
 ";

@@ -21,7 +21,7 @@ use model::{
     GenNo, LfcId, Ordinal, WriteSeq,
     ports::{Batch, Family, OrdinalKind, StoreError},
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, ops::Bound, sync::Arc};
 
 impl Shared {
     /// Ordinals below a floor whose rows nothing names any more. Their states cannot be reached, but a restore that was taken
@@ -106,7 +106,33 @@ impl Journal {
                     sealed.row.lfc, sealed.row.last_seq, c.checkpointed, c.applied_by_peer
                 )));
             }
+            self.keep_peer()?;
             self.drop_waiting(&sealed).map(Some)
+        })
+    }
+
+    /// Production (`rules.md` T8): frees redo up to `upto`, as far as the volumes hold it durably and the peer has applied it; a peer
+    /// that goes back to an older state of itself meanwhile is heard. `false`: the newest of it waits in its tail still.
+    ///
+    /// # Errors
+    /// When the floor could not be made durable, or freeing failed.
+    pub fn drop_applied(&self, upto: WriteSeq) -> Result<bool, JournalError> {
+        self.guarded(|| {
+            let _ingesting = self.ingesting.lock();
+            let cursors = self.cursors();
+            let upto = upto.min(cursors.applied_by_peer).min(cursors.checkpointed);
+            let (last, waits) = {
+                let shared = self.shared.read();
+                let behind = (Bound::Excluded(shared.floors.redo), Bound::Unbounded);
+                let stored = shared.rows.range(behind).take_while(|row| row.last_seq <= upto);
+                let waits = shared.sealed.as_ref().is_some_and(|s| s.row.last_seq <= upto);
+                (stored.last().cloned(), waits)
+            };
+            if let Some(last) = last {
+                self.keep_peer()?;
+                self.move_floors(self.redo_floor(&last))?;
+            }
+            Ok(!waits)
         })
     }
 

@@ -165,6 +165,12 @@ impl Journal {
         Ok(())
     }
 
+    /// What the peer has acknowledged by now is durable. Whatever is dropped because of it comes after this, and under the lock under
+    /// which it is looked at (`ingesting`): a lower cursor after a crash would ask for what is gone.
+    pub(crate) fn keep_peer(&self) -> Result<(), JournalError> {
+        self.move_kept(false, |_| {})
+    }
+
     /// Takes what the peer says at a connect as it is, even if it is less than before (the peer lost its journal and says
     /// so). Kept.
     ///

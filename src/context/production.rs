@@ -19,7 +19,6 @@ use model::{VolumeIndex, WriteSeq};
 use parking_lot::Mutex;
 use snapshot::{ChangeSet, Volumes, write_back};
 use std::{
-    ops::Bound,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -356,8 +355,6 @@ fn empty_tail(agent: &Agent) -> Result<(), ContextError> {
         if cursors.checkpointed < last {
             checkpoint(agent)?;
         }
-        // As in `drop_applied`.
-        journal.set_peer(cursors.received_by_peer, cursors.applied_by_peer, true)?;
         match journal.drop_sealed() {
             // A writer sealed the next one meanwhile, and took this one into the store itself.
             Err(journal::JournalError::Refused(_)) => {}
@@ -376,21 +373,7 @@ fn empty_tail(agent: &Agent) -> Result<(), ContextError> {
 /// here yet). `false`: not all could be freed yet.
 fn drop_applied(agent: &Agent, upto: WriteSeq) -> Result<bool, journal::JournalError> {
     let journal = &agent.context.journal;
-    let cursors = journal.cursors();
-    let floor = journal.floors().redo;
-    let rows = journal.lfc_rows((Bound::Excluded(floor), Bound::Unbounded));
-    let Some(last) = rows.iter().take_while(|r| r.last_seq <= upto).last() else {
-        return Ok(true);
-    };
-    // What makes the drop right is durable before it: a lower cursor after a crash would ask for what is gone.
-    journal.set_peer(cursors.received_by_peer, cursors.applied_by_peer, true)?;
-    match journal.drop_redo_through(last.generation, last.lfc) {
-        // It was sealed a moment ago and waits to be ingested: the next round drops it.
-        Err(journal::JournalError::NotHeld { .. }) => Ok(false),
-        done => {
-            done?;
-            journal.forget_old_rows(&agent.context.wanted())?;
-            Ok(true)
-        }
-    }
+    let all = journal.drop_applied(upto)?;
+    journal.forget_old_rows(&agent.context.wanted())?;
+    Ok(all)
 }

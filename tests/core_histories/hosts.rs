@@ -15,7 +15,7 @@ use model::{
     ports::{History, Medium},
 };
 use snapshot::{ChangeSet, Volumes, write_back};
-use std::{collections::BTreeMap, io, ops::Bound, sync::Arc};
+use std::{collections::BTreeMap, io, sync::Arc};
 use testkit::{SimPower, sim::Order};
 
 /// Whatever went wrong; a host whose power is off has an excuse.
@@ -176,12 +176,7 @@ impl Production {
         let journal = &self.journal;
         while journal.ingest_sealed()?.is_some() {}
         let c = journal.cursors();
-        let upto = c.applied_by_peer.min(c.checkpointed);
-        let rows = journal.lfc_rows((Bound::Excluded(journal.floors().redo), Bound::Unbounded));
-        if let Some(last) = rows.iter().take_while(|r| r.last_seq <= upto).last() {
-            journal.set_peer(c.received_by_peer, c.applied_by_peer, true)?;
-            journal.drop_redo_through(last.generation, last.lfc)?;
-        }
+        journal.drop_applied(c.applied_by_peer.min(c.checkpointed))?;
         Ok(())
     }
 }

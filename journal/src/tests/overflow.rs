@@ -313,3 +313,26 @@ fn c4_a_peer_that_goes_back_is_not_overheard() {
         assert_eq!(j.cursors().received_by_peer, WriteSeq(5));
     }
 }
+
+/// The same where redo is dropped because the peer has applied it.
+#[test]
+fn t8_what_a_peer_that_goes_back_lacks_is_not_dropped() {
+    for _ in 0..300 {
+        let (_lab, j) = prepare();
+        while j.ingest_sealed().unwrap().is_some() {}
+        j.set_peer(WriteSeq(10), WriteSeq(10), false).unwrap();
+        let gate = std::sync::Barrier::new(2);
+        let floor = std::thread::scope(|s| {
+            let back = s.spawn(|| {
+                gate.wait();
+                j.reset_peer(WriteSeq(3), WriteSeq(3)).unwrap();
+                j.floors().redo_seq.seq
+            });
+            gate.wait();
+            j.drop_applied(WriteSeq(10)).unwrap();
+            back.join().unwrap()
+        });
+        assert_eq!(j.cursors().received_by_peer, WriteSeq(3));
+        assert_eq!(j.floors().redo_seq.seq, floor, "dropped after it had said so");
+    }
+}
