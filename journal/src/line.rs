@@ -351,18 +351,19 @@ impl Journal {
         // It has its first record, or another line takes its place.
         let promotion = self.promotion();
         let is_own = promotion.as_ref().is_some_and(|p| p.id == generation.id);
-        let now = self.cursors();
-        let cursors = if is_own {
-            at_promoted(now, start.first_seq)
-        } else {
-            at_start(now, start.first_seq, generation.no)
+        let moved = |now: Cursors| match is_own {
+            true => at_promoted(now, start.first_seq),
+            false => at_start(now, start.first_seq, generation.no),
         };
+        // Until the cursors have moved no other one moves: the apply thread's, set between a look and this, would fall back, behind
+        // what retention has freed by then.
+        let mut meta = self.meta.lock();
         if promotion.is_some() {
             batch.delete(Family::Meta, keys::PROMOTION);
         }
         batch.put(Family::Meta, keys::START, encode_start(generation.no, &start));
-        batch.put(Family::Meta, keys::CURSORS, cursors.encode());
-        self.commit(batch, true)?;
+        batch.put(Family::Meta, keys::CURSORS, moved(self.cursors()).encode());
+        self.commit_locked(&mut meta, batch, true)?;
         let (tail, clock) = {
             let shared = self.shared.read();
             (
@@ -383,13 +384,9 @@ impl Journal {
             shared.open = Some(Container::new(tail, header, generation.no, clock));
             shared.ring.clear();
             self.line_changes.fetch_add(1, Ordering::AcqRel);
-            self.move_cursors(|c| {
-                *c = Cursors {
-                    published: c.published,
-                    ..cursors
-                }
-            });
+            self.move_cursors(|c| *c = moved(*c));
         }
+        drop(meta);
         self.see(WriteSeq(start.first_seq.0 - 1), start.lfc);
         self.raise()
     }

@@ -3,7 +3,10 @@
 
 use super::*;
 use crate::SealFlags;
-use model::LfcId;
+use model::{
+    LfcId, Ordinal,
+    ports::{History, OrdinalKind, UndoContainer},
+};
 
 /// A peer names where its generation begins. What it says must leave room for numbers behind it: this host seals the container, and
 /// takes its line over, when that peer is gone.
@@ -71,4 +74,43 @@ fn a_frame_with_a_record_that_its_owner_refuses_stays_outside() {
     assert_eq!(b.cursors().appended, inside.last_seq());
     assert!(b.poisoned().is_none());
     b.append_received(outside.bytes().clone()).unwrap();
+}
+
+/// The stream goes on behind a gap while a container is applied: that it was applied is not forgotten, or it would be applied again
+/// when retention has freed it.
+#[test]
+fn t8_a_gap_does_not_forget_what_was_applied_meanwhile() {
+    for _ in 0..300 {
+        let lab = Lab::new();
+        let j = lab.fresh();
+        fill(&j, 3, 600);
+        let row = j.seal(SealFlags::default()).unwrap();
+        let kind = OrdinalKind::Apply {
+            generation: row.generation,
+            lfc: row.lfc,
+            last_seq: row.last_seq,
+        };
+        let undo = UndoContainer {
+            ordinal: Ordinal(1),
+            kind,
+            blocks: Vec::new(),
+        };
+        j.commit_undo(&undo).unwrap();
+        let gate = std::sync::Barrier::new(2);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                gate.wait();
+                j.skip_to(LfcId(100), WriteSeq(1000), [7; 32]).unwrap();
+            });
+            gate.wait();
+            j.set_applied(Ordinal(1), row.generation, row.lfc, row.last_seq)
+                .unwrap();
+        });
+        let cursors = j.cursors();
+        assert_eq!(cursors.applied_lfc, (row.generation, row.lfc));
+        assert_eq!(
+            (cursors.applied_ordinal, cursors.applied),
+            (Ordinal(1), row.last_seq)
+        );
+    }
 }
