@@ -14,8 +14,8 @@ pub const FROM_VARIABLE: &str = "BACKSTAY_SEEDS_FROM";
 /// Runs `test` with `count` generators, and on a panic prints the seed and how to replay it.
 ///
 /// The seeds follow from `name`, so a gate that passed passes again; `BACKSTAY_SEEDS=20` tries twenty times as many and
-/// `BACKSTAY_SEED=0x1234` only that one; `BACKSTAY_SEEDS_FROM=6000` leaves the first 6000 out. Answers how many were tried: a test that counts what its seeds showed asks first
-/// whether there were enough.
+/// `BACKSTAY_SEED=0x1234` only that one; `BACKSTAY_SEEDS_FROM=6000` leaves the first 6000 out. Answers how many were tried:
+/// a test that counts what its seeds showed asks first whether there were enough.
 ///
 /// # Panics
 /// When `test` does, and when one of the variables holds no number.

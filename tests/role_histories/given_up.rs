@@ -2,7 +2,7 @@
 //! what may be promised of it. Each of these was found by a random history.
 
 use super::{
-    lab::{FAILOVER, RESYNC, amid_a_resync, rounds_until_copying, seq, unplanned},
+    lab::{RESYNC, amid_a_resync, behind_lower_numbers, rounds_until_copying, seq, unplanned},
     operator::{Command, FORCE, Hint, How, Outcome},
     world::{Side, Step, World},
 };
@@ -159,17 +159,7 @@ fn l7_a_last_consistent_point_that_had_to_go_is_not_promised() {
 #[test]
 fn l1_a_replica_behind_a_gap_of_lower_numbers_gives_way_again() {
     with_seeds("l1 lower numbers", 10, |rng| {
-        let mut world = World::synced(rng);
-        world.run(A, Command::Stop(true), rng);
-        world.run(B, FAILOVER, rng);
-        for n in [2, 3, 4, 2, 3, 4, 2, 3, 4] {
-            world.put(B, n, rng);
-        }
-        world.run(A, Command::Failover(FORCE), rng);
-        world.put(A, 6, rng);
-        world.run(B, RESYNC, rng);
-        world.run(A, RESYNC, rng);
-        rounds_until_copying(&mut world, rng);
+        let (mut world, _) = behind_lower_numbers(rng);
         let cursors = world.up(B).journal.cursors();
         assert_eq!(
             cursors.applied_lfc.1.0, 0,

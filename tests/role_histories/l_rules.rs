@@ -2,7 +2,7 @@
 
 use super::{
     host::REGION,
-    lab::{FAILOVER, RESYNC, V, amid_a_resync, overflowed, resync, rounds_until_copying, seq, unplanned},
+    lab::{FAILOVER, RESYNC, V, amid_a_resync, behind_lower_numbers, overflowed, resync, seq, unplanned},
     lines::same,
     operator::{Command, FORCE, Hint, How, Outcome},
     world::{Side, Step, Stream, World},
@@ -365,19 +365,7 @@ fn l7_taking_volumes_as_they_are_is_another_word() {
 #[test]
 fn l7_the_line_that_is_gone_back_to_has_higher_numbers() {
     with_seeds("l7 higher", 5, |rng| {
-        let mut world = World::synced(rng);
-        world.run(A, Command::Stop(true), rng);
-        world.run(B, FAILOVER, rng);
-        for n in [2, 3, 4, 2, 3, 4, 2, 3, 4] {
-            world.put(B, n, rng);
-        }
-        // The old production insists on its own data, and the other one gives way.
-        world.run(A, Command::Failover(FORCE), rng);
-        world.put(A, 6, rng);
-        let (_, own_end) = world.up(B).end();
-        world.run(B, RESYNC, rng);
-        world.run(A, RESYNC, rng);
-        rounds_until_copying(&mut world, rng);
+        let (mut world, own_end) = behind_lower_numbers(rng);
         world.steps(&[Step::Cut], rng);
         world.run(B, Command::Failover(FORCE), rng);
         assert_eq!(world.up(B).end().1, own_end);

@@ -3,7 +3,7 @@
 use super::{
     host::REGION,
     lines::same,
-    operator::{Command, How, Outcome},
+    operator::{Command, FORCE, How, Outcome},
     world::{Side, Step, World, reader},
 };
 use model::{ByteRange, Target, VolumeIndex, WriteSeq, target::TargetKind};
@@ -223,4 +223,22 @@ pub fn rounds_until_copying(world: &mut World, rng: &mut dyn RngCore) {
         }
     }
     panic!("no resync began");
+}
+
+/// The recovery host took over and wrote much; then the old production insisted on its own data, and the other one follows it
+/// now, amid a resync, on a line of lower numbers than its own had. Answers where its own line ended.
+pub fn behind_lower_numbers(rng: &mut dyn RngCore) -> (World, WriteSeq) {
+    let mut world = World::synced(rng);
+    world.run(Side::A, Command::Stop(true), rng);
+    world.run(Side::B, FAILOVER, rng);
+    for n in [2, 3, 4, 2, 3, 4, 2, 3, 4] {
+        world.put(Side::B, n, rng);
+    }
+    world.run(Side::A, Command::Failover(FORCE), rng);
+    world.put(Side::A, 6, rng);
+    let (_, own_end) = world.up(Side::B).end();
+    world.run(Side::B, RESYNC, rng);
+    world.run(Side::A, RESYNC, rng);
+    rounds_until_copying(&mut world, rng);
+    (world, own_end)
 }

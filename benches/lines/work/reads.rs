@@ -4,7 +4,7 @@ use super::{Line, Run};
 use crate::{
     bench::{Bench, each},
     fio::{Amount, Job, Ran},
-    nodes::Plan,
+    nodes::{Nodes, Plan},
     outcome::{Aim::AtLeast, Aim::AtMost, Aim::Told, Outcome},
     peers::Peer,
 };
@@ -48,6 +48,30 @@ fn beside(bench: &Bench, uri: &str, job: &Job, other: &Job) -> Ran {
     ran
 }
 
+/// Reads from production (0 and 2) and from qemu-nbd (1 and 3), for those that are `loaded` beside writes.
+fn four(
+    bench: &Bench,
+    ours: &Nodes,
+    (reads, writes): (&Job, &Job),
+    loaded: impl Fn(usize) -> bool,
+) -> Vec<Vec<Ran>> {
+    bench.rounds(bench.scale.rounds, 4, |who, round| {
+        let job = reads.seeded(round);
+        let run = |uri: &str| match loaded(who) {
+            true => beside(bench, uri, &job, &writes.seeded(round)),
+            false => job.run(&bench.scratch, uri),
+        };
+        if who % 2 == 0 {
+            let ran = run(&ours.uri());
+            ours.rest();
+            ran
+        } else {
+            let image = bench.image(bench.scale.volume);
+            run(&Peer::QemuNbd.start(bench, &image).uri)
+        }
+    })
+}
+
 fn random(bench: &Bench) -> Outcome {
     let (volume, seconds) = (bench.scale.volume, bench.scale.seconds);
     let ours = Plan::new("reads", volume).capture();
@@ -60,20 +84,7 @@ fn random(bench: &Bench) -> Outcome {
         Amount::Seconds(seconds + 3 * MARGIN),
     );
     writes.rate = Some(2000);
-    let runs = bench.rounds(bench.scale.rounds, 4, |who, round| {
-        let job = reads.seeded(round);
-        let run = |uri: &str| match who < 2 {
-            true => job.run(&bench.scratch, uri),
-            false => beside(bench, uri, &job, &writes.seeded(round)),
-        };
-        if who % 2 == 0 {
-            let ran = run(&ours.uri());
-            ours.rest();
-            ran
-        } else {
-            run(&Peer::QemuNbd.start(bench, &bench.image(volume)).uri)
-        }
-    });
+    let runs = four(bench, &ours, (&reads, &writes), |who| who >= 2);
     let iops = |who: usize| each(&runs[who], |r| r.iops);
     let mut out = Outcome::default();
     out.ran(&reads);
@@ -108,20 +119,7 @@ fn behind_writes(bench: &Bench) -> Outcome {
         volume,
         Amount::Seconds(seconds + 3 * MARGIN),
     );
-    let runs = bench.rounds(bench.scale.rounds, 4, |who, round| {
-        let job = reads.seeded(round);
-        let run = |uri: &str| match who < 2 {
-            true => beside(bench, uri, &job, &writes.seeded(round)),
-            false => job.run(&bench.scratch, uri),
-        };
-        if who % 2 == 0 {
-            let ran = run(&ours.uri());
-            ours.rest();
-            ran
-        } else {
-            run(&Peer::QemuNbd.start(bench, &bench.image(volume)).uri)
-        }
-    });
+    let runs = four(bench, &ours, (&reads, &writes), |who| who < 2);
     let p99 = |who: usize| each(&runs[who], |r| r.p99_us);
     let mut out = Outcome::default();
     out.ran(&reads);
