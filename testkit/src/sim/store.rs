@@ -351,7 +351,10 @@ impl Store for SimStore {
         for key in dropped.keys() {
             inner.pairs_mut(family).remove(key);
         }
-        inner.ghosts.entry(family).or_default().extend(dropped);
+        let ghosts = inner.ghosts.entry(family).or_default();
+        for (key, value) in dropped {
+            ghosts.insert(key, value);
+        }
         Ok(())
     }
 }
