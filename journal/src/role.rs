@@ -406,11 +406,16 @@ impl Journal {
                 .get(&at.generation)
                 .map(|g| (g.id, g.no));
             let parent = match known {
-                Some((id, no)) => Some(Parent {
-                    id,
-                    seq: at.seq,
-                    digest: self.digest_at(no, at.seq)?.1,
-                }),
+                Some((id, no)) => {
+                    // What was taken over there before knows the digest, when the catalog has forgotten it.
+                    let before = taken_over(&self.shared.read()).filter(|p| (p.id, p.seq) == (id, at.seq));
+                    let digest = match before {
+                        Some(parent) => parent.digest,
+                        None => self.digest_at(no, at.seq)?.1,
+                    };
+                    let seq = at.seq;
+                    Some(Parent { id, seq, digest })
+                }
                 None => None,
             };
             let promotion = Promotion { id, parent, clock };
@@ -534,11 +539,7 @@ impl Journal {
             batch.put(Family::Meta, keys::CONSISTENT, Consistent::encode_all(&spans));
             batch.put(Family::Meta, keys::CONTEXT, row.encode());
             // A line that was taken over at its end and not added to is what it was: it may go on as that.
-            let is_over = {
-                let shared = self.shared.read();
-                let head = shared.open.as_ref().map(Container::end);
-                shared.promotion.is_some() && shared_end(&shared) == head
-            };
+            let is_over = self.promotion().is_some() && self.may_go_on();
             if is_over {
                 batch.delete(Family::Meta, keys::PROMOTION);
             }
@@ -556,6 +557,17 @@ impl Journal {
             self.move_cursors(|c| *c = cursors);
             Ok(())
         })
+    }
+
+    /// Whether the next record of the line that this host is on has its place here, be it another host's. A line that was taken over
+    /// and not added to may go on as what it was only at its very end, and while no generation was opened for it.
+    #[must_use]
+    pub fn may_go_on(&self) -> bool {
+        let shared = self.shared.read();
+        match &shared.promotion {
+            Some(_) => shared_end(&shared) == shared.open.as_ref().map(Container::end),
+            None => shared.unborn().is_none(),
+        }
     }
 
     /// Frees every earlier point and the redo that leads to it (rule L8): from now on this host builds no undo. The caller has
@@ -611,12 +623,17 @@ impl Journal {
     }
 }
 
-/// Where a line ends that was taken over and has no record of this host yet, whether its generation was opened or not.
+/// What a line continues that was taken over and has no record of this host yet, whether its generation was opened or not.
+fn taken_over(shared: &Shared) -> Option<Parent> {
+    match &shared.promotion {
+        Some(promotion) => promotion.parent,
+        None => shared.unborn()?.parent,
+    }
+}
+
+/// Where a line ends that was taken over and has no record of this host yet.
 fn shared_end(shared: &Shared) -> Option<Position> {
-    let parent = match &shared.promotion {
-        Some(promotion) => promotion.parent?,
-        None => shared.unborn()?.parent?,
-    };
+    let parent = taken_over(shared)?;
     let generation = shared.generation_by_id(parent.id)?.no;
     let seq = parent.seq;
     Some(Position { generation, seq })

@@ -46,8 +46,10 @@ pub enum ChangeError {
     /// Undo.
     #[error(transparent)]
     History(#[from] HistoryError),
-    /// A host that cannot lose anything would: what it holds differs from the line that it is to follow.
-    #[error("this host holds records that the other line does not have: they would be lost")]
+    /// A host that must not lose anything would, or nobody can know: it is not simply behind the line that it is to follow.
+    #[error(
+        "the line of this host has gone on apart from the other one: what only this host has would be lost"
+    )]
     WouldLose,
 }
 
@@ -229,8 +231,12 @@ impl Host<'_> {
         let own = meeting::own_part(journal, theirs)?;
         let stale = journal.mapped_volumes().into_iter();
         let is_stale = stale.into_iter().any(|v| journal.next_stale(v, 0, 1).is_some());
-        // A record that changes no byte is none of the other line's either: the stream would find that the two have parted.
-        let parted = journal.common(theirs)? != Some(self.line_end());
+        // A record that changes no byte is none of the other line's either: the stream would find that the two have parted. It
+        // finds no place for the other line's next record where a generation was opened, or more is held than was taken over,
+        // unless that record begins a generation itself.
+        let end = Some(self.line_end());
+        let ends_here = theirs.last().and_then(|t| journal.position_of(t.id, t.upto)) == end;
+        let parted = journal.common(theirs)? != end || !(journal.may_go_on() || ends_here);
         if !may_lose && (is_stale || parted || own.as_ref().is_none_or(|own| !own.is_empty())) {
             return Err(ChangeError::WouldLose);
         }

@@ -7,7 +7,7 @@ use super::{
     world::{Side, Step, World},
 };
 use Side::{A, B};
-use backstay::roles::Standing;
+use backstay::roles::{Next, Standing};
 use journal::{Broken, Space, Wanted};
 use model::{WriteSeq, ports::OrdinalKind};
 use rand::{Rng, RngCore};
@@ -107,6 +107,75 @@ fn l1_a_failover_from_a_restored_point_that_is_overtaken_applies_nothing() {
     });
     println!("{overtaken} failovers were overtaken");
     assert!(tried < 2 || overtaken > 2, "{overtaken}");
+}
+
+/// A line is taken over, and the power goes between the opening of its generation and its first record. The host is to follow again:
+/// the other line's next record has no place there, so the two are brought together, and no stream fails for ever.
+#[test]
+fn l1_a_line_that_was_opened_and_not_added_to_does_not_go_on_as_another() {
+    let mut opened = 0;
+    let tried = with_seeds("l1 opened", 2, |rng| {
+        for n in 1..12 {
+            let mut world = World::synced(rng);
+            world.put(A, 2, rng);
+            // Both lines have a container's end there: the stream could simply go on.
+            world.steps(&[Step::Seal(A)], rng);
+            world.stream_all(A, rng);
+            world.put(A, 3, rng);
+            unplanned(&mut world, rng);
+            world.hosts[B.index()].power.freeze_at(n);
+            world.steps(&[Step::Work(B), Step::Sync(B)], rng);
+            world.hosts[B.index()].power.never_freeze();
+            world.boot_both().unwrap();
+            let journal = &world.up(B).journal;
+            opened += u32::from(journal.awaits_birth() && journal.promotion().is_none());
+            world.steps(&[Step::Mend], rng);
+            world.run(A, Command::Failover(FORCE), rng);
+            world.run(A, Command::Failback, rng);
+            // Refused, if the two must be brought together first.
+            let hint = Outcome::Refused(Hint::Next(Next::Resync));
+            if world.step(&Step::Command(B, Command::Failback), rng) == Some(hint) {
+                world.run(B, RESYNC, rng);
+            }
+            // Before the other host writes: what comes is the rest of the line that both were on.
+            world.calm(rng);
+            world.put(A, 7, rng);
+            world.calm(rng);
+            world.look_at_pair(A);
+            world.recover(rng);
+        }
+    });
+    println!("{opened} generations were opened and had no record");
+    assert!(tried < 2 || opened > 1, "{opened}");
+}
+
+/// A line that was taken over at a point and not added to is taken over again when the containers behind that point are forgotten:
+/// what was taken over still knows the digest there.
+#[test]
+fn l1_a_line_is_taken_over_again_where_nothing_before_is_known_any_more() {
+    with_seeds("l1 again", 4, |rng| {
+        let mut world = World::synced(rng);
+        let point = rolled_back(&mut world, 3, rng);
+        unplanned(&mut world, rng);
+        world.steps(&[Step::Mend], rng);
+        world.calm(rng);
+        world.run(A, Command::Failover(FORCE), rng);
+        world.put(A, 7, rng);
+        world.run(B, RESYNC, rng);
+        let wanted = Wanted {
+            bytes: Some(0),
+            ..Wanted::default()
+        };
+        let journal = &world.up(B).journal;
+        journal
+            .retain(&wanted, Space::Limit(u64::MAX), Vec::new())
+            .unwrap();
+        world.steps(&[Step::Cut], rng);
+        world.run(B, Command::Failover(FORCE), rng);
+        assert_eq!(world.up(B).end().1, point);
+        world.put(B, 8, rng);
+        world.recover(rng);
+    });
 }
 
 /// The last consistent point of a resync had to go for room: nothing goes back to it, and whoever insists is told what is left.

@@ -235,7 +235,7 @@ impl Asked<'_> {
         }
     }
 
-    /// The last record of `first..=last` with time at or before `t`; `first` is one.
+    /// The last record of `first..=last` with time at or before `t`; `first`, which is not looked at, if there is no later one.
     fn last_at_or_before(&self, t: Timestamp, first: Along, last: Along) -> Result<Along, ResolveError> {
         let (mut low, mut high) = (first.seq.0, last.seq.0);
         while low < high {

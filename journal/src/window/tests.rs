@@ -518,6 +518,44 @@ fn l5_an_instant_with_two_positions_is_refused() {
     ));
 }
 
+/// L5: between a step back and the next record, which may come long after, the step itself is what was last. It ends its container,
+/// unless the host was killed between the two.
+#[test]
+fn l5_an_instant_behind_a_step_is_before_the_record_that_follows() {
+    for is_killed in [false, true] {
+        let mut h = Host::new();
+        for _ in 0..4 {
+            h.append(vec![write(0, 0, [1])]);
+        }
+        let body = RecordBody::ClockStep {
+            from: at(104),
+            to: at(50),
+        };
+        h.append(vec![Draft { volume: V, body }]);
+        let step = h.j.cursors().appended.0;
+        if !is_killed {
+            h.seal();
+        }
+        h.clock = 200;
+        h.append(vec![write(0, 0, [2])]);
+        h.append(vec![write(0, 0, [3])]);
+        for sealed in [false, true] {
+            assert_eq!(seq(&h.j, "epoch:50"), step);
+            assert_eq!(seq(&h.j, "epoch:60"), step);
+            assert_eq!(seq(&h.j, "epoch:150"), step);
+            assert_eq!(seq(&h.j, "epoch:200"), step + 1);
+            assert_eq!(seq(&h.j, "epoch:201"), step + 2);
+            assert!(matches!(
+                resolve(&h.j, "epoch:102"),
+                Err(ResolveError::Ambiguous { .. })
+            ));
+            if !sealed {
+                h.seal();
+            }
+        }
+    }
+}
+
 /// what lies between two lines, or only on another one, is refused with the full names. L3: the cut end is meant.
 #[test]
 fn r4_other_lines_are_named_in_full() {

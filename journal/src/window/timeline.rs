@@ -19,6 +19,9 @@ pub(super) enum End {
 /// Records in a row whose times never fall.
 #[derive(Clone, Debug)]
 pub(super) struct Run {
+    /// What its earliest instants stand for: its first record, or the step of the clock before that, which the first record may
+    /// follow long after.
+    pub(super) from: Along,
     pub(super) first: Along,
     pub(super) last: Along,
     pub(super) start: Timestamp,
@@ -27,7 +30,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// Whether the instant is in this run: from its first record to where the next one begins.
+    /// Whether the instant is in this run: from where it begins to where the next one does.
     pub(super) fn holds(&self, t: Timestamp) -> bool {
         self.start <= t
             && match self.end {
@@ -41,6 +44,8 @@ impl Run {
 /// The runs of a line, in order.
 pub(super) fn runs(chart: &Chart) -> Vec<Run> {
     let mut out: Vec<Run> = Vec::new();
+    // The step that ended the run before, and the clock behind it.
+    let mut step: Option<(Along, Timestamp)> = None;
     for row in &chart.rows {
         let first = Along {
             span: row.span,
@@ -54,37 +59,52 @@ pub(super) fn runs(chart: &Chart) -> Vec<Run> {
             .steps
             .iter()
             .filter(|(at, _, _)| first <= *at && *at <= last);
+        let mut begins = Begins {
+            from: first,
+            first,
+            time: row.first_time,
+            after_gap: row.after_gap,
+        };
+        // Most often a step ends its container; a crash may have come before the seal.
+        if let Some((at, after)) = step.take()
+            && at.span == row.span
+            && !row.after_gap
+        {
+            begins.from = at;
+            begins.time = after;
+        }
         // A step is the last record of the run before it.
-        let mut from = first;
-        let mut start = row.first_time;
         for (at, before, after) in inside {
-            extend(&mut out, row.after_gap, from, *at, start, *before);
+            extend(&mut out, begins, *at, *before);
             if let Some(run) = out.last_mut() {
                 run.end = End::Step(*before);
             }
-            from = Along {
-                seq: at.seq.next(),
-                ..*at
-            };
-            start = *after;
+            step = Some((*at, *after));
+            begins.from = *at;
+            begins.first.seq = at.seq.next();
+            begins.time = *after;
         }
-        if from <= last {
-            extend(&mut out, row.after_gap, from, last, start, row.last_time);
+        if begins.first <= last {
+            step = None;
+            extend(&mut out, begins, last, row.last_time);
         }
     }
     out
 }
 
-fn extend(
-    out: &mut Vec<Run>,
-    after_gap: bool,
+/// Where a part of a run begins.
+#[derive(Clone, Copy)]
+struct Begins {
+    from: Along,
     first: Along,
-    last: Along,
-    start: Timestamp,
-    last_time: Timestamp,
-) {
+    time: Timestamp,
+    after_gap: bool,
+}
+
+fn extend(out: &mut Vec<Run>, begins: Begins, last: Along, last_time: Timestamp) {
+    let Begins { from, first, .. } = begins;
     match out.last_mut() {
-        Some(run) if run.end == End::Head && run.last.span == first.span && !after_gap => {
+        Some(run) if run.end == End::Head && run.last.span == first.span && !begins.after_gap => {
             run.last = last;
             run.last_time = last_time;
             return;
@@ -99,9 +119,10 @@ fn extend(
         _ => {}
     }
     out.push(Run {
+        from,
         first,
         last,
-        start,
+        start: begins.time,
         last_time,
         end: End::Head,
     });
@@ -111,7 +132,7 @@ fn extend(
 pub(super) enum Search {
     /// Exactly here.
     At(Along),
-    /// The last record with time at or before the instant is in this range; its first record is.
+    /// The last record with time at or before the instant is in this range; its first one is, or is the step before the run.
     Within(Along, Along),
 }
 
@@ -128,9 +149,10 @@ pub(super) fn search(chart: &Chart, run: &Run, t: Timestamp) -> Search {
         in_run && (first < run.first || r.first_time <= t)
     });
     let Some(row) = row else {
-        return Search::At(run.first);
+        return Search::At(run.from);
     };
-    let first = clip(row.first, row.span).max(run.first);
+    let begins = clip(row.first, row.span);
+    let first = if begins < run.first { run.from } else { begins };
     let last = clip(row.last, row.span).min(run.last);
     if last.seq == row.last && row.last_time <= t {
         Search::At(last)
