@@ -91,6 +91,12 @@ impl World {
         if !self.full[side.index()] || !self.gives_way(side) {
             return Ok(());
         }
+        // A mark or a last copy seals, and a step of the clock before it does: twice in one step, and nobody writes back in between
+        // in a world with one thread.
+        if self.own_records(side, true) > 0 {
+            self.set_full(side, false);
+            return Ok(());
+        }
         self.sync(side)?;
         while self.up(side).write_back(u64::MAX)? {}
         self.up(side).checkpoint()?;

@@ -1,6 +1,6 @@
 //! What applications do, and what journals do by themselves.
 
-use super::{Fallible, Side, Step, World};
+use super::{Fallible, Side, World};
 use crate::hosts::Production;
 use backstay::{applying::acting::builds_undo, context::owed_to_peer, roles::Standing};
 use bytes::Bytes;
@@ -61,7 +61,7 @@ impl World {
     }
 
     /// Records that the journal puts before a change by itself: the birth of a line, a step of the clock (rule L5).
-    fn own_records(&self, side: Side, is_change: bool) -> u64 {
+    pub(super) fn own_records(&self, side: Side, is_change: bool) -> u64 {
         if !is_change {
             return 0;
         }
@@ -182,10 +182,6 @@ impl World {
                 Ok(())
             }
             Operation::Mark(name) => {
-                // With a step of the clock before it a mark seals twice, and in a world with one thread nobody writes back between.
-                if self.own_records(side, true) > 0 {
-                    self.find_room(&Step::Room(side));
-                }
                 let production = self.up(side).production().expect("asked before");
                 let done = production.tap.mark(name, String::new());
                 self.observe(side);
