@@ -341,6 +341,22 @@ impl Journal {
         self.ingest_inner().map(drop)
     }
 
+    /// Only a line that this host gave up has higher numbers than the one that it follows then, and whoever gives a line up has applied
+    /// all of it. A container that still waited would never be applied, or, when it is being applied, move the cursors of
+    /// the new line to numbers of the old one.
+    fn check_left(&self, first_seq: WriteSeq) -> Result<(), JournalError> {
+        let cursors = self.cursors();
+        let shared = self.shared.read();
+        let newest = shared.sealed_rows().next_back();
+        match newest.filter(|row| (row.generation, row.lfc) > cursors.applied_lfc) {
+            Some(row) if first_seq <= cursors.appended => Err(JournalError::Refused(format!(
+                "record {first_seq} begins a line below container {}, which is not applied yet",
+                row.lfc
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     fn start(
         &self,
         writer: &mut WriterState,
@@ -358,6 +374,9 @@ impl Journal {
         // Until the cursors have moved no other one moves: the apply thread's, set between a look and this, would fall back, behind
         // what retention has freed by then.
         let mut meta = self.meta.lock();
+        if !is_own {
+            self.check_left(start.first_seq)?;
+        }
         if promotion.is_some() {
             batch.delete(Family::Meta, keys::PROMOTION);
         }

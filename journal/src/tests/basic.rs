@@ -311,6 +311,12 @@ fn generations_start_above_all_and_a_rewind_takes_the_cursors_back() {
         first_seq: Some(WriteSeq(5)),
         first_lfc: Some(LfcId(4)),
     };
+    // What waits to be applied would never be, and would move the new line's cursors.
+    let refused = j.create_generation(back);
+    assert!(matches!(refused, Err(JournalError::Refused(_))), "{refused:?}");
+    let row = j.lfc_rows(..).pop().unwrap();
+    j.set_applied(Ordinal(0), row.generation, row.lfc, row.last_seq)
+        .unwrap();
     let g3 = j.create_generation(back).unwrap();
     assert_eq!(j.cursors().durable, WriteSeq(4));
     assert_eq!(fill(&j, 2, 500), WriteSeq(6));
