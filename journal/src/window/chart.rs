@@ -107,7 +107,12 @@ impl Chart {
                     first: row.first_seq,
                     last: row.last_seq.min(upto),
                     first_time: row.first_time,
-                    last_time: row.last_time,
+                    // That of a record in the middle of a container is in its frame alone.
+                    last_time: if row.first_seq == upto {
+                        row.first_time
+                    } else {
+                        row.last_time
+                    },
                     held: shared.is_held(&row) && !shared.rotten.redo(row.generation, row.lfc),
                     is_rotten: shared.rotten.redo(row.generation, row.lfc),
                     is_sealed,
