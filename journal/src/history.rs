@@ -16,7 +16,7 @@ use bytes::Bytes;
 use model::{
     BLOCK_SIZE, BlockNo, ByteRange, GenNo, LfcId, Ordinal, Payload, Record, RedoSpan, VolumeIndex, WriteSeq,
     checks,
-    ports::{Batch, Family, History, HistoryError, RedoPiece, UndoContainer},
+    ports::{Batch, Family, History, HistoryError, RedoPiece, StoreError, UndoContainer},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -320,38 +320,43 @@ impl Journal {
 
     fn first_undo_inner(
         &self,
-        volume: VolumeIndex,
-        first: BlockNo,
-        count: u64,
+        blocks: &[Block],
         after: Ordinal,
         upto: Ordinal,
     ) -> Result<Vec<Option<Payload>>, JournalError> {
         self.check_undo_held(after)?;
         let upto = upto.min(self.published());
-        let blocks = || (first.0..first.0 + count).map(BlockNo);
+        let mut out = vec![None; blocks.len()];
         if upto <= after {
-            return Ok(blocks().map(|_| None).collect());
+            return Ok(out);
         }
-        let key = |block, ordinal| keys::undo_index(volume, block, ordinal);
-        let ranges: Vec<_> = blocks()
-            .map(|b| (key(b, after.next()), key(b, upto.next())))
+        let key = |(volume, block), ordinal| keys::undo_index(volume, block, ordinal);
+        let ranges: Vec<_> = blocks
+            .iter()
+            .map(|b| (key(*b, after.next()), key(*b, upto.next())))
             .collect();
         let found = self.store.first_of_each(Family::UndoIndex, &ranges)?;
-        let mut out = Vec::with_capacity(found.len());
-        for (block, entry) in blocks().zip(found) {
-            let Some((key, flag)) = entry else {
-                out.push(None);
-                continue;
-            };
-            let ordinal = keys::index_parts(&key).and_then(|(_, _, mut rest)| rest.u64());
-            let ordinal = Ordinal(ordinal.ok_or_else(|| bad_key("undo index", &key))?);
-            out.push(Some(if *flag == [ZERO] {
-                Payload::Zero
+        let mut wanted = Vec::new();
+        for (i, (key, flag)) in found
+            .iter()
+            .enumerate()
+            .filter_map(|(i, e)| Some((i, e.as_ref()?)))
+        {
+            let ordinal = keys::index_parts(key).and_then(|(_, _, mut rest)| rest.u64());
+            let ordinal = Ordinal(ordinal.ok_or_else(|| bad_key("undo index", key))?);
+            if flag[..] == [ZERO] {
+                out[i] = Some(Payload::Zero);
             } else {
-                let value = self.undo_value(ordinal, volume, block);
-                // What is missing because the floor has passed it meanwhile is freed, not damaged.
-                value.or_else(|e| self.check_undo_held(after).and(Err(e)))?
-            }));
+                wanted.push((ordinal, blocks[i], i));
+            }
+        }
+        // In the order in which they stand in the store: neighbours there are read at once.
+        wanted.sort_unstable();
+        let values = self.undo_values(&wanted);
+        // What is missing because the floor has passed it meanwhile is freed, not damaged.
+        let values = values.or_else(|e| self.check_undo_held(after).and(Err(e)))?;
+        for ((_, _, i), value) in wanted.iter().zip(values) {
+            out[*i] = Some(value);
         }
         // The floor may have passed `after` meanwhile, and freed what was read.
         self.check_undo_held(after)?;
@@ -368,26 +373,44 @@ impl Journal {
         Ok(())
     }
 
-    fn undo_value(
-        &self,
-        ordinal: Ordinal,
-        volume: VolumeIndex,
-        block: BlockNo,
-    ) -> Result<Payload, JournalError> {
-        let damage = |what: &str| {
+    /// Before-images by ordinal and block, in that order.
+    fn undo_values(&self, wanted: &[(Ordinal, Block, usize)]) -> Result<Vec<Payload>, JournalError> {
+        let damage = |(ordinal, (volume, block), _): &(Ordinal, Block, usize), what: String| {
             JournalError::Damaged(Damage::Undo {
                 ordinal: ordinal.0,
                 volume: volume.0,
                 block: block.0,
-                what: what.to_owned(),
+                what,
             })
         };
-        let value = self
-            .store
-            .get(Family::Undo, &keys::undo(ordinal, volume, block))
-            .map_err(|e| crate::read::corrupt(e, |_| damage("its part of the store does not check")))?;
-        let value = value.ok_or_else(|| damage("it is missing"))?;
-        decode_undo(&value).map_err(|fault| damage(&fault.to_string()))
+        let unreadable = |place, e| {
+            crate::read::corrupt(e, |_| {
+                damage(place, "its part of the store does not check".into())
+            })
+        };
+        let keys: Vec<_> = wanted
+            .iter()
+            .map(|(ordinal, (volume, block), _)| keys::undo(*ordinal, *volume, *block))
+            .collect();
+        let values = match self.store.get_each(Family::Undo, &keys) {
+            Ok(values) => values,
+            // One of them: which one is told by asking for each.
+            Err(StoreError::Corrupt { .. }) => {
+                let each = wanted.iter().zip(&keys);
+                each.map(|(place, key)| {
+                    let value = self.store.get(Family::Undo, key);
+                    value.map_err(|e| unreadable(place, e))
+                })
+                .collect::<Result<_, _>>()?
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let each = wanted.iter().zip(values);
+        each.map(|(place, value)| {
+            let value = value.ok_or_else(|| damage(place, "it is missing".into()))?;
+            decode_undo(&value).map_err(|fault| damage(place, fault.to_string()))
+        })
+        .collect()
     }
 
     fn undone_inner(
@@ -565,15 +588,13 @@ impl History for Journal {
         Ordinal(self.published.load(Ordering::Acquire))
     }
 
-    fn first_undo(
+    fn first_undo_of(
         &self,
-        volume: VolumeIndex,
-        first: BlockNo,
-        count: u64,
+        blocks: &[Block],
         after: Ordinal,
         upto: Ordinal,
     ) -> Result<Vec<Option<Payload>>, HistoryError> {
-        self.guarded(|| self.first_undo_inner(volume, first, count, after, upto))
+        self.guarded(|| self.first_undo_inner(blocks, after, upto))
             .map_err(gone)
     }
 

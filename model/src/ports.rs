@@ -166,8 +166,16 @@ pub trait Store: Send + Sync {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), StoreError>;
 
+    /// The values of many keys, which come in rising order.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn get_each(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        keys.iter().map(|key| self.get(family, key)).collect()
+    }
+
     /// For each range `from <= key < to`, its first key and value. The ranges must be given in rising order; one
-    /// iterator serves all, so this is one seek a range.
+    /// iterator serves all.
     ///
     /// # Errors
     /// When the store fails.
@@ -287,8 +295,19 @@ pub trait History: Send + Sync {
     /// The newest ordinal whose undo is durable and visible. Read with acquire ordering.
     fn published(&self) -> Ordinal;
 
-    /// For each block of `first .. first + count`, its before-image in the first container with
-    /// `after < ordinal <= upto`; `None` where no such container holds the block.
+    /// For each of these blocks, which come in (volume, block) order without repeats, its before-image in the first container
+    /// with `after < ordinal <= upto`; `None` where no such container holds the block.
+    ///
+    /// # Errors
+    /// When history cannot be read.
+    fn first_undo_of(
+        &self,
+        blocks: &[(VolumeIndex, BlockNo)],
+        after: Ordinal,
+        upto: Ordinal,
+    ) -> Result<Vec<Option<Payload>>, HistoryError>;
+
+    /// As [`History::first_undo_of`], for the blocks `first .. first + count`.
     ///
     /// # Errors
     /// When history cannot be read.
@@ -299,7 +318,12 @@ pub trait History: Send + Sync {
         count: u64,
         after: Ordinal,
         upto: Ordinal,
-    ) -> Result<Vec<Option<Payload>>, HistoryError>;
+    ) -> Result<Vec<Option<Payload>>, HistoryError> {
+        let blocks: Vec<_> = (first.0..first.0 + count)
+            .map(|block| (volume, BlockNo(block)))
+            .collect();
+        self.first_undo_of(&blocks, after, upto)
+    }
 
     /// Every effect of the records in `spans` on `range`, in the order of the line.
     ///

@@ -103,6 +103,7 @@ pub fn apply(
                 history,
                 ordinal,
                 kind,
+                images: None,
             };
             overwrite(volumes, changes, Some(undo), progress)?
         }

@@ -83,7 +83,8 @@ impl ChangeSet {
             .flat_map(|(volume, map)| coalesce(*volume, map.pieces()))
     }
 
-    fn pieces(&self) -> impl Iterator<Item = (VolumeIndex, Piece)> {
+    /// The changes as they were put, in (volume, offset) order.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = (VolumeIndex, Piece)> {
         self.volumes
             .iter()
             .flat_map(|(volume, map)| map.pieces().map(move |piece| (*volume, piece)))

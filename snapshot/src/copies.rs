@@ -85,6 +85,7 @@ pub fn write_copies(
         history,
         ordinal: history.published().next(),
         kind: OrdinalKind::Copies,
+        images: None,
     });
     if changes.is_empty() {
         return Ok(None);

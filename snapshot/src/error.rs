@@ -95,6 +95,9 @@ pub enum SnapshotError {
     /// The caller asked a restore to stop; it can be gone on with.
     #[error("stopped as asked after ordinal {0}")]
     Stopped(Ordinal),
+    /// A thread could not be had.
+    #[error("start a thread: {0}")]
+    Thread(#[source] io::Error),
     /// An overlay has no room for a write; to its user this is "no space left on device".
     #[error("overlay is full: {used} of {slots} blocks used, {needed} more needed")]
     OverlayFull {

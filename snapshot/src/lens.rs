@@ -25,8 +25,10 @@
 
 use crate::{
     error::{Result, SnapshotError},
+    plan::BlockKey,
     volumes::Volumes,
 };
+use bytes::Bytes;
 use model::{
     BLOCK_SIZE, BlockNo, ByteRange, Ordinal, Payload, RedoSpan, VolumeIndex,
     ports::{History, HistoryError},
@@ -38,6 +40,9 @@ use std::{
 
 /// Most blocks looked up at once; bounds the before-images in memory to a MiB.
 const CHUNK_BLOCKS: u64 = 256;
+
+/// Bytes of a block.
+const BLOCK: usize = BLOCK_SIZE as usize;
 
 /// What a view stands on: the part of a point that decides its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +99,55 @@ impl Lens {
         })
     }
 
+    /// Some blocks of one volume, in order, side by side: what the volume holds, and what the lens sees. The volume is read
+    /// once for both.
+    pub fn read_both(
+        &self,
+        source: Source<'_>,
+        volume: VolumeIndex,
+        keys: &[BlockKey],
+    ) -> Result<(Bytes, Vec<Payload>)> {
+        let history = source.history;
+        let looked = history.published();
+        let mut images = first_undo_of(history, keys, self.base, looked)?;
+        let mut held = vec![0; keys.len() * BLOCK];
+        let stretches = || keys.chunk_by(|a, b| a.1.0 + 1 == b.1.0);
+        let mut rest = &mut held[..];
+        for stretch in stretches() {
+            let (part, behind) = rest.split_at_mut(stretch.len() * BLOCK);
+            source.volumes.read(volume, stretch[0].1.start(), part)?;
+            rest = behind;
+        }
+        self.look_again(history, keys, looked, &mut images)?;
+        let held = Bytes::from(held);
+        let of = |i: usize| held.slice(i * BLOCK..(i + 1) * BLOCK);
+        let mut seen: Vec<_> = images
+            .into_iter()
+            .enumerate()
+            .map(|(i, image)| image.unwrap_or_else(|| Payload::Data(of(i))))
+            .collect();
+        if !self.redo.is_empty() {
+            let mut first = 0;
+            for stretch in stretches() {
+                let range = ByteRange::at(stretch[0].1.start(), (stretch.len() * BLOCK) as u64);
+                let seen = &mut seen[first..first + stretch.len()];
+                first += stretch.len();
+                let mut whole = vec![0; stretch.len() * BLOCK];
+                for (block, buf) in seen.iter().zip(whole.chunks_mut(BLOCK)) {
+                    block.copy_to(0, buf);
+                }
+                self.each_redo(source, volume, range, |part, payload| {
+                    payload.copy_to(0, &mut whole[within(range, part)]);
+                })?;
+                let whole = Bytes::from(whole);
+                for (i, block) in seen.iter_mut().enumerate() {
+                    *block = Payload::Data(whole.slice(i * BLOCK..(i + 1) * BLOCK));
+                }
+            }
+        }
+        Ok((held, seen))
+    }
+
     /// For each block of `range` whether it holds nothing but zeroes *for certain*; a cheap look, not a scan of bytes.
     pub fn known_zero(&self, source: Source<'_>, volume: VolumeIndex, range: ByteRange) -> Result<Vec<bool>> {
         let mut all = Vec::new();
@@ -146,18 +200,31 @@ impl Lens {
             return Ok(images);
         }
         from_volume(&missing)?;
+        let keys: Vec<_> = range.blocks().map(|block| (volume, block)).collect();
+        self.look_again(history, &keys, looked, &mut images)?;
+        Ok(images)
+    }
+
+    /// Step 3 of the protocol above: for blocks that were read on the volume, undo that was published since `looked`.
+    fn look_again(
+        &self,
+        history: &dyn History,
+        keys: &[BlockKey],
+        looked: Ordinal,
+        images: &mut [Option<Payload>],
+    ) -> Result<()> {
         // The volume's bytes are read before the next line looks, on any processor.
         fence(Ordering::SeqCst);
         let now = history.published();
         if now > looked {
-            let newer = first_undo(history, volume, range, looked.max(self.base), now)?;
+            let newer = first_undo_of(history, keys, looked.max(self.base), now)?;
             for (image, newer) in images.iter_mut().zip(newer) {
                 if image.is_none() {
                     *image = newer;
                 }
             }
         }
-        Ok(images)
+        Ok(())
     }
 
     fn each_redo(
@@ -198,17 +265,27 @@ fn first_undo(
     after: Ordinal,
     upto: Ordinal,
 ) -> Result<Vec<Option<Payload>>> {
-    let count = block_count(range);
-    if after >= upto {
-        return Ok(vec![None; index(count)]);
+    let keys: Vec<_> = range.blocks().map(|block| (volume, block)).collect();
+    first_undo_of(history, &keys, after, upto)
+}
+
+fn first_undo_of(
+    history: &dyn History,
+    keys: &[BlockKey],
+    after: Ordinal,
+    upto: Ordinal,
+) -> Result<Vec<Option<Payload>>> {
+    if after >= upto || keys.is_empty() {
+        return Ok(vec![None; keys.len()]);
     }
-    let images = history.first_undo(volume, BlockNo::of(range.start), count, after, upto)?;
-    let whole =
-        |image: &Option<Payload>| !matches!(image, Some(Payload::Data(d)) if d.len() as u64 != BLOCK_SIZE);
-    if images.len() as u64 != count || !images.iter().all(whole) {
+    let images = history.first_undo_of(keys, after, upto)?;
+    let whole = |image: &Option<Payload>| !matches!(image, Some(Payload::Data(d)) if d.len() != BLOCK);
+    if images.len() != keys.len() || !images.iter().all(whole) {
         return Err(damaged(format!(
-            "undo of volume {volume} at byte {} is not {count} whole blocks",
-            range.start
+            "undo of volume {} from block {} on is not {} whole blocks",
+            keys[0].0,
+            keys[0].1.0,
+            keys.len()
         )));
     }
     Ok(images)

@@ -48,7 +48,13 @@ pub struct UndoPlan<'a> {
     pub ordinal: Ordinal,
     /// What the overwrite is.
     pub kind: OrdinalKind,
+    /// The blocks that change, whole, zero-padded and in order, where the caller has just read them under the right to
+    /// overwrite them; `None`: they are read here.
+    pub images: Option<Images>,
 }
+
+/// Before-images, in (volume, block) order.
+pub type Images = Vec<(VolumeIndex, BlockNo, Payload)>;
 
 /// What an overwrite did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,9 +83,11 @@ pub fn overwrite(
         history,
         ordinal,
         kind,
+        images,
     }) = undo
     else {
         let bytes = write(volumes, changes, None, progress)?;
+        sync(volumes, changes)?;
         return Ok(Overwritten {
             bytes,
             undo_blocks: 0,
@@ -92,7 +100,7 @@ pub fn overwrite(
     let container = UndoContainer {
         ordinal,
         kind,
-        blocks: before_images(volumes, changes)?,
+        blocks: images.map_or_else(|| before_images(volumes, changes), Ok)?,
     };
     history.commit_undo(&container)?;
     assert!(
@@ -105,10 +113,20 @@ pub fn overwrite(
     };
     drop(container);
     let bytes = write(volumes, changes, Some(&guard), progress)?;
+    sync(volumes, changes)?;
     Ok(Overwritten {
         bytes,
         undo_blocks: guard.blocks.len() as u64,
     })
+}
+
+/// Overwrites volumes without undo, and does not sync them: for whoever writes more before it says that anything is there.
+///
+/// # Errors
+/// As [`overwrite()`].
+pub fn write_unsynced(volumes: &Volumes, changes: &ChangeSet) -> Result<()> {
+    check(volumes, changes)?;
+    write(volumes, changes, None, &mut |_| {}).map(drop)
 }
 
 /// Repeats an overwrite whose undo is already durable: writes and syncs only.
@@ -141,6 +159,7 @@ pub fn overwrite_again(
     }
     fence(Ordering::SeqCst);
     let bytes = write(volumes, changes, Some(&guard), progress)?;
+    sync(volumes, changes)?;
     Ok(Overwritten {
         bytes,
         undo_blocks: 0,
@@ -163,15 +182,16 @@ pub(crate) fn blocks_of(history: &dyn History, ordinal: Ordinal) -> Result<Vec<(
     }
 }
 
+/// Refuses what lies past a volume's end. By pieces: putting neighbours together copies them.
 fn check(volumes: &Volumes, changes: &ChangeSet) -> Result<()> {
-    for run in changes.runs() {
-        volumes.check(run.volume, run.range)?;
+    for (volume, piece) in changes.pieces() {
+        volumes.check(volume, piece.range)?;
     }
     Ok(())
 }
 
 /// Reads the blocks that `changes` touch, whole and zero-padded (`rules.md` W6), a stretch at a time.
-fn before_images(volumes: &Volumes, changes: &ChangeSet) -> Result<Vec<(VolumeIndex, BlockNo, Payload)>> {
+fn before_images(volumes: &Volumes, changes: &ChangeSet) -> Result<Images> {
     let keys: Vec<_> = changes.blocks().collect();
     let mut images = Vec::with_capacity(keys.len());
     let mut stretches = keys.chunk_by(|a, b| a.0 == b.0 && a.1.0 + 1 == b.1.0);
@@ -210,7 +230,7 @@ pub(crate) fn as_payload(bytes: Bytes) -> Payload {
 }
 
 /// Whether all bytes are zero.
-fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     // In two steps, because the first lets the compiler use wide loads.
     let (chunks, rest) = bytes.as_chunks::<64>();
     chunks.iter().all(|c| c.iter().fold(0, |a, b| a | b) == 0) && rest.iter().all(|b| *b == 0)
@@ -260,9 +280,13 @@ fn write(
         bytes += run.range.len();
         progress(run.range.len());
     }
+    Ok(bytes)
+}
+
+fn sync(volumes: &Volumes, changes: &ChangeSet) -> Result<()> {
     for index in changes.volumes() {
         let volume = volumes.get(index)?;
         volume.medium().sync().map_err(|e| volume.failed("sync", 0, e))?;
     }
-    Ok(bytes)
+    Ok(())
 }

@@ -7,6 +7,9 @@
 //! a time, each such part an undo container of kind [`Local`](model::ports::OrdinalKind::Local) with the next ordinal.
 //! Undoing a restore is another one, to the ordinal before its first container; views of all points stay true throughout.
 //!
+//! While one part is overwritten, a thread finds the next: it only reads, and only blocks behind those that are being
+//! overwritten, so neither sees anything of the other. What it read of the volume to compare are the before-images.
+//!
 //! # Crash consistency
 //!
 //! Nothing but the plan (durable before the first block changes: R-2) is needed to go on. The containers after the plan's
@@ -24,17 +27,20 @@ use crate::{
     change::ChangeSet,
     error::{Result, SnapshotError},
     lens::Source,
-    overwrite::{UndoPlan, as_payload, blocks_of, overwrite, overwrite_again},
+    overwrite::{Images, UndoPlan, as_payload, blocks_of, is_zero, overwrite, overwrite_again},
     plan::{BlockKey, Candidates, RestorePlan},
     progress::Progress,
     volumes::Volumes,
 };
-use bytes::Bytes;
-use model::{BLOCK_SIZE, BlockNo, Ordinal, WriteSeq, ports::History};
-use std::ops::ControlFlow;
+use model::{BLOCK_SIZE, BlockNo, ByteRange, Ordinal, Payload, WriteSeq, ports::History};
+use std::{ops::ControlFlow, sync::mpsc, thread};
 
 /// Blocks compared at once.
-const BATCH_BLOCKS: usize = 256;
+const BATCH_BLOCKS: usize = 1024;
+
+/// A part ends when so many times the blocks of a container were looked at, that is, now and then also where little differs:
+/// whoever watches is told between parts.
+const LOOKS_PER_PART: usize = 4;
 
 /// How far a restore has durably come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,13 +70,13 @@ pub struct Restore<'a> {
     pub history: &'a dyn History,
     /// and the plan, durable by now.
     pub plan: &'a RestorePlan,
-    /// Most blocks of one undo container; bounds memory to about three times as many blocks.
+    /// Most blocks of one undo container; bounds memory to about five times as many blocks.
     pub container_blocks: usize,
 }
 
 /// Callbacks of a restore.
 pub trait Watch {
-    /// Told after every batch of blocks; answers whether to go on. A stop takes effect between containers.
+    /// Told after every part of the walk; answers whether to go on. A stop takes effect between containers.
     fn progress(&mut self, _progress: &Progress) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
@@ -111,7 +117,6 @@ impl Restore<'_> {
                 published,
             });
         }
-        let total = self.plan.count(self.history)?;
         if at.done < published {
             let last = blocks_of(self.history, published)?;
             if let Some((volume, block)) = last.last() {
@@ -121,32 +126,59 @@ impl Restore<'_> {
             self.repeat(published, &last)?;
             watch.checkpoint(&at)?;
         }
-        let already = self.plan.count_before(self.history, Some(at.next))?;
+        // A rendezvous: besides the part that is overwritten, one is in memory.
+        let (found, parts) = mpsc::sync_channel(0);
+        thread::scope(|scope| {
+            let from = at.next;
+            thread::Builder::new()
+                .name("restore-ahead".into())
+                .spawn_scoped(scope, move || self.find(from, &found))
+                .map_err(SnapshotError::Thread)?;
+            self.overwrite_parts(at, parts, watch)
+            // It has dropped the receiver: where it ended early, nobody takes parts any more, and the thread ends.
+        })
+    }
+
+    /// Overwrites part after part, until the walk has ended.
+    fn overwrite_parts(
+        &self,
+        mut at: Checkpoint,
+        parts: mpsc::Receiver<Result<Part>>,
+        watch: &mut dyn Watch,
+    ) -> Result<Restored> {
+        let total = self.plan.count(self.history)?;
+        let already = match at.next == BlockKey::default() {
+            true => 0,
+            false => self.plan.count_before(self.history, Some(at.next))?,
+        };
         let mut progress = Progress::start(total, already);
-        let mut candidates = self.plan.candidates(self.history, at.next);
         loop {
             if watch.progress(&progress).is_break() {
                 return Err(SnapshotError::Stopped(at.done));
             }
-            let part = self.differing(&mut candidates, &mut progress, watch)?;
-            if part.count > 0 {
+            // Whoever finds them goes only behind the last part or an error.
+            let part = parts.recv().unwrap_or(Err(SnapshotError::Stopped(at.done)))?;
+            let (ended, any) = (part.ended, part.count > 0);
+            if any {
                 let undo = UndoPlan {
                     history: self.history,
                     ordinal: at.done.next(),
                     kind: self.plan.kind(),
+                    images: Some(part.images),
                 };
                 let mut written = |n| progress.bytes_written += n;
                 overwrite(self.volumes, &part.changes, Some(undo), &mut written)?;
                 progress.blocks_changed += part.count as u64;
                 at.done = at.done.next();
             }
+            progress.blocks_done += part.looked;
             if let Some(next) = part.next {
                 at.next = next;
             }
-            if part.count > 0 {
+            if any {
                 watch.checkpoint(&at)?;
             }
-            if part.ended {
+            if ended {
                 let _ = watch.progress(&progress);
                 return Ok(Restored {
                     last: at.done,
@@ -160,23 +192,30 @@ impl Restore<'_> {
     /// Writes the blocks of a container, whose undo is durable, again from the point.
     fn repeat(&self, ordinal: Ordinal, keys: &[BlockKey]) -> Result<()> {
         let mut part = Part::default();
-        for stretch in stretches(keys) {
-            self.compare(stretch, &mut part, true)?;
+        for batch in batches(keys) {
+            self.compare(batch, &mut part, true)?;
         }
         overwrite_again(self.volumes, &part.changes, self.history, ordinal, &mut |_| {})?;
         Ok(())
     }
 
-    /// Collects blocks that differ, until a container is full or the walk ends.
-    fn differing(
-        &self,
-        candidates: &mut Candidates<'_>,
-        progress: &mut Progress,
-        watch: &mut dyn Watch,
-    ) -> Result<Part> {
+    /// Finds part after part, until the walk ends or nobody takes them.
+    fn find(&self, from: BlockKey, found: &mpsc::SyncSender<Result<Part>>) {
+        let mut candidates = self.plan.candidates(self.history, from);
+        loop {
+            let part = self.differing(&mut candidates);
+            let goes_on = part.as_ref().is_ok_and(|part| !part.ended);
+            if found.send(part).is_err() || !goes_on {
+                return;
+            }
+        }
+    }
+
+    /// Collects blocks that differ, until a container is full, or enough was looked at, or the walk ends.
+    fn differing(&self, candidates: &mut Candidates<'_>) -> Result<Part> {
         let mut part = Part::default();
         let most = self.container_blocks.max(1);
-        while part.count < most && !part.ended {
+        while part.count < most && part.looked < (LOOKS_PER_PART * most) as u64 && !part.ended {
             let mut batch = Vec::new();
             while batch.len() < BATCH_BLOCKS.min(most - part.count) {
                 match candidates.next()? {
@@ -187,65 +226,75 @@ impl Restore<'_> {
                     }
                 }
             }
-            for stretch in stretches(&batch) {
-                self.compare(stretch, &mut part, false)?;
+            for of_volume in batches(&batch) {
+                self.compare(of_volume, &mut part, false)?;
             }
             if let Some((volume, block)) = batch.last() {
                 part.next = Some((*volume, BlockNo(block.0 + 1)));
             }
-            progress.blocks_done += batch.len() as u64;
-            // What was collected is written before a stop: the answer counts when the container is done.
-            let _ = watch.progress(progress);
+            part.looked += batch.len() as u64;
         }
         Ok(part)
     }
 
-    /// Adds to `part` those blocks of a stretch that are not as at the point; with `all`, every one.
-    fn compare(&self, stretch: &[BlockKey], part: &mut Part, all: bool) -> Result<()> {
-        let Some(&(volume, first)) = stretch.first() else {
+    /// Adds to `part` those of some blocks of a volume that are not as at the point; with `all`, every one.
+    fn compare(&self, keys: &[BlockKey], part: &mut Part, all: bool) -> Result<()> {
+        let Some(&(volume, _)) = keys.first() else {
             return Ok(());
         };
         let source = Source {
             volumes: self.volumes,
             history: self.history,
         };
-        let mut target = vec![0; stretch.len() * BLOCK_SIZE as usize];
-        self.plan.lens.read(source, volume, first.start(), &mut target)?;
-        let mut current = vec![0; target.len()];
-        if !all {
-            self.volumes.read(volume, first.start(), &mut current)?;
-        }
-        let target = Bytes::from(target);
-        for ((key, wanted), current) in stretch
-            .iter()
-            .zip(target.chunks(BLOCK_SIZE as usize))
-            .zip(current.chunks(BLOCK_SIZE as usize))
-        {
+        let (held, wanted) = self.plan.lens.read_both(source, volume, keys)?;
+        let step = BLOCK_SIZE as usize;
+        for (i, (key, wanted)) in keys.iter().zip(wanted).enumerate() {
             let range = self.volumes.block_range(volume, key.1)?;
-            let len = usize::try_from(range.len()).unwrap_or(BLOCK_SIZE as usize);
-            if range.is_empty() || (!all && wanted[..len] == current[..len]) {
+            let held = held.slice(i * step..(i + 1) * step);
+            if range.is_empty() || (!all && equal(&held, &wanted, range)) {
                 continue;
             }
-            let payload = as_payload(target.slice_ref(&wanted[..len]));
-            part.changes.put(volume, range, WriteSeq(0), payload);
+            let wanted = match wanted {
+                Payload::Data(data) => as_payload(data.slice(..length(range))),
+                Payload::Zero => Payload::Zero,
+            };
+            part.changes.put(volume, range, WriteSeq(0), wanted);
+            part.images.push((volume, key.1, as_payload(held)));
             part.count += 1;
         }
         Ok(())
     }
 }
 
+/// Whether a block is as wanted, as far as the volume has it.
+fn equal(held: &[u8], wanted: &Payload, range: ByteRange) -> bool {
+    let held = &held[..length(range)];
+    match wanted {
+        Payload::Data(data) => data[..held.len()] == *held,
+        Payload::Zero => is_zero(held),
+    }
+}
+
+/// Bytes of a part of a block.
+fn length(range: ByteRange) -> usize {
+    usize::try_from(range.len().min(BLOCK_SIZE)).unwrap_or(BLOCK_SIZE as usize)
+}
+
 /// What one container will hold.
 #[derive(Default)]
 struct Part {
     changes: ChangeSet,
+    images: Images,
     count: usize,
+    /// Candidates that were looked at.
+    looked: u64,
     /// Every candidate before this one was looked at.
     next: Option<BlockKey>,
     ended: bool,
 }
 
-/// Neighbouring blocks of one volume, not too many at once.
-fn stretches(keys: &[BlockKey]) -> impl Iterator<Item = &[BlockKey]> {
-    keys.chunk_by(|a, b| a.0 == b.0 && a.1.0 + 1 == b.1.0)
-        .flat_map(|stretch| stretch.chunks(BATCH_BLOCKS))
+/// Blocks of one volume each, not too many at once.
+fn batches(keys: &[BlockKey]) -> impl Iterator<Item = &[BlockKey]> {
+    keys.chunk_by(|a, b| a.0 == b.0)
+        .flat_map(|keys| keys.chunks(BATCH_BLOCKS))
 }

@@ -103,21 +103,20 @@ impl History for MemHistory {
         Ordinal(self.published.load(Ordering::Acquire))
     }
 
-    fn first_undo(
+    fn first_undo_of(
         &self,
-        volume: VolumeIndex,
-        first: BlockNo,
-        count: u64,
+        blocks: &[Key],
         after: Ordinal,
         upto: Ordinal,
     ) -> Result<Vec<Option<Payload>>, HistoryError> {
         assert!(upto <= self.published(), "looked past what is published");
+        assert!(blocks.is_sorted_by(|a, b| a < b), "blocks are not in order");
         let undo = self.undo.read();
         let find = |block| {
             undo.range(after.next()..=upto)
-                .find_map(|(_, undo)| undo.blocks.get(&(volume, BlockNo(block))).cloned())
+                .find_map(|(_, undo)| undo.blocks.get(block).cloned())
         };
-        Ok((first.0..first.0 + count).map(find).collect())
+        Ok(blocks.iter().map(find).collect())
     }
 
     fn redo(

@@ -206,6 +206,7 @@ fn invariant_4_order_and_ranges_are_checked_before_anything_happens() {
         history,
         ordinal: Ordinal(2),
         kind,
+        images: None,
     };
     let refused = overwrite(&world.volumes, &changes, Some(late), &mut quiet);
     assert!(matches!(refused, Err(SnapshotError::OutOfOrder { .. })));
