@@ -23,9 +23,12 @@
 
 use super::{Applier, ApplyError, CopyQueue};
 use journal::{Frame, Journal, JournalError, tap::Tap};
-use model::ContextState;
-use snapshot::{ChangeSet, Volumes, write_back};
-use std::sync::Arc;
+use model::{ContextState, WriteSeq};
+use snapshot::{ChangeSet, SnapshotError, Volumes, write_unsynced};
+use std::{
+    sync::{Arc, mpsc},
+    thread,
+};
 
 /// Whether this host holds a point before the state of its volumes.
 #[must_use]
@@ -33,32 +36,70 @@ pub fn builds_undo(journal: &Journal) -> bool {
     journal.cursors().published > journal.floors().undo
 }
 
-/// Bytes of frames that are written again at once.
+/// Bytes of frames that are written again at once; as many again are read meanwhile.
 const REPLAY_BYTES: u64 = 32 << 20;
 
 /// Brings the volumes of a host without undo to the journal's head: everything after `checkpointed` is written again, in
 /// order. Answers how many records that were.
 ///
+/// While some of it is written, a thread reads and checks what follows. Nothing is said of any of it before the one sync at the
+/// end; a crash before that begins at the same place again.
+///
 /// # Errors
 /// When the journal or a volume fails.
 pub fn replay(journal: &Journal, volumes: &Volumes) -> Result<u64, ApplyError> {
+    replay_by(journal, volumes, REPLAY_BYTES)
+}
+
+/// [`replay`] with fewer bytes at once, for tests.
+///
+/// # Errors
+/// As [`replay`].
+pub fn replay_by(journal: &Journal, volumes: &Volumes, bytes: u64) -> Result<u64, ApplyError> {
     // After a stop in this process the journal may hold writes that were answered and not synced.
     journal.sync()?;
     let cursors = journal.cursors();
-    let mut from = cursors.checkpointed;
-    while from < cursors.durable {
-        let frames = journal.frames_after(from, REPLAY_BYTES)?;
-        let Some(last) = frames.last() else { break };
-        let changes: ChangeSet = frames.iter().flat_map(|f| f.records()).collect();
-        write_back(volumes, &changes, &mut |_| {})?;
-        from = last.last_seq();
-    }
-    if from > cursors.checkpointed {
+    let (read, windows) = mpsc::sync_channel(0);
+    let mut done = cursors.checkpointed;
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name("replay-ahead".into())
+            .spawn_scoped(scope, move || {
+                let mut from = cursors.checkpointed;
+                while from < cursors.durable {
+                    let window = window_after(journal, from, bytes).transpose();
+                    let Some(window) = window else { return };
+                    from = window.as_ref().map_or(cursors.durable, |(last, _)| *last);
+                    if read.send(window).is_err() {
+                        return;
+                    }
+                }
+            })
+            .map_err(SnapshotError::Thread)?;
+        for window in windows {
+            let (last, changes) = window?;
+            write_unsynced(volumes, &changes)?;
+            done = last;
+        }
+        Ok::<_, ApplyError>(())
+    })?;
+    if done > cursors.checkpointed {
         volumes.sync()?;
-        journal.set_written_back(from);
-        journal.set_checkpointed(from)?;
+        journal.set_written_back(done);
+        journal.set_checkpointed(done)?;
     }
-    Ok(from.0 - cursors.checkpointed.0)
+    Ok(done.0 - cursors.checkpointed.0)
+}
+
+/// What the next frames behind a record leave, newest wins, and their end; `None`: there are none.
+fn window_after(
+    journal: &Journal,
+    from: WriteSeq,
+    bytes: u64,
+) -> Result<Option<(WriteSeq, ChangeSet)>, JournalError> {
+    let frames = journal.frames_after(from, bytes)?;
+    let last = frames.last().map(|frame| frame.last_seq());
+    Ok(last.map(|last| (last, frames.iter().flat_map(|f| f.records()).collect())))
 }
 
 /// Applies the oldest container that waits in the overlay, if it is sealed.

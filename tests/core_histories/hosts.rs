@@ -1,7 +1,7 @@
 //! The two hosts, each one power supply with real parts on it.
 
 use backstay::{
-    applying::{Applier, CopyQueue},
+    applying::{Applier, CopyQueue, acting::replay_by},
     restoring::Owner,
 };
 use bytes::Bytes;
@@ -120,19 +120,7 @@ impl Production {
             journal.put_context(&context_row(Role::Production))?;
         }
         let volumes = volumes(power, sizes);
-        journal.sync()?;
-        let cursors = journal.cursors();
-        let mut from = cursors.checkpointed;
-        while from < cursors.durable {
-            let frames = journal.frames_after(from, 64 << 10)?;
-            let mut changes = ChangeSet::new();
-            let records = frames.iter().flat_map(|f| f.records().iter());
-            records.for_each(|r| changes.add(r));
-            write_back(&volumes, &changes, &mut |_| {})?;
-            from = frames.last().expect("the journal reaches its head").last_seq();
-        }
-        journal.set_written_back(from);
-        journal.set_checkpointed(from)?;
+        replay_by(&journal, &volumes, 64 << 10)?;
         let media = volumes.iter().map(|(i, v)| (i, Arc::clone(v.medium())));
         let limits = TapLimits {
             frame_bytes_max: 64 << 10,
