@@ -20,7 +20,8 @@
 //!
 //! # What it does not do
 //!
-//! It moves no cursor: the caller does that when [`overwrite()`] has returned, because then the volumes are synced.
+//! It moves no cursor: the caller does that when [`overwrite()`] has returned, because then the volumes are synced. Behind
+//! [`write_unsynced`] they are not: who writes back without undo syncs them now and then, and says so only behind that.
 
 use crate::{
     change::{ChangeSet, Run},

@@ -17,7 +17,7 @@ use crate::{
 use journal::tap::{Tap, TapLimits};
 use model::{VolumeIndex, WriteSeq};
 use parking_lot::Mutex;
-use snapshot::{ChangeSet, Volumes, write_back};
+use snapshot::{ChangeSet, Volumes, write_unsynced};
 use std::{
     sync::{
         Arc,
@@ -29,7 +29,10 @@ use std::{
 
 /// Bytes of frames that one pass of write-back coalesces.
 const WRITE_BACK_BYTES: u64 = 32 << 20;
-/// Bytes written back after which the volumes are synced, so that replay after a crash stays short.
+/// Bytes written back after which the volumes are synced: few, so that a sync of the journal on the same disk waits behind few, and
+/// more than a moment's, so that those of the volumes do not come as often as the journal's.
+const SYNC_BYTES: u64 = 16 << 20;
+/// Bytes written back after which that is noted too, so that replay after a crash stays short.
 const CHECKPOINT_BYTES: u64 = 256 << 20;
 /// Rest after which everything is checkpointed and the bound is raised.
 const IDLE: Duration = Duration::from_secs(1);
@@ -196,20 +199,20 @@ fn sync_loop(agent: &Agent) {
 
 fn write_back_loop(agent: &Agent) {
     let mut ear = agent.context.bells.durable.ear();
-    let mut unsynced = 0;
+    let (mut unsynced, mut unnoted) = (0, 0);
     loop {
         let stopping = agent.stopping();
         let frames = agent.tap.take_durable(WRITE_BACK_BYTES);
         if frames.is_empty() {
             let rang = !stopping
-                && ear.wait(if unsynced > 0 {
+                && ear.wait(if unnoted > 0 {
                     IDLE
                 } else {
                     Duration::from_secs(3600)
                 });
-            if !rang && unsynced > 0 {
+            if !rang && unnoted > 0 {
                 match checkpoint(agent) {
-                    Ok(()) => unsynced = 0,
+                    Ok(()) => (unsynced, unnoted) = (0, 0),
                     Err(e) => return agent.poison("checkpoint", &e),
                 }
             }
@@ -219,7 +222,7 @@ fn write_back_loop(agent: &Agent) {
             continue;
         }
         let changes: ChangeSet = frames.iter().flat_map(|f| f.records()).collect();
-        while let Err(e) = write_back(&agent.volumes, &changes, &mut |_| {}) {
+        while let Err(e) = write_unsynced(&agent.volumes, &changes) {
             // The journal holds it: writers wait when too much does (invariant 6).
             if !e.waits_for_room() || agent.context.journal.poisoned().is_some() {
                 return agent.poison("write-back", &e);
@@ -235,11 +238,17 @@ fn write_back_loop(agent: &Agent) {
         if let Err(e) = agent.tap.written_back(&frames) {
             return agent.poison("write-back", &e);
         }
-        unsynced += changes.bytes().max(1);
-        if unsynced >= CHECKPOINT_BYTES {
+        let bytes = changes.bytes().max(1);
+        (unsynced, unnoted) = (unsynced + bytes, unnoted + bytes);
+        if unnoted >= CHECKPOINT_BYTES {
             match checkpoint(agent) {
-                Ok(()) => unsynced = 0,
+                Ok(()) => (unsynced, unnoted) = (0, 0),
                 Err(e) => return agent.poison("checkpoint", &e),
+            }
+        } else if unsynced >= SYNC_BYTES {
+            match agent.volumes.sync() {
+                Ok(()) => unsynced = 0,
+                Err(e) => return agent.poison("write-back", &e),
             }
         }
     }
