@@ -11,7 +11,7 @@ use super::{Context, ContextError, retention::LOOK_AGAIN};
 use crate::{
     agent,
     applying::acting::{apply_waiting, builds_undo, catch_up, replay},
-    bell::Bell,
+    bell::{Bell, Ear},
     roles::Standing,
 };
 use journal::tap::{Tap, TapLimits};
@@ -24,7 +24,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Bytes of frames that one pass of write-back coalesces.
@@ -36,6 +36,8 @@ const SYNC_BYTES: u64 = 16 << 20;
 const CHECKPOINT_BYTES: u64 = 256 << 20;
 /// Rest after which everything is checkpointed and the bound is raised.
 const IDLE: Duration = Duration::from_secs(1);
+/// A full disk is asked for room no more often than this.
+const REST: Duration = Duration::from_millis(200);
 
 /// A started production.
 pub struct Production {
@@ -155,6 +157,16 @@ impl Agent {
         self.stopping.load(Ordering::Acquire)
     }
 
+    /// Waits before a full disk is asked for room again. Something may have happened that made some; but who writes rings at
+    /// every sync, and every attempt builds a file.
+    fn rest(&self, ear: &mut Ear) {
+        let from = Instant::now();
+        ear.wait(LOOK_AGAIN);
+        while let Some(left) = REST.checked_sub(from.elapsed()).filter(|_| !self.stopping()) {
+            ear.wait(left);
+        }
+    }
+
     fn poison(&self, what: &str, error: &dyn std::fmt::Display) {
         self.context.poison(what, error);
     }
@@ -232,7 +244,7 @@ fn write_back_loop(agent: &Agent) {
                 return agent.context.set_no_room(None);
             }
             agent.context.set_no_room(Some(e.to_string()));
-            ear.wait(LOOK_AGAIN);
+            agent.rest(&mut ear);
         }
         agent.context.set_no_room(None);
         if let Err(e) = agent.tap.written_back(&frames) {
@@ -274,7 +286,7 @@ fn apply_loop(agent: &Agent) {
                 if let Err(e) = make_room(agent) {
                     return agent.poison("journal", &e);
                 }
-                ear.wait(LOOK_AGAIN);
+                agent.rest(&mut ear);
             }
             Err(e) => return agent.poison("write-back", &e),
         }

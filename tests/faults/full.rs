@@ -31,9 +31,9 @@ fn world(name: &str, folder: &str, bytes: u64) -> (World, Disk) {
 }
 
 /// What a full disk looks like from outside: distinct warnings of both hosts while it lasts.
-type Said = BTreeSet<String>;
+pub type Said = BTreeSet<String>;
 
-fn warnings(status: &Value) -> impl Iterator<Item = String> {
+pub fn warnings(status: &Value) -> impl Iterator<Item = String> {
     status["warnings"]
         .as_array()
         .unwrap()

@@ -6,6 +6,7 @@
 //! `BACKSTAY_FAULTS=10` tries ten times as many.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod acting;
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../power/disk.rs"]
