@@ -7,7 +7,8 @@ use crate::{
     ops,
 };
 use anyhow::Context as _;
-use control::server::{self, Session};
+use control::codec::{LINE_BYTES_MAX, SMALL_LINE_BYTES_MAX};
+use control::server::{self, Patience, Session};
 use control::{Code, Command, Failure, Outcome};
 use rustix::fs::Mode;
 use std::{
@@ -22,8 +23,21 @@ use tokio::signal::unix::{SignalKind, signal};
 const CONTROL_CONNECTIONS_MAX: usize = 64;
 /// Most of them of users who may only look, or nothing.
 const READERS_MAX: usize = 16;
-/// How long a client may take to say what it wants.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to say what it wants, and how much it may say: an operator may load a map.
+const OPERATORS: Patience = Patience {
+    line_bytes_max: LINE_BYTES_MAX,
+    time: Duration::from_secs(10),
+};
+/// The same for who may only look.
+const READERS: Patience = Patience {
+    line_bytes_max: SMALL_LINE_BYTES_MAX,
+    time: Duration::from_secs(10),
+};
+/// The same for who may do nothing, and is told so.
+const STRANGERS: Patience = Patience {
+    line_bytes_max: SMALL_LINE_BYTES_MAX,
+    time: Duration::from_secs(3),
+};
 
 /// Serves a node in the foreground.
 ///
@@ -138,10 +152,12 @@ fn control(node: &Arc<Node>, listener: UnixListener) {
 
 /// Answers one client.
 fn converse(node: &Arc<Node>, stream: UnixStream, client: &access::Client) {
-    if stream.set_read_timeout(Some(REQUEST_TIMEOUT)).is_err() {
-        return;
-    }
-    match Session::accept(stream) {
+    let patience = match client.level {
+        Some(Level::Operator) => OPERATORS,
+        Some(Level::Reader) => READERS,
+        None => STRANGERS,
+    };
+    match Session::accept_within(stream, patience) {
         Ok(Some((session, request))) if !client.may(&request.command) => {
             let failure = Failure::new(
                 Code::Refused,
@@ -156,10 +172,6 @@ fn converse(node: &Arc<Node>, stream: UnixStream, client: &access::Client) {
             let _ = session.done(Outcome::failed(failure));
         }
         Ok(Some((mut session, mut request))) => {
-            // Questions are answered by people, and export clients may be idle.
-            if session.stream().set_read_timeout(None).is_err() {
-                return;
-            }
             if !client.is_owner {
                 request.options.operator = format!("{}@{}", client.name, node.name());
             }

@@ -9,6 +9,7 @@ use common::{LONG, PROD, Pair, REC, Setup};
 use model::{ContextId, Term};
 use std::{
     fs,
+    io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream as Stranger},
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -429,10 +430,53 @@ fn the_control_socket_knows_operators_and_readers() {
         .spawn()
         .unwrap();
     let mut line = [0; 2];
-    std::io::Read::read_exact(crowd.stdout.as_mut().unwrap(), &mut line).unwrap();
+    crowd.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
     as_user("games", &["rtmark", "-C", "1", "--name", "n"]).ok();
     crowd.kill().unwrap();
     crowd.wait().unwrap();
+
+    // An operator's connection that is open for long, and says nothing meanwhile.
+    let mut held = std::process::Command::new(common::program())
+        .args(["nbd", "--stdio", "c1/data", "--node", PROD])
+        .env("BACKSTAY_ETC", &etc)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut greeting = [0; 18];
+    held.stdout.as_mut().unwrap().read_exact(&mut greeting).unwrap();
+    // Whoever drips is ended, who may look and who may do nothing; and neither is read for long.
+    let says = |user: &str, how: &str| {
+        let mut python = std::process::Command::new("setpriv");
+        python
+            .args(["--reuid", user, "--regid", user, "--init-groups", "/usr/bin/python3", "-c"])
+            .arg(format!(
+                "import socket,sys,time\ns=socket.socket(socket.AF_UNIX);s.connect(sys.argv[1]);s.settimeout(0.1);n=0;got=b''\n\
+                 while b'\\n' not in got:\n try:\n  {how}\n except OSError: pass\n try:\n  more=s.recv(4096)\n  \
+                 if not more: break\n  got+=more\n except TimeoutError: pass\n except OSError: break\nprint(n,got.decode())"
+            ))
+            .arg(&socket);
+        testkit::proc::run(&mut python, LONG)
+    };
+    for user in ["sys", "daemon"] {
+        let dripped = says(user, "n+=s.send(b' ')").ok();
+        assert!(
+            dripped.contains("no control line came within"),
+            "{user}: {dripped}"
+        );
+        let long = says(user, "n+=s.send(b' '*30000)").ok();
+        assert!(long.contains("is longer than 65536 bytes"), "{user}: {long}");
+    }
+    let abort = b"\0\0\0\x03IHAVEOPT\0\0\0\x02\0\0\0\0";
+    held.stdin.as_mut().unwrap().write_all(abort).unwrap();
+    let mut answer = [0; 20];
+    held.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
+    assert_eq!(
+        answer[8..16],
+        [0, 0, 0, 2, 0, 0, 0, 1],
+        "the option is acknowledged"
+    );
+    held.wait().unwrap();
     assert_eq!(process.stop(LONG), 0);
 }
 

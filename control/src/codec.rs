@@ -2,10 +2,16 @@
 
 use crate::{Request, VERSION};
 use serde::{Serialize, de::DeserializeOwned};
-use std::io::{self, BufRead, Read};
+use std::{
+    io::{self, BufRead, Read},
+    time::Duration,
+};
 
 /// Longest line either side accepts or sends, its line end included.
 pub const LINE_BYTES_MAX: usize = 16 << 20;
+
+/// Longest request of a client that may do little or nothing: what it may ask for is said in less.
+pub const SMALL_LINE_BYTES_MAX: usize = 64 << 10;
 
 /// Why a line could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -15,8 +21,11 @@ pub enum CodecError {
     #[error("control socket: {0}")]
     Io(#[from] io::Error),
     /// The line is too long to be one of ours.
-    #[error("control line is longer than {LINE_BYTES_MAX} bytes")]
-    TooLong,
+    #[error("control line is longer than {0} bytes")]
+    TooLong(usize),
+    /// The line did not come in time, however its bytes were spread.
+    #[error("no control line came within {} s", .0.as_secs_f64())]
+    TooSlow(Duration),
     /// The stream ended inside a line.
     #[error("control stream ended after {0} bytes of an unfinished line")]
     CutOff(usize),
@@ -44,7 +53,7 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
     if line.len() > LINE_BYTES_MAX {
-        return Err(CodecError::TooLong);
+        return Err(CodecError::TooLong(LINE_BYTES_MAX));
     }
     Ok(line)
 }
@@ -89,7 +98,7 @@ pub fn read_line(from: &mut impl BufRead) -> Result<Option<Vec<u8>>, CodecError>
     match line.pop() {
         None => Ok(None),
         Some(b'\n') => Ok(Some(line)),
-        Some(_) if read == LINE_BYTES_MAX => Err(CodecError::TooLong),
+        Some(_) if read == LINE_BYTES_MAX => Err(CodecError::TooLong(LINE_BYTES_MAX)),
         Some(_) => Err(CodecError::CutOff(read)),
     }
 }
@@ -120,14 +129,14 @@ mod tests {
     #[test]
     fn lines_are_bounded() {
         let mut long = io::Cursor::new(vec![b'x'; LINE_BYTES_MAX + 1]);
-        assert!(matches!(read_line(&mut long), Err(CodecError::TooLong)));
+        assert!(matches!(read_line(&mut long), Err(CodecError::TooLong(_))));
         let mut cut = io::Cursor::new(b"{}\n{".to_vec());
         assert_eq!(read_line(&mut cut).unwrap().unwrap(), b"{}");
         assert!(matches!(read_line(&mut cut), Err(CodecError::CutOff(1))));
         assert_eq!(read_line(&mut io::empty()).unwrap(), None);
         assert!(matches!(
             encode(&"x".repeat(LINE_BYTES_MAX)),
-            Err(CodecError::TooLong)
+            Err(CodecError::TooLong(LINE_BYTES_MAX))
         ));
     }
 }

@@ -3,13 +3,58 @@
 use crate::{Answer, Event, Outcome, Question, Request, codec, codec::CodecError};
 use std::{
     fs,
-    io::{self, BufReader, Read, Write},
+    io::{self, BufRead as _, BufReader, Read, Write},
     os::unix::{
         fs::PermissionsExt as _,
         net::{UnixListener, UnixStream},
     },
     path::Path,
+    time::{Duration, Instant},
 };
+
+/// What a client has to say what it wants. Nothing that comes behind its request is held to it: questions are answered by people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Longest request, its line end included.
+    pub line_bytes_max: usize,
+    /// How long the whole of it may take, from the first look to its line end.
+    pub time: Duration,
+}
+
+impl Patience {
+    /// Reads the line of a request; what is behind it stays in the buffer.
+    fn read_line(self, from: &mut BufReader<UnixStream>) -> Result<Option<Vec<u8>>, CodecError> {
+        let until = Instant::now() + self.time;
+        let mut line = Vec::new();
+        loop {
+            // Each byte that drips in begins a new wait of the kernel's: what is left gets less.
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(CodecError::TooSlow(self.time));
+            }
+            from.get_ref().set_read_timeout(Some(left))?;
+            let came = match from.fill_buf() {
+                Ok([]) if line.is_empty() => return Ok(None),
+                Ok([]) => return Err(CodecError::CutOff(line.len())),
+                Ok(came) => came,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                // Out of time: said at the top.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(e) => return Err(e.into()),
+            };
+            let end = came.iter().position(|byte| *byte == b'\n');
+            let take = end.unwrap_or(came.len());
+            if line.len() + take >= self.line_bytes_max {
+                return Err(CodecError::TooLong(self.line_bytes_max));
+            }
+            line.extend_from_slice(&came[..take]);
+            from.consume(take + usize::from(end.is_some()));
+            if end.is_some() {
+                return Ok(Some(line));
+            }
+        }
+    }
+}
 
 /// Listens at `path` with a mode, in place of a socket that nobody answers at any more.
 ///
@@ -44,6 +89,25 @@ pub struct Session<S: Read + Write = UnixStream> {
     stream: BufReader<S>,
 }
 
+impl Session<UnixStream> {
+    /// As [`Session::accept`], of a client that has only so much patience of ours. Afterwards reads wait for ever.
+    ///
+    /// # Errors
+    /// As [`Session::accept`], and when the request is too long or does not come in time.
+    pub fn accept_within(
+        stream: UnixStream,
+        patience: Patience,
+    ) -> Result<Option<(Self, Request)>, (Self, CodecError)> {
+        let mut stream = BufReader::new(stream);
+        let line = patience.read_line(&mut stream);
+        let line = line.and_then(|line| {
+            stream.get_ref().set_read_timeout(None)?;
+            Ok(line)
+        });
+        Self::accepted(stream, line)
+    }
+}
+
 impl<S: Read + Write> Session<S> {
     /// Reads the request; `None` when the client went away without one.
     ///
@@ -54,7 +118,15 @@ impl<S: Read + Write> Session<S> {
     /// When the line is not a request of this version.
     pub fn accept(stream: S) -> Result<Option<(Self, Request)>, (Self, CodecError)> {
         let mut stream = BufReader::new(stream);
-        let request = match codec::read_line(&mut stream) {
+        let line = codec::read_line(&mut stream);
+        Self::accepted(stream, line)
+    }
+
+    fn accepted(
+        stream: BufReader<S>,
+        line: Result<Option<Vec<u8>>, CodecError>,
+    ) -> Result<Option<(Self, Request)>, (Self, CodecError)> {
+        let request = match line {
             Ok(None) => return Ok(None),
             Ok(Some(line)) => codec::decode_request(&line),
             Err(e) => Err(e),
@@ -256,6 +328,64 @@ mod tests {
         let (mut session, _) = Session::accept(ours).unwrap().unwrap();
         drop(client);
         assert!(!session.ask(question()));
+    }
+
+    #[test]
+    fn a_request_has_its_time_and_its_length_and_what_follows_has_not() {
+        let request = codec::encode(&Request::new(Command::NodeInfo, Options::default())).unwrap();
+        let patience = Patience {
+            line_bytes_max: request.len(),
+            time: Duration::from_millis(200),
+        };
+        // A byte now and then, for ever: no single wait is long.
+        let (ours, mut drip) = UnixStream::pair().unwrap();
+        let dripping = thread::spawn(move || {
+            while drip.write_all(b" ").is_ok() {
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let long = Patience {
+            line_bytes_max: 1 << 20,
+            ..patience
+        };
+        let (session, error) = Session::accept_within(ours, long).unwrap_err();
+        assert!(matches!(error, CodecError::TooSlow(_)), "{error}");
+        drop(session);
+        dripping.join().unwrap();
+        // One byte more than it may have, which never ends.
+        let (ours, mut client) = UnixStream::pair().unwrap();
+        client.write_all(&vec![b'x'; request.len()]).unwrap();
+        let error = Session::accept_within(ours, patience).unwrap_err().1;
+        assert!(
+            matches!(error, CodecError::TooLong(n) if n == request.len()),
+            "{error}"
+        );
+        let (ours, mut client) = UnixStream::pair().unwrap();
+        client.write_all(b"{").unwrap();
+        drop(client);
+        let error = Session::accept_within(ours, patience).unwrap_err().1;
+        assert!(matches!(error, CodecError::CutOff(1)), "{error}");
+        // In pieces, and within its time; then a person thinks for longer.
+        let (ours, mut client) = UnixStream::pair().unwrap();
+        let answering = thread::spawn(move || {
+            for piece in request.chunks(7) {
+                client.write_all(piece).unwrap();
+            }
+            thread::sleep(Duration::from_millis(600));
+            client
+                .write_all(&codec::encode(&Answer { yes: true }).unwrap())
+                .unwrap();
+            client
+        });
+        let patience = Patience {
+            time: Duration::from_secs(60),
+            ..patience
+        };
+        let (mut session, got) = Session::accept_within(ours, patience).unwrap().unwrap();
+        assert_eq!(got.command, Command::NodeInfo);
+        assert_eq!(session.stream().read_timeout().unwrap(), None);
+        assert!(session.ask(question()));
+        answering.join().unwrap();
     }
 
     #[test]
