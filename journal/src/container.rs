@@ -40,6 +40,7 @@ pub(crate) struct Container {
     pub(crate) events: Events,
     /// The newest time, or where the last clock step went.
     pub(crate) clock: Timestamp,
+    touches: u64,
     writes: u64,
     bytes: u64,
     first_time: Timestamp,
@@ -55,6 +56,26 @@ pub(crate) struct Sealed {
 /// Most ranges that a container's `touched` row holds; past it neighbours are joined over the smallest gaps.
 const TOUCHED_RANGES_MAX: usize = 4096;
 
+/// Bytes of a container in which at most one block is touched: a record of two bytes at the edge of two blocks takes more than
+/// twice as many, so no data reaches it. Zeroes do, which touch thousands of blocks each.
+const BYTES_PER_TOUCH: u64 = 16;
+
+/// How often records of a container of so many bytes may touch a block before it is sealed.
+pub(crate) const fn touches_max(lfc_size: u64) -> u64 {
+    lfc_size / BYTES_PER_TOUCH
+}
+
+/// Blocks that a range touches.
+fn blocks_of(range: ByteRange) -> u64 {
+    range.block_aligned().len() / BLOCK_SIZE
+}
+
+/// How often the records of a frame touch a block: the most of undo that they can make, in blocks.
+pub(crate) fn touches_of(frame: &Frame) -> u64 {
+    let changed = frame.records().iter().filter_map(model::Record::changed);
+    changed.map(blocks_of).sum()
+}
+
 impl Container {
     pub(crate) fn new(tail: usize, header: TailHeader, generation: GenNo, clock: Timestamp) -> Self {
         Self {
@@ -67,6 +88,7 @@ impl Container {
             index: BTreeMap::new(),
             events: Events::default(),
             clock,
+            touches: 0,
             writes: 0,
             bytes: 0,
             first_time: clock,
@@ -106,6 +128,11 @@ impl Container {
         self.index.len() as u64 * BLOCK_SIZE
     }
 
+    /// How often its records touch a block: what its index holds in memory (`rules.md` W5).
+    pub(crate) fn touches(&self) -> u64 {
+        self.touches
+    }
+
     /// Takes in a frame that has been written to the tail.
     pub(crate) fn absorb(&mut self, loc: FrameLoc, frame: &Frame) {
         let frame_no = crate::codec::len32(self.frames.len());
@@ -115,6 +142,7 @@ impl Container {
         for (record_no, record) in frame.records().iter().enumerate() {
             if let Some(range) = record.changed() {
                 self.writes += 1;
+                self.touches += blocks_of(range);
                 let hit = Hit {
                     seq: record.seq,
                     frame: frame_no,

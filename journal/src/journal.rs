@@ -8,7 +8,7 @@
 
 use crate::{
     cache::FrameCache,
-    container::{Container, Ring, Sealed},
+    container::{Container, Ring, Sealed, touches_max, touches_of},
     cursors::Cursors,
     error::{JournalError, Position},
     frame::{FRAME_BODY_BYTES_MAX, FRAME_EXTRA_BYTES, Frame, Place},
@@ -24,7 +24,7 @@ use crate::{
 };
 use bytes::Bytes;
 use model::{
-    EventMark, GenId, GenNo, LfcId, Ordinal, RecordBody, Timestamp, WriteSeq,
+    BLOCK_SIZE, EventMark, GenId, GenNo, LfcId, Ordinal, Record, RecordBody, Timestamp, WriteSeq,
     ports::{Medium, Store},
 };
 use parking_lot::{Mutex, RwLock};
@@ -240,8 +240,8 @@ impl Journal {
             .map(|o| o.row(SealFlags::default()))
     }
 
-    /// Whether the open container should be sealed before `more` bytes of records are appended: it is full, old, or its
-    /// worst-case undo has passed four times the container size (`rules.md` W5).
+    /// Whether the open container should be sealed before `more` bytes of records are appended: it is full, old, its worst-case
+    /// undo has passed four times the container size, or its records touch the same blocks again and again (`rules.md` W5).
     #[must_use]
     pub fn wants_seal(&self, more: u64, now: Timestamp) -> bool {
         let shared = self.shared.read();
@@ -252,6 +252,7 @@ impl Journal {
         let more = if more == 0 { 0 } else { more + extra };
         open.entry_bytes() + more > self.options.lfc_size
             || open.worst_undo_bytes() > 4 * self.options.lfc_size
+            || open.touches() > touches_max(self.options.lfc_size)
             || self
                 .options
                 .lfc_max_age_ns
@@ -370,12 +371,36 @@ impl Journal {
                         },
                     });
                 }
+                self.check_bounds(open, &frame)?;
             }
             let mut entry = Vec::with_capacity(ENVELOPE_BYTES + frame.len());
             entry.resize(ENVELOPE_BYTES, 0);
             entry.extend_from_slice(frame.bytes());
             self.put(entry)
         })
+    }
+
+    /// Whether a container stays within what an honest production puts into one with this frame (`rules.md` W5): its undo is
+    /// built in memory, and so is its index. Such a production looks before each frame, and its frames are bounded too
+    /// ([`crate::tap`]). A container that was begun with a larger size than today's fits the tails, which never get smaller.
+    fn check_bounds(&self, open: &Container, frame: &Frame) -> Result<(), JournalError> {
+        let size = self
+            .tails
+            .iter()
+            .map(|t| t.len())
+            .fold(self.options.lfc_size, u64::max);
+        let frame_max = (size + Record::ZERO_BYTES_MAX) / BLOCK_SIZE + 2;
+        let more = touches_of(frame);
+        let blocks = open.worst_undo_bytes() / BLOCK_SIZE + more;
+        let touches = open.touches() + more;
+        if blocks <= 4 * size / BLOCK_SIZE + frame_max && touches <= touches_max(size) + frame_max {
+            return Ok(());
+        }
+        Err(JournalError::Refused(format!(
+            "container {} with record {} would touch {blocks} blocks, {touches} times: more than any production makes of one",
+            open.header.start.lfc,
+            frame.last_seq()
+        )))
     }
 
     /// Writes an entry behind the open container's end. The caller holds `writer` and has checked that it continues.

@@ -97,6 +97,81 @@ fn w5_worst_case_undo_seals() {
     assert!(zeroed > 4 * LFC && zeroed <= 4 * LFC + (128 << 10), "{zeroed}");
 }
 
+/// W5: so does what touches the same blocks again and again, which makes little undo and a large index.
+#[test]
+fn w5_repeated_zeroes_seal() {
+    let lab = Lab::new();
+    let j = lab.fresh();
+    let range = ByteRange::at(100, 16 * 4096);
+    let zero = Draft {
+        volume: VolumeIndex(0),
+        body: RecordBody::Zero { range, discard: true },
+    };
+    let mut touches = 0;
+    while !j.wants_seal(0, at(1)) {
+        j.append(vec![zero.clone()], at(1)).unwrap();
+        touches += 17;
+    }
+    assert!(
+        touches > LFC / 16 && touches <= LFC / 16 + 17,
+        "{touches} touches of 17 blocks"
+    );
+}
+
+/// W5: what an honest production puts into one container at most is taken, and not one record more of what none does.
+#[test]
+fn w5_a_hostile_stream_makes_no_container_without_bounds() {
+    let zero = |at: u64, len: u64| Draft {
+        volume: VolumeIndex(0),
+        body: RecordBody::Zero {
+            range: ByteRange::at(at, len),
+            discard: true,
+        },
+    };
+    // Other blocks each time, or the same again and again: to the limit of who looks before every frame, then beyond it.
+    for step in [64 << 10, 0] {
+        let (a, b) = (Lab::new(), Lab::new());
+        let (a, b) = (a.fresh(), b.fresh());
+        let (mut honest, mut refused, mut place) = (0, None, 0);
+        for n in 0..10_000 {
+            // The last honest frame has as much as a frame may have.
+            let len = if a.wants_seal(0, at(1)) {
+                16 << 20
+            } else {
+                64 << 10
+            };
+            if len == 64 << 10 {
+                honest = n + 1;
+            }
+            let frame = a.append(vec![zero(place, len)], at(1)).unwrap();
+            place += step.min(len) / (64 << 10) * len;
+            match b.append_received(frame.bytes().clone()) {
+                Ok(_) => {}
+                Err(error) => {
+                    refused = Some((n, error));
+                    break;
+                }
+            }
+        }
+        let (n, error) = refused.expect("it ends");
+        assert!(matches!(error, JournalError::Refused(_)), "{error}");
+        assert!(
+            honest > 0 && n > honest,
+            "frame {n} of {honest} honest ones: {error}"
+        );
+        assert!(n < honest + 10, "{n} frames were taken, {honest} are honest");
+        // It is no failure of this journal, and nothing of the frame is in it.
+        assert!(b.poisoned().is_none());
+        assert_eq!(b.cursors().appended.0, n);
+    }
+    // In a single frame.
+    let (a, b) = (Lab::new(), Lab::new());
+    let (a, b) = (a.fresh(), b.fresh());
+    let frame = a.append(vec![zero(0, 16 << 20); 2000], at(1)).unwrap();
+    let error = b.append_received(frame.bytes().clone()).unwrap_err();
+    assert!(matches!(error, JournalError::Refused(_)), "{error}");
+}
+
 #[test]
 fn times_never_fall_but_at_a_clock_step() {
     let lab = Lab::new();
