@@ -153,6 +153,33 @@ impl Load {
         (self.sent, self.acknowledged, self.flushed) = (seq, seq, seq);
     }
 
+    /// Another host has taken over at a record: goes on with its history from there. The one that is left here is that of the
+    /// node before, whose clients stay connected.
+    pub fn fork(&mut self, at: WriteSeq, node: &'static str) -> Self {
+        let mut oracle = self.oracle.clone();
+        oracle.truncate(at);
+        let on = Self {
+            volumes: self.volumes.clone(),
+            clients: Vec::new(),
+            oracle,
+            marks: self.marks.iter().filter(|(_, seq)| *seq <= at).cloned().collect(),
+            sent: at.0,
+            acknowledged: at.0,
+            flushed: at.0,
+            node,
+            ..*self
+        };
+        std::mem::replace(self, on)
+    }
+
+    /// Whether nobody is served any more who was connected: neither writes nor reads.
+    pub fn is_refused(&mut self) -> bool {
+        let size = BLOCK_SIZE;
+        self.clients
+            .iter_mut()
+            .all(|client| client.read(0, size).is_err() && client.write(0, &[0; 512], true).is_err())
+    }
+
     fn mark(&mut self, pair: &Pair, orders: &Orders) -> Result<(), Error> {
         self.sent += 1;
         let (seq, name) = (WriteSeq(self.sent), format!("m{}", self.sent));

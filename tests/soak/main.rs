@@ -2,7 +2,8 @@
 //!
 //! One history after the other, each with a seed of its own that is printed: bad links, either daemon killed, also while it starts
 //! and in the middle of a command, power cuts of the file systems below them, snapshots and vdevs at random records, restores and
-//! their undo, planned failovers and failbacks. Between the steps the two are asked how they are, and what they say is checked;
+//! their undo, planned failovers and failbacks, forced ones with the old production alive, journals that overflow, one bad
+//! endpoint of two. Between the steps the two are asked how they are, and what they say is checked;
 //! after every history all is held against the oracle: random records and marks, what production serves, and the replica.
 //!
 //! `BACKSTAY_SOAK_SECONDS` says for how long: `make soak` takes an hour, `make test` 40 s. `BACKSTAY_SEED=0x…` plays one history

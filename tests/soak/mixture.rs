@@ -1,10 +1,14 @@
 //! One history: two hosts, and the steps that are drawn.
 
+mod apart;
+mod link;
+
 use crate::{
     common::{LONG, PROD, Pair, REC, Setup, number, other, root_for},
     disk::Disk,
     world::{VOLUMES, World, look, peer_is},
 };
+use link::Link;
 use model::{BLOCK_SIZE, Timestamp, WriteSeq};
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use std::{
@@ -15,13 +19,15 @@ use std::{
 };
 use testkit::{
     proc::{Scratch, until},
-    proxy::{BOTH, Proxy, Way, Weather},
+    proxy::{BOTH, Way, Weather},
 };
 
 /// What the window promises; views are taken of the newer half of it.
 const WINDOW_S: u64 = 120;
 /// Snapshots that stay open at most.
 const OPEN_MAX: usize = 3;
+/// Rest of the writer after each step: the journal must have room for what it writes while the link is silent.
+const REST: Duration = Duration::from_millis(2);
 
 /// A snapshot that is open: its level, its record, and what was written to its vdev.
 struct Open {
@@ -34,7 +40,7 @@ struct Open {
 pub struct Mixture {
     world: World,
     /// What goes to either host goes through these, by host.
-    links: [Proxy; 2],
+    links: [Link; 2],
     disks: Option<[Disk; 2]>,
     open: Vec<Open>,
     /// Records that can be asked for by number lie behind this: the newest change of roles.
@@ -65,11 +71,12 @@ impl Mixture {
             [(PROD, kinds[0]), (REC, kinds[1])].map(|(node, kind)| Disk::new(&scratch, node, kind))
         });
         let setup = Setup {
-            context: "lfc_size = \"2M\"\nlfc_max_age = \"2s\"\nrollback_window = \"120s\"\non_start_alone = \"serve\"\n",
+            context: "lfc_size = \"2M\"\nlfc_max_age = \"2s\"\nrollback_window = \"120s\"\non_start_alone = \"serve\"\n\
+                      journal_limit = \"96M\"\nrecovery_journal_limit = \"1500M\"\n",
             ..Setup::volumes(&VOLUMES)
         };
         let pair = Pair::stopped_in(scratch, &setup);
-        let links = [PROD, REC].map(|node| pair.proxied(node, 1).remove(0));
+        let links = [PROD, REC].map(|node| Link(pair.proxied(node, 2)));
         pair.start(PROD);
         pair.start(REC);
         pair.consistent();
@@ -95,7 +102,7 @@ impl Mixture {
     }
 
     /// The link that production's stream goes over.
-    fn stream(&self) -> &Proxy {
+    fn stream(&self) -> &Link {
         &self.links[index(self.replica())]
     }
 
@@ -110,13 +117,16 @@ impl Mixture {
         let why = format!("step {} ({drawn})", self.steps);
         match drawn {
             0..20 => self.bad_link(&why, rng),
-            20..26 => self.silence(&why, rng),
-            26..44 => self.killed(&why, rng),
-            44..54 => self.power_cut(&why, rng),
-            54..70 => self.snapshot(&why, rng),
-            70..80 => self.restored(&why, rng),
-            80..88 => self.roles_change(&why, rng),
-            88..93 => self.full_disk(&why, rng),
+            20..25 => self.silence(&why, rng),
+            25..30 => self.endpoint(&why, rng),
+            30..44 => self.killed(&why, rng),
+            44..53 => self.power_cut(&why, rng),
+            53..66 => self.snapshot(&why, rng),
+            66..74 => self.restored(&why, rng),
+            74..81 => self.roles_change(&why, rng),
+            81..87 => self.forced(&why, rng),
+            87..91 => self.overflow(&why, rng),
+            91..95 => self.full_disk(&why, rng),
             _ => self.write(&why, rng),
         }
         if self.steps.is_multiple_of(6) {
@@ -171,6 +181,9 @@ impl Mixture {
         let link = &self.links[index(other(production))];
         let (how, waits) = (rng.random_range(0..4), rng.random_range(0..4) == 0);
         let lasts = ms(rng, 100..4000);
+        if waits {
+            self.world.load.rest = Duration::from_millis(20);
+        }
         self.world.under_load(why, rng, |pair, looks| {
             let stalled = Weather {
                 stalled: true,
@@ -188,6 +201,7 @@ impl Mixture {
             }
             link.calm();
         });
+        self.world.load.rest = REST;
         self.count("silences");
     }
 
@@ -490,7 +504,7 @@ impl Mixture {
             self.amid_a_kill(to, &["rtdr", "-qC", "1", "failback"], why, rng);
             self.amid_a_kill(from, &["rtdr", "-qC", "2", "failback"], why, rng);
         }
-        self.links.iter().for_each(Proxy::calm);
+        self.links.iter().for_each(Link::calm);
         until(&format!("{why}: {from} to follow"), LONG, || {
             let status = self.world.pair.status(from);
             (status["head"]["context"]["state"] == "ENABLED" && status["consistent"] == true).then_some(())
@@ -504,9 +518,14 @@ impl Mixture {
 
     /// As [`Mixture::does`]; now and then one of the daemons is killed in the middle, and the same command goes on.
     fn amid_a_kill(&mut self, node: &str, line: &[&str], why: &str, rng: &mut StdRng) {
+        self.amid_a_kill_of(&[PROD, REC], node, line, why, rng);
+    }
+
+    /// As [`Mixture::amid_a_kill`], of one of these.
+    fn amid_a_kill_of(&mut self, of: &[&str], node: &str, line: &[&str], why: &str, rng: &mut StdRng) {
         if rng.random_bool(self.kills) {
             let pair = &self.world.pair;
-            let victim = [PROD, REC][rng.random_range(0..2)];
+            let victim = of.choose(rng).unwrap();
             let mut command = pair.command(node, line);
             let mut running = command
                 .stdout(Stdio::null())
