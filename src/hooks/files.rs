@@ -87,6 +87,12 @@ impl Hook {
         }
         is_ours(&path)?;
         is_ours(path.parent().unwrap_or(Path::new("/")))?;
+        // And whoever can write a folder above can put another folder in the place of that one: where the name leads through,
+        // and where it ends.
+        let named = std::path::absolute(&self.path).map_err(io_at(&self.path))?;
+        for above in named.ancestors().skip(1).chain(path.ancestors().skip(2)) {
+            is_ours_above(above)?;
+        }
         if meta.mode() & 0o111 == 0 {
             return Err(HookFault::NotExecutable(path));
         }
@@ -148,6 +154,18 @@ fn io_at(path: &Path) -> impl Fn(io::Error) -> HookFault {
 fn is_ours(path: &Path) -> Result<(), HookFault> {
     let meta = fs::metadata(path).map_err(io_at(path))?;
     judge(path, meta.uid(), meta.mode(), geteuid().as_raw())
+}
+
+/// Whether only root and the daemon's user can put something else in the place of what is theirs in this folder.
+fn is_ours_above(path: &Path) -> Result<(), HookFault> {
+    let meta = fs::metadata(path).map_err(io_at(path))?;
+    judge_above(path, meta.uid(), meta.mode(), geteuid().as_raw())
+}
+
+/// As [`judge`], of a folder above: where its sticky bit is set, as in `/tmp`, each can take away and rename only what is his.
+pub(super) fn judge_above(path: &Path, owner: u32, mode: u32, user: u32) -> Result<(), HookFault> {
+    let mode = if mode & 0o1000 == 0 { mode } else { mode & !0o022 };
+    judge(path, owner, mode, user)
 }
 
 /// Whether only root and the daemon's user can change what is here.

@@ -1,4 +1,4 @@
-use super::{files::judge, process::LINE_BYTES_MAX, process::LINES_MAX, *};
+use super::{files::judge, files::judge_above, process::LINE_BYTES_MAX, process::LINES_MAX, *};
 use crate::config::{Age, HooksConfig};
 use std::{
     fs,
@@ -23,6 +23,7 @@ impl Bench {
         let config = NodeConfig::load(&path).unwrap();
         let bench = Self { dir, config };
         bench.folder("");
+        bench.folder("..");
         bench
     }
 
@@ -373,6 +374,9 @@ fn what_others_can_change_is_not_run() {
         (elsewhere.join("fence"), 0o755),
         // Whoever can write the folder of what the link leads to puts another file in its place.
         (elsewhere.clone(), 0o755),
+        // And whoever can write a folder above puts another folder there.
+        (bench.dir.path().join("hooks"), 0o755),
+        (bench.dir.path().to_owned(), 0o700),
         (bench.at("pre-failover"), 0o755),
         (bench.at(""), 0o700),
     ] {
@@ -420,6 +424,22 @@ fn only_root_and_the_daemons_user_are_trusted() {
             None => assert_eq!(judged, Ok(())),
             Some(part) => assert!(judged.clone().unwrap_err().contains(part), "{judged:?}"),
         }
+    }
+}
+
+#[test]
+fn above_hooks_a_sticky_folder_is_as_good_as_a_closed_one() {
+    let path = Path::new("/tmp");
+    for (owner, mode, user, safe) in [
+        (0, 0o755, 1000, true),
+        (0, 0o1777, 1000, true),
+        (0, 0o777, 1000, false),
+        (0, 0o775, 0, false),
+        (1001, 0o1777, 1000, false),
+        (1001, 0o755, 1000, false),
+    ] {
+        let judged = judge_above(path, owner, mode, user);
+        assert_eq!(judged.is_ok(), safe, "{owner} {mode:o} {user}: {judged:?}");
     }
 }
 
