@@ -6,7 +6,7 @@ declare -A package=(
   [qemu-img]=qemu-utils [qemu-io]=qemu-utils [fio]=fio [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [losetup]=mount [sqlite3]=sqlite3
   [ip]=iproute2 [openssl]=openssl [nsenter]=util-linux [systemd-socket-activate]=systemd [mkfs.btrfs]=btrfs-progs
   [qemu-storage-daemon]=qemu-utils [perl]=perl [xxd]=xxd
-  [nbd-server]=nbd-server [nbd-trplay]=nbd-server [zstd]=zstd [findmnt]=util-linux
+  [nbd-server]=nbd-server [nbd-trplay]=nbd-server [zstd]=zstd [findmnt]=util-linux [faketime]=faketime
 )
 missing=()
 for tool in "${!package[@]}"; do

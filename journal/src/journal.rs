@@ -256,7 +256,8 @@ impl Journal {
             || self
                 .options
                 .lfc_max_age_ns
-                .is_some_and(|max| now.0.saturating_sub(open.first_time().0) >= max)
+                // Behind a step back of the clock it may never get old: then it counts from the other side (L5).
+                .is_some_and(|max| now.0.abs_diff(open.first_time().0) >= max)
     }
 
     /// The journal's clock, when `now` is more than a second before it: a step back that must be journaled before anything

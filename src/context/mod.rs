@@ -46,7 +46,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, Weak},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Why a context cannot be opened, started or worked with.
@@ -132,8 +132,8 @@ pub struct PeerView {
     pub last_ack: Option<Timestamp>,
     /// Whether its replica waits for copies, or for the word that all are there.
     pub copying: bool,
-    /// When the copies that are under way began, and the bytes that were stale then.
-    pub copying_since: Option<(Timestamp, u64)>,
+    /// When the copies that are under way began, and the bytes that were stale then. A clock that is set changes no rate.
+    pub copying_since: Option<(Instant, u64)>,
     /// On recovery: how far production says the copies are: when it said so, bytes left, bytes in all.
     pub copies: Option<(Timestamp, u64, u64)>,
     /// Where its copies ended, once they did on this connection.
@@ -670,7 +670,7 @@ impl Context {
         let mut peer = self.peer.lock();
         let now = Timestamp::now();
         if peer.copying_since.is_none() {
-            peer.copying_since = Some((now, left));
+            peer.copying_since = Some((Instant::now(), left));
         }
         peer.copies = Some((now, left, total));
     }
@@ -678,7 +678,7 @@ impl Context {
     /// Copies begin on this connection.
     pub fn copying_began(&self) {
         let stale = self.stale_bytes();
-        self.peer.lock().copying_since = Some((Timestamp::now(), stale));
+        self.peer.lock().copying_since = Some((Instant::now(), stale));
     }
 
     /// All copies ended here, and the peer was told; it is consistent when it says so.

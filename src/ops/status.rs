@@ -331,8 +331,7 @@ fn copies(node: &Node, context: &Context, stale: u64) -> ResyncStatus {
 /// Bytes a second of the copies that are under way, once any were copied.
 pub fn copy_rate(context: &Context, stale: u64) -> Option<f64> {
     let (since, then) = context.peer().copying_since?;
-    let seconds = Timestamp::now().0.saturating_sub(since.0) as f64 / 1e9;
-    let rate = then.saturating_sub(stale) as f64 / seconds.max(0.001);
+    let rate = then.saturating_sub(stale) as f64 / since.elapsed().as_secs_f64().max(0.001);
     (rate > 0.0).then_some(rate)
 }
 

@@ -97,6 +97,18 @@ fn w5_worst_case_undo_seals() {
     assert!(zeroed > 4 * LFC && zeroed <= 4 * LFC + (128 << 10), "{zeroed}");
 }
 
+/// L5: a container gets old also where nobody writes any more and the clock was set back, which is a record only at the next
+/// write.
+#[test]
+fn l5_a_container_gets_old_behind_a_clock_that_was_set_back() {
+    let mut lab = Lab::new();
+    lab.options.lfc_max_age_ns = Some(30 * Timestamp::SECOND_NS);
+    let j = lab.fresh();
+    j.append(vec![write(0, 0, [1])], at(7200)).unwrap();
+    assert!(!j.wants_seal(0, at(7229)) && j.wants_seal(0, at(7230)));
+    assert!(!j.wants_seal(0, at(7171)) && j.wants_seal(0, at(7170)) && j.wants_seal(0, at(0)));
+}
+
 /// W5: so does what touches the same blocks again and again, which makes little undo and a large index.
 #[test]
 fn w5_repeated_zeroes_seal() {
