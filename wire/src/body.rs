@@ -3,11 +3,11 @@
 use crate::{
     codec::{
         COPY_ACKS_MAX, CodecError, ENDPOINT_BYTES_MAX, ENDPOINTS_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX,
-        REQUEST_BYTES_MAX, TEXT_BYTES_MAX,
+        PIECES_MAX, REQUEST_BYTES_MAX, TEXT_BYTES_MAX,
     },
     message::{
-        Ack, Copy, Frame, Hello, Jump, JumpCause, Kind, Message, NodeCard, Position, Refuse, RefuseCode,
-        Request, Response, Seal, Version, Welcome,
+        Ack, Copy, Frame, Hello, Jump, JumpCause, Kind, Lacks, Message, NodeCard, Offer, Position, Refuse,
+        RefuseCode, Request, Response, Seal, Version, Welcome,
     },
     take::Take,
 };
@@ -82,8 +82,7 @@ pub(crate) fn put(message: &Message) -> Result<(BytesMut, Bytes), CodecError> {
         Message::Copy(c) => {
             b.put_u64_le(c.seq.0);
             b.put_u16_le(c.volume.0);
-            b.put_u64_le(c.range.start);
-            b.put_u64_le(c.range.len());
+            put_range(&mut b, c.range);
             match &c.payload {
                 Payload::Zero => b.put_u8(0),
                 Payload::Data(d) if d.len() as u64 == c.range.len() => {
@@ -97,6 +96,20 @@ pub(crate) fn put(message: &Message) -> Result<(BytesMut, Bytes), CodecError> {
                     });
                 }
             }
+        }
+        Message::Offer(o) => {
+            check_pieces(o)?;
+            b.put_u64_le(o.seq.0);
+            b.put_u16_le(o.volume.0);
+            put_range(&mut b, o.range);
+            b.put_u32_le(o.piece);
+            o.pieces.iter().for_each(|p| b.put_u64_le(*p));
+        }
+        Message::Lacks(l) => {
+            check_ranges(&l.ranges)?;
+            b.put_u64_le(l.seq.0);
+            b.put_u16_le(l.ranges.len() as u16);
+            l.ranges.iter().for_each(|r| put_range(&mut b, *r));
         }
         Message::CopiesComplete { seq } | Message::Durable { seq } => b.put_u64_le(seq.0),
         Message::Ack(a) => {
@@ -197,6 +210,15 @@ pub(crate) fn take(kind: Kind, body: Bytes) -> Result<Message, CodecError> {
             })
         }
         Kind::Copy => take_copy(&mut t)?,
+        Kind::Offer => take_offer(&mut t)?,
+        Kind::Lacks => {
+            let (seq, n) = (WriteSeq(t.u64("seq")?), t.u16("range count")?);
+            let ranges = (0..n)
+                .map(|_| take_range(&mut t))
+                .collect::<Result<Vec<_>, _>>()?;
+            check_ranges(&ranges)?;
+            Message::Lacks(Lacks { seq, ranges })
+        }
         Kind::CopiesComplete => Message::CopiesComplete {
             seq: WriteSeq(t.u64("seq")?),
         },
@@ -327,12 +349,8 @@ fn take_frame(t: &mut Take) -> Result<Message, CodecError> {
 
 fn take_copy(t: &mut Take) -> Result<Message, CodecError> {
     let (seq, volume) = (WriteSeq(t.u64("seq")?), VolumeIndex(t.u16("volume")?));
-    let (start, len) = (t.u64("start")?, t.u64("length")?);
-    let end = start.checked_add(len).filter(|_| len > 0);
-    let end = end.ok_or(CodecError::Value {
-        what: "length",
-        value: len,
-    })?;
+    let range = take_range(t)?;
+    let len = range.len();
     let payload = match t.u8("payload kind")? {
         0 => Payload::Zero,
         1 => {
@@ -355,9 +373,76 @@ fn take_copy(t: &mut Take) -> Result<Message, CodecError> {
     Ok(Message::Copy(Copy {
         seq,
         volume,
-        range: ByteRange { start, end },
+        range,
         payload,
     }))
+}
+
+fn take_offer(t: &mut Take) -> Result<Message, CodecError> {
+    let (seq, volume) = (WriteSeq(t.u64("seq")?), VolumeIndex(t.u16("volume")?));
+    let (range, piece) = (take_range(t)?, t.u32("piece")?);
+    let mut offer = Offer {
+        seq,
+        volume,
+        range,
+        piece,
+        pieces: Vec::new(),
+    };
+    let n = pieces_of(&offer)?;
+    offer.pieces = (0..n).map(|_| t.u64("digest")).collect::<Result<Vec<_>, _>>()?;
+    Ok(Message::Offer(offer))
+}
+
+/// How many pieces an offer has.
+fn pieces_of(offer: &Offer) -> Result<usize, CodecError> {
+    let pieces = match offer.piece {
+        0 => 0,
+        piece => offer.range.len().div_ceil(piece.into()),
+    };
+    usize::try_from(pieces)
+        .ok()
+        .filter(|n| *n <= PIECES_MAX)
+        .ok_or(CodecError::Value {
+            what: "piece",
+            value: offer.piece.into(),
+        })
+}
+
+fn check_pieces(offer: &Offer) -> Result<(), CodecError> {
+    if pieces_of(offer)? == offer.pieces.len() {
+        return Ok(());
+    }
+    Err(CodecError::Value {
+        what: "piece count",
+        value: offer.pieces.len() as u64,
+    })
+}
+
+/// Some ranges, that rise and do not touch.
+fn check_ranges(ranges: &[ByteRange]) -> Result<(), CodecError> {
+    let fault = |what, value| Err(CodecError::Value { what, value });
+    if ranges.is_empty() || ranges.len() > PIECES_MAX {
+        return fault("range count", ranges.len() as u64);
+    }
+    match ranges.windows(2).find(|pair| pair[0].end >= pair[1].start) {
+        Some(pair) => fault("start", pair[1].start),
+        None => Ok(()),
+    }
+}
+
+fn put_range(b: &mut BytesMut, range: ByteRange) {
+    b.put_u64_le(range.start);
+    b.put_u64_le(range.len());
+}
+
+fn take_range(t: &mut Take) -> Result<ByteRange, CodecError> {
+    let (start, len) = (t.u64("start")?, t.u64("length")?);
+    let end = start.checked_add(len).filter(|_| len > 0);
+    let end = end.ok_or(CodecError::Value {
+        what: "length",
+        value: len,
+    })?;
+    Ok(ByteRange { start, end })
 }
 
 fn take_small(t: &mut Take, kind: Kind) -> Result<Bytes, CodecError> {

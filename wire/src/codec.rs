@@ -34,6 +34,9 @@ pub const TEXT_BYTES_MAX: usize = 1024;
 /// Most copies in one acknowledgement.
 pub const COPY_ACKS_MAX: usize = 4096;
 
+/// Most pieces of an offer, and so most ranges that may lack of it.
+pub const PIECES_MAX: usize = 1024;
+
 const FLAG_ZSTD: u8 = 1;
 /// Bytes before a compressed body that say how long it was.
 const RAW_LEN_BYTES: usize = 4;
@@ -132,6 +135,8 @@ impl Kind {
             Self::Frame | Self::Copy => BODY_BYTES_MAX,
             Self::Request | Self::Response => REQUEST_BYTES_MAX + FIXED_BYTES_MAX,
             Self::CopyAck => COPY_ACKS_MAX * 8 + 4,
+            Self::Offer => FIXED_BYTES_MAX + PIECES_MAX * 8,
+            Self::Lacks => FIXED_BYTES_MAX + PIECES_MAX * 16,
             Self::Pair | Self::Paired => FIXED_BYTES_MAX + ENDPOINTS_MAX * (ENDPOINT_BYTES_MAX + 2),
             Self::Refuse | Self::Bye => FIXED_BYTES_MAX + TEXT_BYTES_MAX,
             _ => FIXED_BYTES_MAX,

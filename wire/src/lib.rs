@@ -36,8 +36,8 @@ pub use dial::{Backoff, Dialer};
 pub use fingerprint::Fingerprint;
 pub use identity::{Identity, IdentityError};
 pub use message::{
-    Ack, Copy, Digest, Frame, Hello, Jump, JumpCause, Kind, Message, NodeCard, Position, Refuse, RefuseCode,
-    Request, Response, Seal, Version, Welcome,
+    Ack, Copy, Digest, Frame, Hello, Jump, JumpCause, Kind, Lacks, Message, NodeCard, Offer, Position,
+    Refuse, RefuseCode, Request, Response, Seal, Version, Welcome,
 };
 pub use pairing::{Joining, PairingCode, PairingDesk, PairingError};
 pub use receiver::{Receiver, ReceiverAction, ReceiverLocal};

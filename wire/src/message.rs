@@ -12,21 +12,25 @@ pub type Digest = [u8; 32];
 #[non_exhaustive]
 #[repr(u16)]
 pub enum Version {
-    /// The first: everything in `docs/formats/wire.md`.
+    /// The first: everything in `docs/formats/wire.md` of which nothing else is said there.
     V1 = 1,
+    /// A copy may be offered without its bytes ([`Message::Offer`], [`Message::Lacks`]), and one of a hole may be as long as
+    /// 64 MiB.
+    V2 = 2,
 }
 
 impl Version {
     /// The oldest that this build speaks.
     pub const OLDEST: Self = Self::V1;
     /// The newest that this build speaks.
-    pub const NEWEST: Self = Self::V1;
+    pub const NEWEST: Self = Self::V2;
 
     /// The version with this number, if this build speaks it.
     #[must_use]
     pub const fn from_number(n: u16) -> Option<Self> {
         match n {
             1 => Some(Self::V1),
+            2 => Some(Self::V2),
             _ => None,
         }
     }
@@ -34,7 +38,7 @@ impl Version {
     /// The newest version that lies within a peer's range.
     #[must_use]
     pub fn common(oldest: u16, newest: u16) -> Option<Self> {
-        [Self::V1]
+        [Self::V1, Self::V2]
             .into_iter()
             .rev()
             .find(|v| (oldest..=newest).contains(&(*v as u16)))
@@ -133,7 +137,8 @@ impl Welcome {
     #[must_use]
     pub fn node(name: impl Into<String>) -> Self {
         Self {
-            version: Version::NEWEST,
+            // Questions and answers are the same in all of them.
+            version: Version::OLDEST,
             node: name.into(),
             role: Role::Recovery,
             term: Term(0),
@@ -242,10 +247,14 @@ codes! {
         CopiesComplete = 20,
         /// [`Message::Durable`].
         Durable = 21,
+        /// [`Message::Offer`].
+        Offer = 22,
         /// [`Message::Ack`].
         Ack = 32,
         /// [`Message::CopyAck`].
         CopyAck = 33,
+        /// [`Message::Lacks`].
+        Lacks = 34,
         /// [`Message::Request`].
         Request = 48,
         /// [`Message::Response`].
@@ -336,6 +345,30 @@ pub struct Copy {
     pub payload: Payload,
 }
 
+/// A copy without its bytes: the receiver may have them already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The stub; its digest is that of the region's bytes.
+    pub seq: WriteSeq,
+    /// The volume.
+    pub volume: VolumeIndex,
+    /// The region.
+    pub range: ByteRange,
+    /// Bytes of a piece, the last one may be shorter; 0: it is not cut into any.
+    pub piece: u32,
+    /// The first eight bytes of each piece's digest, as a number: a hint which of them the receiver lacks.
+    pub pieces: Vec<u64>,
+}
+
+/// Answer to an [`Offer`] of what the receiver does not have; the copy is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lacks {
+    /// The stub.
+    pub seq: WriteSeq,
+    /// What it lacks of the region, rising and apart; never nothing.
+    pub ranges: Vec<ByteRange>,
+}
+
 /// How far the receiver is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ack {
@@ -421,6 +454,8 @@ pub enum Message {
     Jump(Jump),
     /// A region beside the journal.
     Copy(Copy),
+    /// A region that the receiver may have.
+    Offer(Offer),
     /// All copies of the running sync are on the receiver's volumes; it is consistent from `seq` on.
     CopiesComplete {
         /// The end of the stream at that moment.
@@ -438,6 +473,8 @@ pub enum Message {
         /// Their stubs, rising.
         seqs: Vec<WriteSeq>,
     },
+    /// It has not.
+    Lacks(Lacks),
     /// A question between nodes.
     Request(Request),
     /// Its answer.
@@ -461,10 +498,12 @@ impl Message {
             Self::Seal(_) => Kind::Seal,
             Self::Jump(_) => Kind::Jump,
             Self::Copy(_) => Kind::Copy,
+            Self::Offer(_) => Kind::Offer,
             Self::CopiesComplete { .. } => Kind::CopiesComplete,
             Self::Durable { .. } => Kind::Durable,
             Self::Ack(_) => Kind::Ack,
             Self::CopyAck { .. } => Kind::CopyAck,
+            Self::Lacks(_) => Kind::Lacks,
             Self::Request(_) => Kind::Request,
             Self::Response(_) => Kind::Response,
         }
@@ -489,7 +528,9 @@ impl Message {
                 payload: Payload::Data(d),
                 ..
             }) => d.len(),
+            Self::Offer(o) => o.pieces.len() * 8,
             Self::CopyAck { seqs } => seqs.len() * 8,
+            Self::Lacks(l) => l.ranges.len() * 16,
             Self::Request(r) => r.body.len(),
             Self::Response(r) => r.body.len(),
             _ => 0,

@@ -18,7 +18,7 @@
 //! - [`ReceiverAction::MayApply`] passes a frame only when production has said that it is durable, *and* the stream has moved
 //!   past the frame, so that every copy of a stub in it has arrived before (`rules.md` C3).
 //! - A copy is acknowledged only when its stub is durable here too: otherwise a crash would forget the stub of a copy that
-//!   production believes done.
+//!   production believes done. So is an offer that names what is here; what is said to be lacking promises nothing.
 //!
 //! # What the owner must know
 //! - Everything received must be durable before [`Receiver::welcome`]: the stream goes on behind it.
@@ -31,12 +31,12 @@ use crate::{
     ProtocolError,
     codec::COPY_ACKS_MAX,
     message::{
-        Ack, Copy, Digest, Frame, Hello, Jump, JumpCause, Kind, Message, Position, RefuseCode, Seal, Version,
-        Welcome,
+        Ack, Copy, Digest, Frame, Hello, Jump, JumpCause, Kind, Lacks, Message, Offer, Position, RefuseCode,
+        Seal, Version, Welcome,
     },
 };
 use model::{ContextId, LfcId, Role, Term, WriteSeq};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 /// What this node is when a peer connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +80,9 @@ pub enum ReceiverAction {
     Jump(Jump),
     /// Write this copy in its place.
     WriteCopy(Copy),
+    /// See whether the volumes hold this in its place; if so it is a copy that is there, else say what lacks
+    /// ([`Receiver::copy_lacks`]).
+    Compare(Offer),
     /// All copies of the sync are on our volumes: consistent from here on.
     CopiesComplete {
         /// Where the stream stands.
@@ -127,6 +130,7 @@ impl State {
 pub struct Receiver {
     local: ReceiverLocal,
     state: State,
+    version: Version,
     received: Position,
     /// The container that frames go to; `None` after a seal.
     open: Option<LfcId>,
@@ -148,6 +152,8 @@ pub struct Receiver {
     copies: BTreeSet<WriteSeq>,
     /// Copies that are durable and not yet acknowledged.
     copies_done: BTreeSet<WriteSeq>,
+    /// What lacks of copies that were offered, not said yet.
+    lacks: VecDeque<Lacks>,
 }
 
 impl Receiver {
@@ -158,6 +164,7 @@ impl Receiver {
         Self {
             local,
             state: State::Waiting,
+            version: Version::OLDEST,
             received: Position {
                 generation: model::GenId(0),
                 seq: zero,
@@ -181,6 +188,7 @@ impl Receiver {
             },
             copies: BTreeSet::new(),
             copies_done: BTreeSet::new(),
+            lacks: VecDeque::new(),
         }
     }
 
@@ -195,7 +203,14 @@ impl Receiver {
             (State::Receiving, Message::Frame(f)) => self.frame(f),
             (State::Receiving, Message::Seal(s)) => self.seal(s),
             (State::Receiving, Message::Jump(j)) => self.jump(j),
-            (State::Receiving, Message::Copy(c)) => self.copy(c),
+            (State::Receiving, Message::Copy(c)) => {
+                self.begin_copy(c.seq)?;
+                Ok(vec![ReceiverAction::WriteCopy(c)])
+            }
+            (State::Receiving, Message::Offer(o)) if self.version >= Version::V2 => {
+                self.begin_copy(o.seq)?;
+                Ok(vec![ReceiverAction::Compare(o)])
+            }
             (State::Receiving, Message::CopiesComplete { seq }) => self.complete(seq),
             (State::Receiving, Message::Durable { seq }) => {
                 self.told = self.told.max(seq);
@@ -230,7 +245,7 @@ impl Receiver {
 
     fn greeted(&mut self, hello: Hello) -> Vec<ReceiverAction> {
         let local = self.local;
-        if Version::common(hello.oldest, hello.newest).is_none() {
+        let Some(version) = Version::common(hello.oldest, hello.newest) else {
             let text = format!(
                 "no common protocol version: {} to {} was offered, this node speaks {} to {}",
                 hello.oldest,
@@ -239,7 +254,8 @@ impl Receiver {
                 Version::NEWEST as u16
             );
             return self.refuse(RefuseCode::Version, &text);
-        }
+        };
+        self.version = version;
         if hello.context != local.context {
             let text = format!("context {} is not here", hello.context);
             return self.refuse(RefuseCode::Context, &text);
@@ -267,11 +283,11 @@ impl Receiver {
         actions
     }
 
-    /// Accepts the greeting with what this node has, all of it durable.
+    /// Accepts the greeting with what this node has, all of it durable; its version is the newest that both speak.
     ///
     /// # Panics
     /// When no greeting waits, or the welcome does not fit it (term not raised, applied past received).
-    pub fn welcome(&mut self, welcome: Welcome) -> Vec<ReceiverAction> {
+    pub fn welcome(&mut self, mut welcome: Welcome) -> Vec<ReceiverAction> {
         let term = match self.state {
             State::Greeted { term } => term,
             // The connection may have ended while the answer was made.
@@ -296,6 +312,7 @@ impl Receiver {
             applied: welcome.applied,
         };
         self.acked = self.ack;
+        welcome.version = self.version;
         vec![ReceiverAction::Send(Message::Welcome(welcome))]
     }
 
@@ -427,19 +444,19 @@ impl Receiver {
         Ok(vec![ReceiverAction::Jump(j)])
     }
 
-    fn copy(&mut self, c: Copy) -> Result<Vec<ReceiverAction>, ProtocolError> {
-        let at_frame = self.frame_first.0 > 0 && self.frame_first <= c.seq && c.seq <= self.received.seq;
-        if !at_frame || c.seq <= self.last_copy || self.settled >= c.seq {
+    fn begin_copy(&mut self, seq: WriteSeq) -> Result<(), ProtocolError> {
+        let at_frame = self.frame_first.0 > 0 && self.frame_first <= seq && seq <= self.received.seq;
+        if !at_frame || seq <= self.last_copy || self.settled >= seq {
             let expected = self.received.seq.0;
             return Err(ProtocolError::Order {
                 what: "the copy of",
-                got: c.seq.0,
+                got: seq.0,
                 expected,
             });
         }
-        self.last_copy = c.seq;
-        self.copies.insert(c.seq);
-        Ok(vec![ReceiverAction::WriteCopy(c)])
+        self.last_copy = seq;
+        self.copies.insert(seq);
+        Ok(())
     }
 
     fn complete(&mut self, seq: WriteSeq) -> Result<Vec<ReceiverAction>, ProtocolError> {
@@ -450,7 +467,7 @@ impl Receiver {
                 expected: self.received.seq.0,
             });
         }
-        if !self.copies.is_empty() || !self.copies_done.is_empty() {
+        if !self.copies.is_empty() || !self.copies_done.is_empty() || !self.lacks.is_empty() {
             return Err(ProtocolError::Unexpected {
                 kind: Kind::CopiesComplete,
                 state: "copies are not acknowledged yet",
@@ -515,6 +532,19 @@ impl Receiver {
         }
     }
 
+    /// The volumes do not hold what was offered.
+    ///
+    /// # Panics
+    /// When it was not offered on this connection.
+    pub fn copy_lacks(&mut self, lacks: Lacks) {
+        assert!(
+            self.copies.remove(&lacks.seq),
+            "no copy of {} is waiting",
+            lacks.seq
+        );
+        self.lacks.push_back(lacks);
+    }
+
     /// The next acknowledgement, if there is something new to say; to be asked again until `None`.
     pub fn next_message(&mut self) -> Option<Message> {
         if self.state != State::Receiving {
@@ -523,6 +553,9 @@ impl Receiver {
         if self.ack != self.acked {
             self.acked = self.ack;
             return Some(Message::Ack(self.ack));
+        }
+        if let Some(lacks) = self.lacks.pop_front() {
+            return Some(Message::Lacks(lacks));
         }
         let durable = self.ack.received_durable;
         let seqs: Vec<_> = self

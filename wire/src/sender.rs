@@ -18,6 +18,9 @@
 //! - Bytes of unacknowledged frames never pass the window, except that one frame alone may be larger than it.
 //! - A copy is sent right behind the frame that holds its stub. It is never sent twice: what is not acknowledged when the
 //!   connection ends is lost, and reported by [`Sender::finish`] to be read again at a new position (`rules.md` C3).
+//! - An offer is a copy without its bytes, for a peer that may have them; it is answered by an acknowledgement, as any copy, or
+//!   by what the peer lacks. Then the copy is over, and what it lacks must come at a new position. Only peers of version 2
+//!   are offered anything.
 //!
 //! # What it does not do
 //! It keeps nothing across connections and decides nothing about histories: whether the peer's position lies on our line is
@@ -25,7 +28,10 @@
 
 use crate::{
     ProtocolError,
-    message::{Ack, Copy, Frame, Hello, Jump, JumpCause, Message, Position, RefuseCode, Seal, Welcome},
+    message::{
+        Ack, Copy, Frame, Hello, Jump, JumpCause, Lacks, Message, Offer, Position, RefuseCode, Seal, Version,
+        Welcome,
+    },
 };
 use model::{ByteRange, Payload, Role, Term, Timestamp, VolumeIndex, WriteSeq};
 use std::collections::{BTreeMap, VecDeque};
@@ -78,6 +84,8 @@ pub enum SenderAction {
     Acked(Ack),
     /// These copies are durable on the peer's volumes: their regions are no longer stale on their account.
     Copied(Vec<WriteSeq>),
+    /// The peer lacks this of what it was offered.
+    Lacks(Lacks),
     /// The histories have parted; the connection ends.
     Diverged {
         /// Our position.
@@ -192,6 +200,7 @@ pub struct Sender {
     options: SenderOptions,
     hello: Hello,
     state: State,
+    version: Version,
     appended: WriteSeq,
     durable: WriteSeq,
     /// The last `durable` that the peer was told.
@@ -218,6 +227,7 @@ impl Sender {
             options,
             hello,
             state: State::Greeting,
+            version: Version::OLDEST,
             appended: durable,
             durable,
             told: WriteSeq(0),
@@ -259,6 +269,7 @@ impl Sender {
             }
             (State::Streaming, Message::Ack(a)) => self.acknowledged(now, a),
             (State::Streaming, Message::CopyAck { seqs }) => self.copied(seqs),
+            (State::Streaming, Message::Lacks(l)) if self.version >= Version::V2 => self.lacks(l),
             (_, Message::Bye { text }) => {
                 self.state = State::Over;
                 Ok(vec![
@@ -300,6 +311,10 @@ impl Sender {
         if w.applied > w.received.seq {
             return fault("it has applied more than it has received");
         }
+        if !(self.hello.oldest..=self.hello.newest).contains(&(w.version as u16)) {
+            return fault("its version was not offered");
+        }
+        self.version = w.version;
         self.acked = Ack {
             received_durable: w.received.seq,
             applied: w.applied,
@@ -496,15 +511,6 @@ impl Sender {
     /// # Panics
     /// When its stub is not in the last frame, or copies are out of order.
     pub fn copy(&mut self, copy: Copy) -> SenderAction {
-        assert_eq!(self.state, State::Streaming, "a copy outside the stream");
-        assert!(
-            self.frame_first <= copy.seq && copy.seq <= self.sent.seq && self.last_copy < copy.seq,
-            "the copy of {} does not follow its stub's frame {} to {}",
-            copy.seq,
-            self.frame_first,
-            self.sent.seq
-        );
-        self.last_copy = copy.seq;
         let bytes = match &copy.payload {
             Payload::Data(d) => d.len(),
             Payload::Zero => 0,
@@ -514,9 +520,43 @@ impl Sender {
             volume: copy.volume,
             range: copy.range,
         };
-        self.copies.insert(copy.seq, (lost, bytes));
-        self.copy_bytes += bytes;
+        self.begin_copy(lost, bytes);
         SenderAction::Send(Message::Copy(copy))
+    }
+
+    /// Sends a copy without its bytes, right behind the frame that holds its stub.
+    ///
+    /// # Panics
+    /// As [`Sender::copy`]; and when the peer does not know offers.
+    pub fn offer(&mut self, offer: Offer) -> SenderAction {
+        assert!(self.version >= Version::V2, "an offer to a peer that knows none");
+        let lost = LostCopy {
+            seq: offer.seq,
+            volume: offer.volume,
+            range: offer.range,
+        };
+        self.begin_copy(lost, 0);
+        SenderAction::Send(Message::Offer(offer))
+    }
+
+    fn begin_copy(&mut self, copy: LostCopy, bytes: usize) {
+        assert_eq!(self.state, State::Streaming, "a copy outside the stream");
+        assert!(
+            self.frame_first <= copy.seq && copy.seq <= self.sent.seq && self.last_copy < copy.seq,
+            "the copy of {} does not follow its stub's frame {} to {}",
+            copy.seq,
+            self.frame_first,
+            self.sent.seq
+        );
+        self.last_copy = copy.seq;
+        self.copies.insert(copy.seq, (copy, bytes));
+        self.copy_bytes += bytes;
+    }
+
+    /// The version that both ends speak.
+    #[must_use]
+    pub const fn version(&self) -> Version {
+        self.version
     }
 
     /// Copies that are not acknowledged.
@@ -619,5 +659,26 @@ impl Sender {
             self.copy_bytes -= bytes;
         }
         Ok(vec![SenderAction::Copied(seqs)])
+    }
+
+    fn lacks(&mut self, lacks: Lacks) -> Result<Vec<SenderAction>, ProtocolError> {
+        let fault = |got, least, most| {
+            let what = "what it lacks of a copy";
+            Err(ProtocolError::AckRange {
+                what,
+                got,
+                least,
+                most,
+            })
+        };
+        let Some((offer, bytes)) = self.copies.remove(&lacks.seq) else {
+            return fault(lacks.seq.0, 0, self.last_copy.0);
+        };
+        self.copy_bytes -= bytes;
+        let (start, end) = (offer.range.start, offer.range.end);
+        if let Some(out) = lacks.ranges.iter().find(|r| r.start < start || r.end > end) {
+            return fault(out.start, start, end);
+        }
+        Ok(vec![SenderAction::Lacks(lacks)])
     }
 }

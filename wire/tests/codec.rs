@@ -6,8 +6,8 @@ use model::{ByteRange, ContextId, GenId, LfcId, Payload, Role, Term, VolumeIndex
 use proptest::prelude::*;
 use std::{fmt::Write as _, fs, path::Path};
 use wire::{
-    Ack, CodecError, Copy, Decoder, Frame, Hello, Jump, JumpCause, Kind, Message, NodeCard, Position, Refuse,
-    RefuseCode, Request, Response, Seal, Version, Welcome,
+    Ack, CodecError, Copy, Decoder, Frame, Hello, Jump, JumpCause, Kind, Lacks, Message, NodeCard, Offer,
+    Position, Refuse, RefuseCode, Request, Response, Seal, Version, Welcome,
     codec::{self, COPY_ACKS_MAX, HEADER_BYTES, REQUEST_BYTES_MAX, TEXT_BYTES_MAX},
 };
 
@@ -37,6 +37,31 @@ fn copy(payload: Payload) -> Copy {
 
 /// One of each kind, and each variant that is laid out differently.
 fn samples() -> Vec<Message> {
+    [of_version_1(), of_version_2()].concat()
+}
+
+/// What version 2 has beside version 1.
+fn of_version_2() -> Vec<Message> {
+    let offer = |piece, pieces| {
+        Message::Offer(Offer {
+            seq: WriteSeq(103),
+            volume: VolumeIndex(3),
+            range: ByteRange::at(32768, 10_000),
+            piece,
+            pieces,
+        })
+    };
+    vec![
+        offer(4096, vec![0x0102_0304_0506_0708, 2, u64::MAX]),
+        offer(0, Vec::new()),
+        Message::Lacks(Lacks {
+            seq: WriteSeq(103),
+            ranges: vec![ByteRange::at(32768, 4096), ByteRange::at(40960, 1808)],
+        }),
+    ]
+}
+
+fn of_version_1() -> Vec<Message> {
     vec![
         Message::Hello(Hello {
             oldest: 1,
@@ -169,11 +194,20 @@ fn golden(name: &str) -> std::path::PathBuf {
 
 #[test]
 fn the_bytes_of_version_1_stay() {
-    let text: String = samples().iter().fold(String::new(), |mut s, m| {
+    the_bytes_stay(&of_version_1(), "v1.txt");
+}
+
+#[test]
+fn the_bytes_of_version_2_stay() {
+    the_bytes_stay(&of_version_2(), "v2.txt");
+}
+
+fn the_bytes_stay(samples: &[Message], name: &str) {
+    let text: String = samples.iter().fold(String::new(), |mut s, m| {
         let _ = writeln!(s, "{:?} {}", m.kind(), hex(&bytes_of(m)));
         s
     });
-    let path = golden("v1.txt");
+    let path = golden(name);
     if std::env::var("BACKSTAY_BLESS").is_ok_and(|v| v == "1") {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, &text).unwrap();
@@ -183,9 +217,56 @@ fn the_bytes_of_version_1_stay() {
         assert_eq!(ours, golden);
     }
     assert_eq!(text.lines().count(), expected.lines().count());
-    for (line, message) in expected.lines().zip(samples()) {
+    for (line, message) in expected.lines().zip(samples) {
         let bytes = unhex(line.split_once(' ').unwrap().1);
-        assert_eq!(decode_any(&bytes).unwrap(), Some(message));
+        assert_eq!(decode_any(&bytes).unwrap().as_ref(), Some(message));
+    }
+}
+
+/// The pieces of an offer are as many as its range has, and what lacks is some of it, in order.
+#[test]
+fn offers_that_make_no_sense_are_neither_sent_nor_read() {
+    let at = |start, len| ByteRange::at(start, len);
+    let offer = |range, piece, pieces| {
+        Message::Offer(Offer {
+            seq: WriteSeq(1),
+            volume: VolumeIndex(0),
+            range,
+            piece,
+            pieces,
+        })
+    };
+    let lacks = |ranges| {
+        Message::Lacks(Lacks {
+            seq: WriteSeq(1),
+            ranges,
+        })
+    };
+    for (bad, why) in [
+        (offer(at(0, 8192), 4096, vec![1]), "too few"),
+        (offer(at(0, 8192), 4096, vec![1; 3]), "too many"),
+        (offer(at(0, 8192), 0, vec![1]), "none are told of"),
+        (
+            offer(at(0, 4 << 20), 1, vec![1; 4 << 20]),
+            "more than there may be",
+        ),
+        (lacks(Vec::new()), "nothing lacks"),
+        (lacks(vec![at(8192, 1), at(0, 1)]), "they fall"),
+        (lacks(vec![at(0, 8), at(8, 1)]), "they touch"),
+        (
+            lacks((0..1025).map(|n| at(n * 2, 1)).collect()),
+            "too many ranges",
+        ),
+    ] {
+        assert!(codec::encode(&bad).is_err(), "{why}");
+    }
+    // The same of the bytes: a range that is empty, and a piece that makes too many.
+    let good = bytes_of(&offer(at(0, 8192), 4096, vec![1; 2]));
+    let length_at = HEADER_BYTES + 18;
+    for (at, value) in [(length_at, 0_u64), (length_at, 8193), (length_at, u64::MAX)] {
+        let mut bad = good.clone();
+        bad[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        assert!(decode_any(&with_crc(bad)).is_err(), "{value}");
     }
 }
 
@@ -341,18 +422,18 @@ fn a_packed_body_never_unpacks_to_more_than_its_kind_may_be() {
 #[test]
 fn a_foreign_version_is_told_apart_from_damage() {
     let mut bytes = bytes_of(&samples()[0]);
-    bytes[HEADER_BYTES..HEADER_BYTES + 4].copy_from_slice(&[2, 0, 5, 0]);
+    bytes[HEADER_BYTES..HEADER_BYTES + 4].copy_from_slice(&[3, 0, 5, 0]);
     bytes.truncate(HEADER_BYTES + 4);
     assert_eq!(
         decode_any(&with_crc(bytes)),
-        Err(CodecError::Version { oldest: 2, newest: 5 })
+        Err(CodecError::Version { oldest: 3, newest: 5 })
     );
 
     // A newer peer that still speaks version 1 may say more in its greeting.
     let mut bytes = bytes_of(&samples()[0]);
-    bytes[HEADER_BYTES + 2] = 2;
+    bytes[HEADER_BYTES + 2] = 3;
     bytes.extend_from_slice(b"more");
-    assert!(matches!(decode_any(&with_crc(bytes)), Ok(Some(Message::Hello(h))) if h.newest == 2));
+    assert!(matches!(decode_any(&with_crc(bytes)), Ok(Some(Message::Hello(h))) if h.newest == 3));
 }
 
 #[test]

@@ -5,9 +5,9 @@ use bytes::Bytes;
 use model::{ByteRange, ContextId, GenId, LfcId, Payload, Role, Term, Timestamp, VolumeIndex, WriteSeq};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use wire::{
-    Ack, Copy, Frame, Hello, Jump, JumpCause, Message, Position, ProtocolError, Receiver, ReceiverAction,
-    ReceiverLocal, Refuse, RefuseCode, Resume, Seal, SendBound, Sender, SenderAction, SenderOptions, Version,
-    Welcome,
+    Ack, Copy, Frame, Hello, Jump, JumpCause, Lacks, Message, Offer, Position, ProtocolError, Receiver,
+    ReceiverAction, ReceiverLocal, Refuse, RefuseCode, Resume, Seal, SendBound, Sender, SenderAction,
+    SenderOptions, Version, Welcome,
 };
 
 const NOW: Timestamp = Timestamp(1);
@@ -24,6 +24,7 @@ fn hello(term: u64) -> Hello {
 
 fn welcome(term: u64) -> Welcome {
     Welcome {
+        version: Version::V2,
         term: Term(term),
         received: position(100),
         open_lfc: LfcId(4),
@@ -67,6 +68,23 @@ fn copy(seq: u64) -> Copy {
         volume: VolumeIndex(0),
         range: ByteRange::at(0, 4096),
         payload: Payload::Zero,
+    }
+}
+
+fn offer(seq: u64) -> Offer {
+    Offer {
+        seq: WriteSeq(seq),
+        volume: VolumeIndex(0),
+        range: ByteRange::at(4096, 8192),
+        piece: 4096,
+        pieces: vec![1, 2],
+    }
+}
+
+fn lacks(seq: u64, start: u64) -> Lacks {
+    Lacks {
+        seq: WriteSeq(seq),
+        ranges: vec![ByteRange::at(start, 4096)],
     }
 }
 
@@ -185,12 +203,13 @@ fn other_contexts_and_versions_are_refused() {
     };
     assert_eq!(refused(local(Role::Recovery, 3), other).0, RefuseCode::Context);
     let other = Hello {
-        oldest: 2,
-        newest: 3,
+        oldest: 3,
+        newest: 4,
         ..hello(3)
     };
     assert_eq!(refused(local(Role::Recovery, 3), other).0, RefuseCode::Version);
-    assert_eq!(Version::common(1, 9), Some(Version::V1));
+    assert_eq!(Version::common(1, 9), Some(Version::V2));
+    assert_eq!(Version::common(0, 1), Some(Version::V1));
 }
 
 #[test]
@@ -705,6 +724,101 @@ fn unacknowledged_copies_are_reported_lost() {
     assert_eq!(
         (lost[0].seq, lost[0].range),
         (WriteSeq(104), ByteRange::at(0, 4096))
+    );
+}
+
+/// An offer has the place of a copy, and is over when it is answered: acknowledged as any copy, behind its durable stub, or not.
+#[test]
+fn c3_an_offer_keeps_the_place_of_a_copy() {
+    let mut r = receiving();
+    r.receive(durable(frame(100, 104))).unwrap();
+    for (seq, good) in [(105, false), (102, true), (102, false), (103, true), (104, true)] {
+        let heard = r.receive(Message::Offer(offer(seq)));
+        assert_eq!(heard.is_ok(), good, "{seq}");
+        if good {
+            assert_eq!(heard.unwrap(), [ReceiverAction::Compare(offer(seq))]);
+        }
+    }
+    r.copy_lacks(lacks(103, 4096));
+    r.copies_durable([WriteSeq(102), WriteSeq(104)]);
+    assert!(
+        r.receive(Message::CopiesComplete { seq: WriteSeq(104) }).is_err(),
+        "nothing is answered yet"
+    );
+    assert_eq!(r.next_message(), Some(Message::Lacks(lacks(103, 4096))));
+    assert_eq!(
+        r.next_message(),
+        None,
+        "what is there is not said before its stub is durable"
+    );
+    r.durable(WriteSeq(104));
+    assert!(matches!(r.next_message(), Some(Message::Ack(_))));
+    let seqs = vec![WriteSeq(102), WriteSeq(104)];
+    assert_eq!(r.next_message(), Some(Message::CopyAck { seqs }));
+    r.receive(Message::CopiesComplete { seq: WriteSeq(104) }).unwrap();
+    assert!(panics(|| r.copy_lacks(lacks(103, 4096))), "twice");
+}
+
+#[test]
+fn what_lacks_of_an_offer_is_heard_once_and_within_it() {
+    let sent = || {
+        let mut s = streaming(SenderOptions::default());
+        s.journal(WriteSeq(104), WriteSeq(104));
+        s.frame(NOW, frame(100, 104));
+        assert_eq!(
+            s.offer(offer(102)),
+            SenderAction::Send(Message::Offer(offer(102)))
+        );
+        assert!(panics(|| drop(s.copies_complete())));
+        s
+    };
+    let mut s = sent();
+    let good = lacks(102, 8192);
+    let heard = s.receive(NOW, Message::Lacks(good.clone())).unwrap();
+    assert_eq!(heard, [SenderAction::Lacks(good.clone())]);
+    assert_eq!(s.copies_in_flight(), 0);
+    assert!(s.receive(NOW, Message::Lacks(good)).is_err(), "twice");
+    for bad in [lacks(102, 0), lacks(102, 8193), lacks(101, 4096)] {
+        assert!(sent().receive(NOW, Message::Lacks(bad)).is_err());
+    }
+    assert_eq!(sent().finish().len(), 1, "without an answer it is lost");
+}
+
+/// A peer of version 1 has never heard of offers: it is sent none, and none is taken from it.
+#[test]
+fn a_peer_of_version_1_knows_no_offers() {
+    let old = Hello {
+        newest: 1,
+        ..hello(3)
+    };
+    let mut r = Receiver::new(local(Role::Recovery, 3));
+    r.receive(Message::Hello(old.clone())).unwrap();
+    let answer = Welcome {
+        version: Version::V1,
+        ..welcome(3)
+    };
+    assert_eq!(
+        r.welcome(welcome(3)),
+        [ReceiverAction::Send(Message::Welcome(answer.clone()))],
+        "it is answered in its own version"
+    );
+    r.receive(durable(frame(100, 104))).unwrap();
+    assert!(r.receive(Message::Offer(offer(102))).is_err());
+
+    let (mut s, _) = Sender::new(SenderOptions::default(), hello(3));
+    s.receive(NOW, Message::Welcome(answer)).unwrap();
+    s.resume(Resume::Here);
+    assert_eq!(s.version(), Version::V1);
+    s.journal(WriteSeq(104), WriteSeq(104));
+    s.frame(NOW, frame(100, 104));
+    assert!(panics(|| drop(s.offer(offer(102)))));
+    s.copy(copy(103));
+    assert!(s.receive(NOW, Message::Lacks(lacks(103, 4096))).is_err());
+
+    let (mut s, _) = Sender::new(SenderOptions::default(), old);
+    assert!(
+        s.receive(NOW, Message::Welcome(welcome(3))).is_err(),
+        "a version that was not offered"
     );
 }
 
