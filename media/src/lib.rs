@@ -243,6 +243,13 @@ impl Medium for FileMedium {
         self.file.sync_data().map_err(|e| self.name("sync", 0, &e))
     }
 
+    fn forget(&self, at: u64, len: u64) {
+        if let Some(len) = std::num::NonZeroU64::new(len) {
+            // A hint that is not taken costs memory, nothing else.
+            let _ = rustix::fs::fadvise(&self.file, at, Some(len), rustix::fs::Advice::DontNeed);
+        }
+    }
+
     fn next_data(&self, at: u64) -> io::Result<Option<ByteRange>> {
         if at >= self.len {
             return Ok(None);

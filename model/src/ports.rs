@@ -41,6 +41,9 @@ pub trait Medium: Send + Sync {
     /// When the device fails; the caller must then treat the medium as poisoned.
     fn sync(&self) -> io::Result<()>;
 
+    /// A hint: what is durable of these bytes will not be read soon, and need not stay in memory.
+    fn forget(&self, _at: u64, _len: u64) {}
+
     /// The next range at or after `at` that may hold data; `None` when all from `at` on is known to read as zero.
     ///
     /// # Errors

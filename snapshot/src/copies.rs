@@ -5,7 +5,10 @@
 //! A copy holds a region exactly as of its position. It is overwritten like anything else: on a replica that holds an
 //! earlier consistent point the before-images are durable first, in an undo container of their own
 //! ([`model::ports::OrdinalKind::Copies`]); so that point stays readable, mountable and restorable while the copies arrive
-//! (`requirements.md` N19). Blocks that are equal already are left alone.
+//! (`requirements.md` N19). Blocks that are equal already are left alone. Without history, what is zero where the volume has a
+//! hole is left alone too, also amid other bytes: a replica is as sparse as what it follows.
+//!
+//! A region may be *offered* first, by its digest: [`lacking`] tells what the replica does not hold of it.
 //!
 //! # Why a copy needs no place in the redo
 //!
@@ -15,6 +18,10 @@
 //!
 //! # Crash consistency
 //!
+//! A copy is durable when [`write_copies`] returns, also where nothing had to change: what was read as equal may have been
+//! written by a process that was killed before it synced, so the volumes of all copies are synced, not only those that changed. So
+//! are those of offers ([`sync_of`]) before anything is said to be there.
+//!
 //! The bytes are nowhere else on this host. A crash in mid-overwrite leaves a mix, for whose blocks undo is durable; the
 //! copy was not acknowledged, so production sends the region again. The interrupted ordinal is taken as it is: no point
 //! stands on it.
@@ -22,13 +29,17 @@
 use crate::{
     change::{ChangeSet, Run},
     error::Result,
-    overwrite::{UndoPlan, overwrite},
-    volumes::Volumes,
+    overwrite::{UndoPlan, is_zero, overwrite},
+    volumes::{Volume, Volumes},
 };
 use model::{
     BLOCK_SIZE, ByteRange, Ordinal, Payload, VolumeIndex, WriteSeq,
     ports::{History, OrdinalKind},
 };
+use std::collections::BTreeSet;
+
+/// Zeroes shorter than this are written like other bytes: a hole for each would cost more than it saves.
+const HOLE_BYTES: u64 = 64 << 10;
 
 /// A region's bytes exactly as of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,41 +92,144 @@ pub fn write_copies(
             None => unless_hole(volumes, &run, &mut changes)?,
         }
     }
-    let undo = history.map(|history| UndoPlan {
-        history,
-        ordinal: history.published().next(),
-        kind: OrdinalKind::Copies,
-        images: None,
-    });
-    if changes.is_empty() {
-        return Ok(None);
+    let mut ordinal = None;
+    if !changes.is_empty() {
+        let undo = history.map(|history| UndoPlan {
+            history,
+            ordinal: history.published().next(),
+            kind: OrdinalKind::Copies,
+            images: None,
+        });
+        ordinal = undo.as_ref().map(|u| u.ordinal);
+        overwrite(volumes, &changes, undo, &mut |_| {})?;
+        // Who fills a replica must not push everything else out of the machine's memory; and the pages that are given back
+        // are the ones that the next batch takes.
+        for run in changes.runs() {
+            volumes
+                .get(run.volume)?
+                .medium()
+                .forget(run.range.start, run.range.len());
+        }
     }
-    let ordinal = undo.as_ref().map(|u| u.ordinal);
-    overwrite(volumes, &changes, undo, &mut |_| {})?;
+    let synced: BTreeSet<_> = changes.volumes().collect();
+    sync_of(
+        volumes,
+        copies.iter().map(|c| c.volume).filter(|v| !synced.contains(v)),
+    )?;
     Ok(ordinal)
 }
+
+/// Makes what these volumes hold durable.
+///
+/// # Errors
+/// When one of them fails, or is not there.
+pub fn sync_of(volumes: &Volumes, indices: impl Iterator<Item = VolumeIndex>) -> Result<()> {
+    let distinct: BTreeSet<_> = indices.collect();
+    for index in distinct {
+        let volume = volumes.get(index)?;
+        volume.medium().sync().map_err(|e| volume.failed("sync", 0, e))?;
+    }
+    Ok(())
+}
+
+/// A region that production offers: its digest, and those of its pieces as a hint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegionOffer {
+    /// The record: the copy's stub.
+    pub seq: WriteSeq,
+    /// The volume.
+    pub volume: VolumeIndex,
+    /// The region.
+    pub range: ByteRange,
+    /// Digest of its bytes, as the stub has it.
+    pub digest: [u8; 32],
+    /// Bytes of a piece; 0: it is not cut into any.
+    pub piece: u64,
+    /// The beginning of each piece's digest.
+    pub pieces: Vec<u64>,
+}
+
+/// What the volumes do not hold of an offered region: nothing, if its digest is that of the bytes here; else the pieces that
+/// look different, or all of it. `digest` is the one of its maker.
+///
+/// # Errors
+/// When the volume fails, or does not hold the region.
+pub fn lacking(
+    volumes: &Volumes,
+    offer: &RegionOffer,
+    digest: &dyn Fn(&[u8]) -> [u8; 32],
+) -> Result<Vec<ByteRange>> {
+    let whole = offer.range;
+    let volume = volumes.check(offer.volume, whole)?;
+    let mut held = vec![0; usize::try_from(whole.len()).unwrap_or(usize::MAX)];
+    volume
+        .medium()
+        .read_at(whole.start, &mut held)
+        .map_err(|e| volume.failed("read", whole.start, e))?;
+    if digest(&held) == offer.digest {
+        return Ok(Vec::new());
+    }
+    let mut lacking: Vec<ByteRange> = Vec::new();
+    let piece = usize::try_from(offer.piece).unwrap_or(usize::MAX);
+    if piece > 0 {
+        let mut at = whole.start;
+        for (bytes, theirs) in held.chunks(piece).zip(&offer.pieces) {
+            let range = ByteRange::at(at, bytes.len() as u64);
+            at = range.end;
+            if piece_digest(&digest(bytes)) == *theirs {
+                continue;
+            }
+            match lacking.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => lacking.push(range),
+            }
+        }
+    }
+    // Nothing looks different, and all together is: whatever the reason, all of it comes.
+    if lacking.is_empty() {
+        lacking.push(whole);
+    }
+    Ok(lacking)
+}
+
+/// What an offer carries of a piece's digest.
+#[must_use]
+pub const fn piece_digest(digest: &[u8; 32]) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *digest;
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// Bytes that are read at once to be compared.
+const READ_BYTES: u64 = 1 << 20;
 
 /// Adds the blocks of a run that the volume does not hold already.
 fn differing(volumes: &Volumes, run: &Run, changes: &mut ChangeSet) -> Result<()> {
     let volume = volumes.check(run.volume, run.range)?;
-    let mut at = run.range.start;
-    let mut buf = [0; BLOCK_SIZE as usize];
+    if run.payload == Payload::Zero && is_hole(volume, run.range)? {
+        return Ok(());
+    }
+    let mut buf = vec![0; usize::try_from(run.range.len().min(READ_BYTES)).unwrap_or(0)];
+    let (mut at, mut read) = (run.range.start, ByteRange::at(run.range.start, 0));
     while at < run.range.end {
-        let end = ((at / BLOCK_SIZE + 1) * BLOCK_SIZE).min(run.range.end);
+        if at == read.end {
+            read = ByteRange {
+                start: at,
+                end: (at / BLOCK_SIZE * BLOCK_SIZE + READ_BYTES).min(run.range.end),
+            };
+            let read_at = volume.medium().read_at(at, part_of(&mut buf, read, read));
+            read_at.map_err(|e| volume.failed("read", at, e))?;
+        }
+        let end = ((at / BLOCK_SIZE + 1) * BLOCK_SIZE).min(read.end);
         let range = ByteRange { start: at, end };
         let offset = |at: u64| usize::try_from(at - run.range.start).unwrap_or(usize::MAX);
-        let held = &mut buf[..usize::try_from(range.len()).unwrap_or(0)];
-        let medium = volume.medium();
-        medium
-            .read_at(at, held)
-            .map_err(|e| volume.failed("read", at, e))?;
+        let held = part_of(&mut buf, read, range);
         let payload = match &run.payload {
             Payload::Data(data) => Payload::Data(data.slice(offset(at)..offset(end))),
             Payload::Zero => Payload::Zero,
         };
         let equal = match &payload {
-            Payload::Data(data) => held == &data[..],
-            Payload::Zero => held.iter().all(|b| *b == 0),
+            Payload::Data(data) => *held == data[..],
+            Payload::Zero => is_zero(held),
         };
         if !equal {
             changes.put(run.volume, range, WriteSeq(0), payload);
@@ -125,17 +239,64 @@ fn differing(volumes: &Volumes, run: &Run, changes: &mut ChangeSet) -> Result<()
     Ok(())
 }
 
+/// The part of a buffer that holds `part`, where it holds `read` from its beginning.
+fn part_of(buf: &mut [u8], read: ByteRange, part: ByteRange) -> &mut [u8] {
+    let index = |at: u64| usize::try_from(at - read.start).unwrap_or(usize::MAX);
+    &mut buf[index(part.start)..index(part.end)]
+}
+
 /// Adds a run, unless it is zero where the volume has a hole: writing that would only take space.
 fn unless_hole(volumes: &Volumes, run: &Run, changes: &mut ChangeSet) -> Result<()> {
+    let Payload::Data(data) = &run.payload else {
+        return unless_zero_hole(volumes, run, changes);
+    };
+    for (range, zero) in stretches(run.range.start, data) {
+        let offset = |at: u64| usize::try_from(at - run.range.start).unwrap_or(usize::MAX);
+        let payload = if zero {
+            Payload::Zero
+        } else {
+            Payload::Data(data.slice(offset(range.start)..offset(range.end)))
+        };
+        let part = Run {
+            volume: run.volume,
+            range,
+            payload,
+        };
+        unless_zero_hole(volumes, &part, changes)?;
+    }
+    Ok(())
+}
+
+/// Bytes that stand at `start`, cut where whole aligned stretches of [`HOLE_BYTES`] are zero and where they are not.
+fn stretches(start: u64, data: &[u8]) -> Vec<(ByteRange, bool)> {
+    let mut out: Vec<(ByteRange, bool)> = Vec::new();
+    let end = start + data.len() as u64;
+    let mut at = start;
+    while at < end {
+        let stop = ((at / HOLE_BYTES + 1) * HOLE_BYTES).min(end);
+        let offset = |at: u64| usize::try_from(at - start).unwrap_or(usize::MAX);
+        let zero = stop - at == HOLE_BYTES && is_zero(&data[offset(at)..offset(stop)]);
+        match out.last_mut() {
+            Some((range, was)) if *was == zero => range.end = stop,
+            _ => out.push((ByteRange { start: at, end: stop }, zero)),
+        }
+        at = stop;
+    }
+    out
+}
+
+fn unless_zero_hole(volumes: &Volumes, run: &Run, changes: &mut ChangeSet) -> Result<()> {
     let volume = volumes.check(run.volume, run.range)?;
-    let is_hole = run.payload == Payload::Zero
-        && volume
-            .medium()
-            .next_data(run.range.start)
-            .map_err(|e| volume.failed("look for data in", run.range.start, e))?
-            .is_none_or(|data| data.start >= run.range.end);
-    if !is_hole {
+    if run.payload != Payload::Zero || !is_hole(volume, run.range)? {
         changes.put(run.volume, run.range, WriteSeq(0), run.payload.clone());
     }
     Ok(())
+}
+
+fn is_hole(volume: &Volume, range: ByteRange) -> Result<bool> {
+    let data = volume
+        .medium()
+        .next_data(range.start)
+        .map_err(|e| volume.failed("look for data in", range.start, e))?;
+    Ok(data.is_none_or(|data| data.start >= range.end))
 }

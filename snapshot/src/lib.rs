@@ -36,7 +36,7 @@ mod volumes;
 
 pub use apply::{Applied, Lfc, Step, apply, apply_first_sync, write_back};
 pub use change::{ChangeSet, Run};
-pub use copies::{RegionCopy, write_copies};
+pub use copies::{RegionCopy, RegionOffer, lacking, piece_digest, sync_of, write_copies};
 pub use error::{Result, SnapshotError};
 pub use overlay::{Overlay, OverlayUsage};
 pub use overwrite::{Images, Overwritten, UndoPlan, overwrite, overwrite_again, write_unsynced};
