@@ -33,7 +33,7 @@ mod copy;
 mod flush;
 mod watch;
 
-pub use copy::{CopyTaken, digest};
+pub use copy::{COPY_BYTES, CopyRead, CopyTaken, RACES_MAX, ZERO_COPY_BYTES, digest};
 pub use flush::Flushes;
 pub use watch::Look;
 
