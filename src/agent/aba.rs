@@ -21,21 +21,22 @@ use super::{
     meeting::{self, end_of},
 };
 use crate::{
+    applying::Arrived,
     config::ContextConfig,
     context::{Context, Recovery, Running},
     roles::{Standing, row::standing_of, rules::TERMS_BELOW},
 };
 use bytes::Bytes;
 use journal::{ContextRow, Journal, JournalError, NewGeneration, Position};
-use model::{ContextId, ContextState, GenNo, LfcId, RecordBody, Role, WriteSeq};
-use snapshot::RegionCopy;
+use model::{ByteRange, ContextId, ContextState, GenNo, LfcId, RecordBody, Role, VolumeIndex, WriteSeq};
+use snapshot::{RegionCopy, RegionOffer};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
 use tokio::sync::mpsc;
 use wire::{
-    Incoming, Message, Outgoing, Receiver, ReceiverAction, ReceiverLocal, RefuseCode, Version, Welcome,
+    Incoming, Lacks, Message, Outgoing, Receiver, ReceiverAction, ReceiverLocal, RefuseCode, Version, Welcome,
 };
 
 /// Request kind: the replica is rolled back (body 1) or applies again (body 0).
@@ -53,6 +54,9 @@ pub const CONSISTENT: u16 = 5;
 /// Most bytes that wait while there is no room: more than production's windows of frames and copies, however small the
 /// frames in them are.
 const PARKED_BYTES: usize = 256 << 20;
+
+/// Most bytes of a region that is offered: it is read into memory to be compared.
+const OFFER_BYTES: u64 = 16 << 20;
 
 /// What the receiving thread is told.
 enum Event {
@@ -160,8 +164,8 @@ struct End<'a> {
     receiver: Receiver,
     outgoing: &'a Outgoing,
     runtime: &'a tokio::runtime::Handle,
-    /// Stubs of copies in the last frame, and the digests of their bytes.
-    stubs: BTreeMap<WriteSeq, journal::Digest>,
+    /// Stubs of copies in the last frame: which bytes they are of, and their digests.
+    stubs: BTreeMap<WriteSeq, (VolumeIndex, ByteRange, journal::Digest)>,
     may_apply: WriteSeq,
     told_rolled_back: bool,
     told_no_room: Option<String>,
@@ -251,7 +255,7 @@ impl End<'_> {
                         .records()
                         .iter()
                         .filter_map(|r| match r.body {
-                            RecordBody::Copy { digest, .. } => Some((r.seq, digest)),
+                            RecordBody::Copy { range, digest } => Some((r.seq, (r.volume, range, digest))),
                             _ => None,
                         })
                         .collect();
@@ -264,6 +268,7 @@ impl End<'_> {
                     self.context.bells.durable.ring();
                 }
                 ReceiverAction::WriteCopy(copy) => self.copy(copy)?,
+                ReceiverAction::Compare(offer) => self.offer(offer)?,
                 ReceiverAction::CopiesComplete { seq } => {
                     let generation = self.journal.current_generation().map_or(GenNo(0), |g| g.no);
                     self.journal.set_consistent_from(Position { generation, seq })?;
@@ -303,28 +308,65 @@ impl End<'_> {
         Ok(())
     }
 
-    /// Hands a copy to the apply thread.
     fn copy(&mut self, copy: wire::Copy) -> Result<(), LinkError> {
+        let digest = journal::tap::digest(copy.range, &copy.payload);
+        self.check_stub(copy.seq, copy.volume, copy.range, Some(digest))?;
+        self.arrived(Arrived::Copy(RegionCopy {
+            seq: copy.seq,
+            volume: copy.volume,
+            range: copy.range,
+            payload: copy.payload,
+        }))
+    }
+
+    fn offer(&mut self, offer: wire::Offer) -> Result<(), LinkError> {
+        if offer.range.len() > OFFER_BYTES {
+            let text = format!("{} bytes are offered at once", offer.range.len());
+            return Err(LinkError::Refused(text));
+        }
+        let digest = self.check_stub(offer.seq, offer.volume, offer.range, None)?;
+        self.arrived(Arrived::Offer(RegionOffer {
+            seq: offer.seq,
+            volume: offer.volume,
+            range: offer.range,
+            digest,
+            piece: offer.piece.into(),
+            pieces: offer.pieces,
+        }))
+    }
+
+    /// Rule C2: the stub in the journal vouches for what comes beside it. Answers its digest.
+    fn check_stub(
+        &self,
+        seq: WriteSeq,
+        volume: VolumeIndex,
+        range: ByteRange,
+        digest: Option<journal::Digest>,
+    ) -> Result<journal::Digest, LinkError> {
+        let stub = self
+            .stubs
+            .get(&seq)
+            .filter(|stub| (stub.0, stub.1) == (volume, range));
+        match stub {
+            Some(stub) if digest.is_none_or(|digest| digest == stub.2) => Ok(stub.2),
+            _ => {
+                let text = format!("the copy of record {seq} is not what its stub says");
+                Err(LinkError::Refused(text))
+            }
+        }
+    }
+
+    /// Hands what arrived to the apply thread.
+    fn arrived(&mut self, arrived: Arrived) -> Result<(), LinkError> {
         if self.context.consistent_from().is_some() {
             // It would stand in the replica before the records that lead to it.
             return Err(LinkError::Refused(
                 "a copy came for a replica that is consistent".into(),
             ));
         }
-        // Rule C2: the stub in the journal vouches for the bytes beside it.
-        if self.stubs.get(&copy.seq) != Some(&journal::tap::digest(copy.range, &copy.payload)) {
-            let text = format!("the copy of record {} is not what its stub says", copy.seq);
-            return Err(LinkError::Refused(text));
-        }
-        let copy = RegionCopy {
-            seq: copy.seq,
-            volume: copy.volume,
-            range: copy.range,
-            payload: copy.payload,
-        };
         let running = self.running()?;
         let behind = self.journal.sealed_end();
-        if !recovery(&running)?.copies.push(copy, behind) {
+        if !recovery(&running)?.copies.push(arrived, behind) {
             return Err(LinkError::Refused("more copies came than can wait".into()));
         }
         self.context.bells.sealed.ring();
@@ -394,8 +436,11 @@ impl End<'_> {
             self.receiver.applied(applied);
         }
         let running = self.running()?;
-        let written = recovery(&running)?.copies.take_written();
-        self.receiver.copies_durable(written);
+        let copies = &recovery(&running)?.copies;
+        self.receiver.copies_durable(copies.take_written());
+        for (seq, ranges) in copies.take_lacking() {
+            self.receiver.copy_lacks(Lacks { seq, ranges });
+        }
         let rolled_back = matches!(
             self.context.state(),
             ContextState::RolledBack | ContextState::Restoring

@@ -1,23 +1,104 @@
 //! The copier: sends what the state map calls stale, region by region, while the application writes (rules C1-C5).
 //!
-//! One thread a link. It takes the next stale range from the map, has the tap give it a place in the write order, and puts
-//! it on the [`Table`], where the LCA finds it when the frame with its stub is sent. An acknowledged copy at `s` makes its
-//! range clean unless it became stale at or after `s` (C4). What was not acknowledged when the link broke stays stale.
+//! # Overview
+//!
+//! One thread a link. It takes the next stale range from the map, reads it and computes its digest with no lock held, has the tap
+//! give it a place in the write order, and puts it on the [`Table`], where the LCA finds it when the frame with its stub is sent.
+//! An acknowledged copy at `s` makes its range clean unless it became stale at or after `s` (C4). What was not acknowledged when
+//! the link broke stays stale.
+//!
+//! A hole of a volume is one copy, however long (up to 64 MiB): nothing of it is read, sent or written.
+//!
+//! A range may be *offered* by its digest first (`offers.rs`). What the peer lacks of it is *owed*: it is copied at a new position
+//! before the copier looks for more, the parts that the peer seems to hold as offers of their own, the others with their bytes.
+//!
+//! # Invariants
+//!
+//! - [`Table::stubs`] is held from before a stub is journaled until its copy is on the table, and not for the time of the read: the
+//!   LCA takes copies off the table meanwhile.
+//! - All is complete only when a look from the beginning of the map found nothing, and nothing was on its way or owed.
 
+use super::offers::{Next, Offers};
 use journal::{
     Journal, JournalError,
-    tap::{CopyTaken, Tap},
+    tap::{COPY_BYTES, CopyRead, CopyTaken, RACES_MAX, Tap, ZERO_COPY_BYTES},
 };
 use model::{ByteRange, Payload, VolumeIndex, WriteSeq};
 use parking_lot::{Condvar, Mutex};
-use std::{collections::BTreeMap, sync::Arc};
+use snapshot::piece_digest;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
-/// Most bytes of one copy.
-const COPY_BYTES: u64 = 1 << 20;
-/// Bytes of copies on their way at once.
-const IN_FLIGHT_BYTES: u64 = 16 << 20;
-/// Copies on their way at once; zero regions have no bytes.
+/// Bytes of copies on their way at once: enough that the peer's disk, the link and ours are all busy, less than the peer lets
+/// wait.
+const IN_FLIGHT_BYTES: u64 = 48 << 20;
+/// Copies on their way at once; zero regions and offers have no bytes.
 const IN_FLIGHT: usize = 256;
+
+/// What the peer understands, and has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// It speaks version 1: no offers, and no copy is longer than [`COPY_BYTES`].
+    Old,
+    /// It has nothing yet: next to nothing of what is offered would be there.
+    Empty,
+    /// It has held bytes.
+    Holds,
+}
+
+/// A copy whose stub is about to be sent.
+#[derive(Debug)]
+pub enum Ready {
+    /// With its bytes.
+    Copy(wire::Copy),
+    /// Without.
+    Offer(wire::Offer),
+}
+
+impl Ready {
+    const fn bytes(&self) -> u64 {
+        match self {
+            Self::Copy(wire::Copy {
+                payload: Payload::Data(data),
+                ..
+            }) => data.len() as u64,
+            _ => 0,
+        }
+    }
+
+    const fn sent(&self) -> Sent {
+        let (volume, range, is_offer) = match self {
+            Self::Copy(copy) => (copy.volume, copy.range, false),
+            Self::Offer(offer) => (offer.volume, offer.range, true),
+        };
+        Sent {
+            volume,
+            range,
+            bytes: self.bytes(),
+            is_offer,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Sent {
+    volume: VolumeIndex,
+    range: ByteRange,
+    bytes: u64,
+    is_offer: bool,
+}
+
+/// How a range is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    Bytes,
+    /// Offered, with the digests of its pieces.
+    Offer,
+    /// Offered as a whole: it is a piece that seemed to be there.
+    WholeOffer,
+}
 
 /// Copies between their stub and their acknowledgement.
 #[derive(Default)]
@@ -31,8 +112,11 @@ pub struct Table {
 
 #[derive(Default)]
 struct State {
-    waiting: BTreeMap<WriteSeq, (VolumeIndex, CopyTaken)>,
-    sent: BTreeMap<WriteSeq, (VolumeIndex, ByteRange, u64)>,
+    waiting: BTreeMap<WriteSeq, Ready>,
+    sent: BTreeMap<WriteSeq, Sent>,
+    /// Parts of offers that come again.
+    owed: VecDeque<(VolumeIndex, ByteRange, How)>,
+    offers: Offers,
     bytes: u64,
     ended: bool,
     complete: bool,
@@ -43,21 +127,20 @@ struct State {
     failure: Option<String>,
 }
 
-fn bytes_of(copy: &CopyTaken) -> u64 {
-    match &copy.payload {
-        Payload::Data(data) => data.len() as u64,
-        Payload::Zero => 0,
+impl State {
+    fn on_their_way(&self) -> usize {
+        self.waiting.len() + self.sent.len()
     }
 }
 
 impl Table {
     /// Takes the copy whose stub is `seq`; `None`: it is lost, its region comes again.
-    pub fn take(&self, seq: WriteSeq) -> Option<(VolumeIndex, CopyTaken)> {
+    pub fn take(&self, seq: WriteSeq) -> Option<Ready> {
         let _stubs = self.stubs.lock();
         let mut state = self.state.lock();
-        let (volume, copy) = state.waiting.remove(&seq)?;
-        state.sent.insert(seq, (volume, copy.range, bytes_of(&copy)));
-        Some((volume, copy))
+        let ready = state.waiting.remove(&seq)?;
+        state.sent.insert(seq, ready.sent());
+        Some(ready)
     }
 
     /// The peer has these durably on its volumes: their ranges are clean.
@@ -67,16 +150,46 @@ impl Table {
             let known = |seq: &WriteSeq| state.sent.get(seq).map(|sent| (*seq, *sent));
             seqs.iter().filter_map(known).collect()
         };
-        let clean: Vec<_> = known.iter().map(|(seq, sent)| (sent.0, sent.1, *seq)).collect();
+        let clean: Vec<_> = known.iter().map(|(seq, s)| (s.volume, s.range, *seq)).collect();
         tap.journal().clear_if_older(&clean)?;
         let mut state = self.state.lock();
-        for (seq, (_, _, bytes)) in known {
+        for (seq, sent) in known {
             state.sent.remove(&seq);
-            state.bytes -= bytes;
+            state.bytes -= sent.bytes;
+            if sent.is_offer {
+                state.offers.answered(true);
+            }
         }
         drop(state);
         self.changed.notify_all();
         Ok(())
+    }
+
+    /// The peer lacks these ranges, which rise, of what was offered at `seq`: all of it comes again.
+    pub fn lacks(&self, seq: WriteSeq, ranges: &[ByteRange]) {
+        let mut state = self.state.lock();
+        let Some(offered) = state.sent.remove(&seq) else {
+            return;
+        };
+        state.bytes -= offered.bytes;
+        let lacking: u64 = ranges.iter().map(|range| range.len()).sum();
+        state.offers.answered(lacking < offered.range.len());
+        let mut at = offered.range.start;
+        let mut owe = |start: u64, end: u64, how| {
+            if start < end {
+                state
+                    .owed
+                    .push_back((offered.volume, ByteRange { start, end }, how));
+            }
+        };
+        for range in ranges {
+            owe(at, range.start, How::WholeOffer);
+            owe(range.start, range.end, How::Bytes);
+            at = range.end;
+        }
+        owe(at, offered.range.end, How::WholeOffer);
+        drop(state);
+        self.changed.notify_all();
     }
 
     /// The stream leaves out everything up to `seq`: copies whose stubs it will not send any more are lost.
@@ -85,7 +198,12 @@ impl Table {
         let mut state = self.state.lock();
         let later = state.waiting.split_off(&seq.next());
         let lost = std::mem::replace(&mut state.waiting, later);
-        state.bytes -= lost.values().map(|(_, copy)| bytes_of(copy)).sum::<u64>();
+        for ready in lost.into_values() {
+            state.bytes -= ready.bytes();
+            if let Ready::Offer(_) = ready {
+                state.offers.lost();
+            }
+        }
         state.complete = false;
         drop(state);
         self.changed.notify_all();
@@ -118,6 +236,37 @@ impl Table {
         state.complete
     }
 
+    fn has_ended(&self) -> bool {
+        self.state.lock().ended
+    }
+
+    /// What is known of the peer when a copier begins.
+    fn peer_is(&self, peer: Peer) {
+        let mut state = self.state.lock();
+        state.offers = match peer {
+            Peer::Holds => Offers::default(),
+            Peer::Old | Peer::Empty => Offers::hopeless(),
+        };
+    }
+
+    /// How the next range is copied; `None`: something else comes first, or the link is gone.
+    fn how(&self, peer: Peer) -> Option<How> {
+        if peer == Peer::Old {
+            return Some(How::Bytes);
+        }
+        let mut state = self.state.lock();
+        loop {
+            if state.ended || !state.owed.is_empty() {
+                return None;
+            }
+            match state.offers.next() {
+                Next::Offer => return Some(How::Offer),
+                Next::Send => return Some(How::Bytes),
+                Next::Wait => self.changed.wait(&mut state),
+            }
+        }
+    }
+
     /// The copier looks from here on.
     fn looks(&self) {
         self.state.lock().again = false;
@@ -134,26 +283,122 @@ impl Table {
         std::mem::take(&mut self.state.lock().complete)
     }
 
-    fn on_their_way(state: &State) -> usize {
-        state.waiting.len() + state.sent.len()
-    }
-
     /// Waits for room; `false` when the link is gone.
     fn wait_for_room(&self) -> bool {
         let mut state = self.state.lock();
-        while !state.ended && (state.bytes >= IN_FLIGHT_BYTES || Self::on_their_way(&state) >= IN_FLIGHT) {
+        while !state.ended && (state.bytes >= IN_FLIGHT_BYTES || state.on_their_way() >= IN_FLIGHT) {
             self.changed.wait(&mut state);
         }
         !state.ended
     }
 
-    /// Waits until nothing is on its way; `false` when the link is gone.
+    /// Waits until nothing is on its way, or something is owed; `false` when the link is gone.
     fn wait_for_all(&self) -> bool {
         let mut state = self.state.lock();
-        while !state.ended && Self::on_their_way(&state) > 0 {
+        while !state.ended && state.owed.is_empty() && state.on_their_way() > 0 {
             self.changed.wait(&mut state);
         }
         !state.ended
+    }
+
+    fn owed(&self) -> Option<(VolumeIndex, ByteRange, How)> {
+        self.state.lock().owed.pop_front()
+    }
+
+    fn owes(&self) -> bool {
+        !self.state.lock().owed.is_empty()
+    }
+
+    /// Puts what was read on the table, in its place; `None`: it was written meanwhile.
+    fn place(&self, tap: &Tap, read: Read, seal: bool) -> Result<Option<ByteRange>, JournalError> {
+        let _stubs = self.stubs.lock();
+        let placed = tap.place_copy(read.copy, seal)?;
+        Ok(placed.map(|copy| self.put(read.volume, copy, read.pieces)))
+    }
+
+    fn put(&self, volume: VolumeIndex, copy: CopyTaken, pieces: Option<Pieces>) -> ByteRange {
+        let range = copy.range;
+        let mut state = self.state.lock();
+        let ready = match pieces {
+            Some(Pieces { piece, digests }) => {
+                state.offers.made();
+                Ready::Offer(wire::Offer {
+                    seq: copy.seq,
+                    volume,
+                    range,
+                    piece,
+                    pieces: digests,
+                })
+            }
+            None => Ready::Copy(wire::Copy {
+                seq: copy.seq,
+                volume,
+                range,
+                payload: copy.payload,
+            }),
+        };
+        state.bytes += ready.bytes();
+        state.waiting.insert(copy.seq, ready);
+        range
+    }
+
+    /// Copies a range, or its beginning if that is no hole any more; answers what it copied.
+    fn copy(
+        &self,
+        tap: &Tap,
+        (volume, range, how): (VolumeIndex, ByteRange, How),
+        seal: bool,
+    ) -> Result<ByteRange, JournalError> {
+        for _ in 0..RACES_MAX {
+            let copy = tap.read_copy(volume, range)?;
+            let pieces = pieces_of(tap.journal(), volume, &copy, how);
+            let read = Read { volume, copy, pieces };
+            if let Some(range) = self.place(tap, read, seal)? {
+                return Ok(range);
+            }
+        }
+        let _stubs = self.stubs.lock();
+        let copy = tap.copy_held(volume, range, seal)?;
+        Ok(self.put(volume, copy, None))
+    }
+}
+
+/// A range that was read and has no place yet.
+struct Read {
+    volume: VolumeIndex,
+    copy: CopyRead,
+    /// It is to be offered.
+    pieces: Option<Pieces>,
+}
+
+struct Pieces {
+    /// Bytes of each; 0: there are none.
+    piece: u32,
+    digests: Vec<u64>,
+}
+
+/// What is said of the pieces of a range that is to be offered; zeroes are never: they are sent for less.
+fn pieces_of(journal: &Journal, volume: VolumeIndex, read: &CopyRead, how: How) -> Option<Pieces> {
+    let Payload::Data(data) = read.payload() else {
+        return None;
+    };
+    let region = journal.map_shape(volume).map_or(0, |shape| shape.region_size);
+    let piece = u32::try_from(region)
+        .ok()
+        .filter(|piece| u64::from(*piece) < read.range().len());
+    match (how, piece) {
+        (How::Bytes, _) => None,
+        (How::Offer, Some(piece @ 1..)) => Some(Pieces {
+            piece,
+            digests: data
+                .chunks(piece as usize)
+                .map(|bytes| piece_digest(blake3::hash(bytes).as_bytes()))
+                .collect(),
+        }),
+        _ => Some(Pieces {
+            piece: 0,
+            digests: Vec::new(),
+        }),
     }
 }
 
@@ -162,32 +407,44 @@ pub fn run(
     table: &Arc<Table>,
     tap: &Arc<Tap>,
     volumes: &[VolumeIndex],
+    peer: Peer,
     appended: &dyn Fn(),
     complete: &dyn Fn(),
 ) -> Result<(), JournalError> {
-    let next = |volume, from| next_stale(tap.journal(), volumes, volume, from);
+    let most = if peer == Peer::Old {
+        COPY_BYTES
+    } else {
+        ZERO_COPY_BYTES
+    };
+    let next = |volume, from| next_stale(tap.journal(), volumes, volume, from, most);
+    table.peer_is(peer);
     loop {
         table.looks();
         let mut at = (VolumeIndex(0), 0);
         let mut any = false;
-        while let Some((volume, range)) = next(at.0, at.1) {
-            if !table.wait_for_room() {
-                return Ok(());
+        while table.wait_for_room() {
+            if let Some(owed) = table.owed() {
+                any = true;
+                table.copy(tap, owed, false)?;
+                appended();
+                continue;
             }
+            let Some((volume, stale)) = next(at.0, at.1) else {
+                if table.wait_for_all() && table.owes() {
+                    continue;
+                }
+                break;
+            };
             any = true;
+            let range = tap.copy_stretch(volume, stale)?;
+            let Some(how) = table.how(peer) else { continue };
             // The last copy ends its container, so that the first consistent point is a boundary.
-            let last = next(volume, range.end).is_none();
-            {
-                let _stubs = table.stubs.lock();
-                let copy = tap.copy(volume, range, last)?;
-                let mut state = table.state.lock();
-                state.bytes += bytes_of(&copy);
-                state.waiting.insert(copy.seq, (volume, copy));
-            }
+            let last = how == How::Bytes && next(volume, range.end).is_none() && !table.owes();
+            let copied = table.copy(tap, (volume, range, how), last)?;
             appended();
-            at = (volume, range.end);
+            at = (volume, copied.end);
         }
-        if !table.wait_for_all() {
+        if table.has_ended() {
             return Ok(());
         }
         if !any && table.finish() {
@@ -197,15 +454,16 @@ pub fn run(
     }
 }
 
-/// The next stale range at or after an offset, of this volume or a later one; at most [`COPY_BYTES`].
+/// The next stale range at or after an offset, of this volume or a later one; at most `most` bytes of it.
 fn next_stale(
     journal: &Journal,
     volumes: &[VolumeIndex],
     volume: VolumeIndex,
     from: u64,
+    most: u64,
 ) -> Option<(VolumeIndex, ByteRange)> {
     volumes.iter().filter(|v| **v >= volume).find_map(|v| {
-        let range = journal.next_stale(*v, if *v == volume { from } else { 0 }, COPY_BYTES)?;
+        let range = journal.next_stale(*v, if *v == volume { from } else { 0 }, most)?;
         Some((*v, range))
     })
 }

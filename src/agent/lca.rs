@@ -20,7 +20,7 @@
 
 use super::{
     LinkError, LinkHandle, blocking, config_digest, copier,
-    copier::Table,
+    copier::{Ready, Table},
     meeting,
     meeting::{Acquaintance, PeerSet, end_of, over_the_gap},
     seal_of, stopped,
@@ -137,6 +137,8 @@ struct Link {
     /// When the peer last said anything.
     heard: Instant,
     copier: Option<std::thread::JoinHandle<()>>,
+    /// What copies find there.
+    peer: copier::Peer,
 }
 
 impl Link {
@@ -151,6 +153,7 @@ impl Link {
             told: None,
             heard: Instant::now(),
             copier: None,
+            peer: copier::Peer::Old,
         }
     }
 
@@ -289,6 +292,11 @@ impl Link {
                         }
                     };
                     dialer.welcomed();
+                    self.peer = match sender.version() {
+                        Version::V1 => copier::Peer::Old,
+                        _ if peer.seq == WriteSeq(0) => copier::Peer::Empty,
+                        _ => copier::Peer::Holds,
+                    };
                     // Before it is said to be there: nobody may take it for consistent in between.
                     self.context.set_peer_copying(welcome.copying || jumped.is_some());
                     self.context.set_peer(true, None);
@@ -321,6 +329,7 @@ impl Link {
                     blocking(move || table.acknowledged(&tap, &seqs)).await?;
                     self.tell_copies(outgoing).await?;
                 }
+                SenderAction::Lacks(lacks) => self.table.lacks(lacks.seq, &lacks.ranges),
                 SenderAction::Refused { code, text } => {
                     let text = format!("{} refused: {text}", self.context.peer_name());
                     if code == RefuseCode::Stopped {
@@ -417,12 +426,13 @@ impl Link {
             Arc::clone(&self.tap),
             Arc::clone(&self.context),
         );
+        let peer = self.peer;
         let name = format!("c{}-copy", self.context.id());
         let work = move || {
             let appended = || context.bells.durable.ring();
             let complete = || context.bells.sealed.ring();
             let volumes: Vec<_> = context.config.indexed().map(|(index, _)| index).collect();
-            if let Err(e) = copier::run(&table, &tap, &volumes, &appended, &complete) {
+            if let Err(e) = copier::run(&table, &tap, &volumes, peer, &appended, &complete) {
                 tracing::error!(context = context.id().0, "copies stopped: {e}");
                 table.failed(e.to_string());
                 context.bells.durable.ring();
@@ -504,16 +514,12 @@ impl Link {
                 continue;
             }
             let (table, seq) = (Arc::clone(&self.table), record.seq);
-            let Some((volume, copy)) = blocking(move || table.take(seq)).await else {
-                continue;
+            let sent = match blocking(move || table.take(seq)).await {
+                Some(Ready::Copy(copy)) => sender.copy(copy),
+                Some(Ready::Offer(offer)) => sender.offer(offer),
+                None => continue,
             };
-            let copy = wire::Copy {
-                seq: copy.seq,
-                volume,
-                range: copy.range,
-                payload: copy.payload,
-            };
-            if let SenderAction::Send(message) = sender.copy(copy) {
+            if let SenderAction::Send(message) = sent {
                 outgoing.send(message).await?;
             }
         }

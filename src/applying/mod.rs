@@ -4,14 +4,17 @@
 pub mod acting;
 mod copies;
 
-pub use copies::{CopyBatch, CopyQueue};
+pub use copies::{Arrived, CopyBatch, CopyQueue};
 
 use journal::{Journal, JournalError, LfcRow, Position};
 use model::{
-    ContextState,
+    ByteRange, ContextState, WriteSeq,
     ports::{History, OrdinalKind},
 };
-use snapshot::{ChangeSet, Lfc, SnapshotError, Volumes, apply, apply_first_sync, write_copies};
+use snapshot::{
+    ChangeSet, Lfc, RegionOffer, SnapshotError, Volumes, apply, apply_first_sync, lacking, sync_of,
+    write_copies,
+};
 use std::ops::Bound;
 
 /// Why nothing can be applied any more; the context is poisoned.
@@ -97,7 +100,8 @@ impl Applier<'_> {
             if let Some(ordinal) = write_copies(self.volumes, &batch.copies, history)? {
                 self.journal.set_applied_local(ordinal)?;
             }
-            self.copies.written(&batch);
+            let lacks = self.compare(&batch.offers)?;
+            self.copies.written(&batch, lacks);
             wrote();
             any = true;
             if some {
@@ -105,6 +109,21 @@ impl Applier<'_> {
             }
         }
         Ok(any)
+    }
+
+    /// What the replica lacks of what is offered; what it holds of it is durable.
+    fn compare(&self, offers: &[RegionOffer]) -> Result<Vec<(WriteSeq, Vec<ByteRange>)>, ApplyError> {
+        let digest = |bytes: &[u8]| blake3::hash(bytes).into();
+        let mut lacks = Vec::new();
+        for offer in offers {
+            let ranges = lacking(self.volumes, offer, &digest)?;
+            if !ranges.is_empty() {
+                lacks.push((offer.seq, ranges));
+            }
+        }
+        // Behind the reads: what was read may have been in memory only.
+        sync_of(self.volumes, offers.iter().map(|o| o.volume))?;
+        Ok(lacks)
     }
 
     fn apply(&self, row: &LfcRow) -> Result<(), ApplyError> {
