@@ -10,24 +10,25 @@ use backstay::{
         aba::{follow, local_of, pass_gap, refusal, welcome_of},
         meeting::{self, Acquaintance, PeerSet, end_of, over_the_gap},
     },
-    applying::CopyQueue,
+    applying::{Arrived, CopyQueue},
     roles::{
         Standing,
         row::{put_standing, standing_of},
     },
 };
-use journal::{ContextRow, Journal, JournalError, SealFlags, tap::CopyTaken};
+use journal::{ContextRow, Digest, Journal, JournalError, SealFlags, tap::CopyTaken};
 use model::{
-    ByteRange, ContextId, GenId, GenNo, LfcId, RecordBody, Role, Term, Timestamp, VolumeIndex, WriteSeq,
+    ByteRange, ContextId, GenId, GenNo, LfcId, Payload, RecordBody, Role, Term, Timestamp, VolumeIndex,
+    WriteSeq,
 };
-use snapshot::RegionCopy;
+use snapshot::{RegionCopy, RegionOffer, piece_digest};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 use wire::{
-    Hello, Jump, Message, Receiver, ReceiverAction, RefuseCode, Resume, Sender, SenderAction, SenderOptions,
-    Version, Welcome,
+    Hello, Jump, Lacks, Message, Offer, Receiver, ReceiverAction, RefuseCode, Resume, Sender, SenderAction,
+    SenderOptions, Version, Welcome,
 };
 
 pub const CONTEXT: ContextId = ContextId(1);
@@ -130,7 +131,14 @@ pub struct Link {
     unsealed: Option<(GenId, LfcId)>,
     completing: bool,
     copier: Option<Copier>,
-    waiting: BTreeMap<WriteSeq, (VolumeIndex, CopyTaken)>,
+    waiting: BTreeMap<WriteSeq, (VolumeIndex, CopyTaken, How)>,
+    /// What the peer lacks of offers, and what it seems to hold.
+    owed: VecDeque<(VolumeIndex, ByteRange, How)>,
+    /// Offers of which the peer held all, and of which it lacked some.
+    pub offers: [u32; 2],
+    offered: BTreeSet<WriteSeq>,
+    /// The peer held bytes when it was met.
+    peer_holds: bool,
     sent: BTreeMap<WriteSeq, (VolumeIndex, ByteRange)>,
     /// Times that the stream left something out.
     pub jumps: u32,
@@ -146,7 +154,15 @@ pub struct Link {
     peer_copies: bool,
     may_apply: WriteSeq,
     /// Stubs of copies in the last frame.
-    stubs: BTreeSet<WriteSeq>,
+    stubs: BTreeMap<WriteSeq, Digest>,
+}
+
+/// As the copier's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    Bytes,
+    Offer,
+    WholeOffer,
 }
 
 #[derive(Default)]
@@ -195,6 +211,10 @@ impl Link {
             completing: false,
             copier: None,
             waiting: BTreeMap::new(),
+            owed: VecDeque::new(),
+            offers: [0; 2],
+            offered: BTreeSet::new(),
+            peer_holds: false,
             sent: BTreeMap::new(),
             jumps: 0,
             copied: Vec::new(),
@@ -203,7 +223,7 @@ impl Link {
             over_b: None,
             peer_copies: false,
             may_apply: WriteSeq(0),
-            stubs: BTreeSet::new(),
+            stubs: BTreeMap::new(),
         };
         link.act_a(a, vec![greeting])?;
         Ok(link)
@@ -233,7 +253,25 @@ impl Link {
                     for seq in seqs {
                         let (volume, range) = self.sent.remove(&seq).expect("a copy that was sent");
                         a.production().journal.clear_if_older(&[(volume, range, seq)])?;
+                        self.offers[0] += u32::from(self.offered.remove(&seq));
                     }
+                }
+                SenderAction::Lacks(lacks) => {
+                    self.offers[1] += 1;
+                    assert!(self.offered.remove(&lacks.seq), "an offer");
+                    let (volume, range) = self.sent.remove(&lacks.seq).expect("an offer that was sent");
+                    let mut at = range.start;
+                    let mut owe = |start, end, how| {
+                        if start < end {
+                            self.owed.push_back((volume, ByteRange { start, end }, how));
+                        }
+                    };
+                    for lacking in &lacks.ranges {
+                        owe(at, lacking.start, How::WholeOffer);
+                        owe(lacking.start, lacking.end, How::Bytes);
+                        at = lacking.end;
+                    }
+                    owe(at, range.end, How::WholeOffer);
                 }
                 SenderAction::Fenced { term } | SenderAction::Conflict { term } => a.fence(term)?,
                 SenderAction::Refused { text, .. } => self.over_a = Some(text),
@@ -259,6 +297,7 @@ impl Link {
         let actions = self.sender.resume(met.resume);
         self.act_a(a, actions)?;
         self.peer_copies = welcome.copying;
+        self.peer_holds = peer.seq > WriteSeq(0);
         match met.resume {
             Resume::Here => {
                 let open = Some(welcome.open_lfc).filter(|l| *l >= LfcId::FIRST && peer.seq.0 > 0);
@@ -310,11 +349,16 @@ impl Link {
         let Some(Copier { at, any }) = self.copier.take() else {
             return Ok(());
         };
-        if let Some((volume, range)) = self.stale(a, at) {
+        if let Some((volume, range, how)) = self.owed.pop_front() {
+            self.begin(a, (volume, range, how), false)?;
+            self.copier = Some(Copier { at, any: true });
+        } else if let Some((volume, range)) = self.stale(a, at) {
             let last = self.stale(a, (volume, range.end)).is_none();
-            let copy = a.production().tap.copy(volume, range, last)?;
             self.copied.push((volume, range));
-            self.waiting.insert(copy.seq, (volume, copy));
+            // Some are not offered, so that both kinds meet.
+            let is_offer = self.peer_holds && !self.copied.len().is_multiple_of(4);
+            let how = if is_offer { How::Offer } else { How::Bytes };
+            self.begin(a, (volume, range, how), last)?;
             let at = (volume, range.end);
             self.copier = Some(Copier { at, any: true });
         } else if !self.waiting.is_empty() || !self.sent.is_empty() {
@@ -325,6 +369,50 @@ impl Link {
             self.completing = true;
         }
         Ok(())
+    }
+
+    fn begin(
+        &mut self,
+        a: &impl Ships,
+        (volume, range, mut how): (VolumeIndex, ByteRange, How),
+        last: bool,
+    ) -> Fallible {
+        let copy = a.production().tap.copy(volume, range, last)?;
+        if copy.payload == Payload::Zero {
+            how = How::Bytes;
+        }
+        self.waiting.insert(copy.seq, (volume, copy, how));
+        Ok(())
+    }
+
+    /// The message behind a copy's stub.
+    fn copy_message(&mut self, region: u64, volume: VolumeIndex, copy: CopyTaken, how: How) -> SenderAction {
+        let (seq, range) = (copy.seq, copy.range);
+        let region = u32::try_from(region).expect("a small region");
+        self.sent.insert(seq, (volume, range));
+        let (piece, pieces) = match (how, &copy.payload) {
+            (How::Offer, Payload::Data(data)) => {
+                let digests = data.chunks(region as usize).map(|b| *blake3::hash(b).as_bytes());
+                (region, digests.map(|d| piece_digest(&d)).collect())
+            }
+            (How::WholeOffer, _) => (0, Vec::new()),
+            _ => {
+                return self.sender.copy(wire::Copy {
+                    seq,
+                    volume,
+                    range,
+                    payload: copy.payload,
+                });
+            }
+        };
+        self.offered.insert(seq);
+        self.sender.offer(Offer {
+            seq,
+            volume,
+            range,
+            piece,
+            pieces,
+        })
     }
 
     /// Sends one frame, with the seal before it and the copies behind it; `false` when nothing may be sent.
@@ -387,17 +475,12 @@ impl Link {
                 continue;
             };
             // A stub of an older connection: its copy is lost, and its region comes again.
-            let Some((volume, copy)) = self.waiting.remove(&record.seq) else {
+            let Some((volume, copy, how)) = self.waiting.remove(&record.seq) else {
                 continue;
             };
-            self.sent.insert(copy.seq, (volume, copy.range));
-            let copy = wire::Copy {
-                seq: copy.seq,
-                volume,
-                range: copy.range,
-                payload: copy.payload,
-            };
-            let sent = self.sender.copy(copy);
+            let shape = a.production().journal.map_shape(volume);
+            let region = shape.expect("a volume with a map").region_size;
+            let sent = self.copy_message(region, volume, copy, how);
             self.act_a(a, vec![sent])?;
         }
         Ok(true)
@@ -485,9 +568,11 @@ impl Link {
                 ReceiverAction::AppendFrame(frame) => {
                     follow(journal, &frame)?;
                     let appended = journal.append_received(frame.bytes)?;
-                    let stubs = appended.records().iter();
-                    let stubs = stubs.filter(|r| matches!(r.body, RecordBody::Copy { .. }));
-                    self.stubs = stubs.map(|r| r.seq).collect();
+                    let stubs = appended.records().iter().filter_map(|r| match r.body {
+                        RecordBody::Copy { digest, .. } => Some((r.seq, digest)),
+                        _ => None,
+                    });
+                    self.stubs = stubs.collect();
                 }
                 ReceiverAction::Seal(seal) => {
                     let flags = SealFlags {
@@ -497,23 +582,26 @@ impl Link {
                     journal.seal_received(seal.lfc, seal.last, &seal.digest, flags)?;
                 }
                 ReceiverAction::WriteCopy(copy) => {
-                    assert!(self.stubs.contains(&copy.seq), "a copy without its stub");
+                    assert!(self.stubs.contains_key(&copy.seq), "a copy without its stub");
                     let copy = RegionCopy {
                         seq: copy.seq,
                         volume: copy.volume,
                         range: copy.range,
                         payload: copy.payload,
                     };
-                    let last = journal.consistent().pop();
-                    assert!(
-                        last.is_none_or(|span| span.until.is_some()),
-                        "a copy for a consistent replica"
-                    );
-                    let copies = b.copies().expect("one that receives runs");
-                    assert!(
-                        copies.push(copy, journal.sealed_end()),
-                        "the window is smaller than the queue"
-                    );
+                    arrived(b, Arrived::Copy(copy));
+                }
+                ReceiverAction::Compare(offer) => {
+                    let digest = self.stubs.get(&offer.seq).copied();
+                    let offer = RegionOffer {
+                        seq: offer.seq,
+                        volume: offer.volume,
+                        range: offer.range,
+                        digest: digest.expect("an offer without its stub"),
+                        piece: offer.piece.into(),
+                        pieces: offer.pieces,
+                    };
+                    arrived(b, Arrived::Offer(offer));
                 }
                 ReceiverAction::Jump(jump) => {
                     pass_gap(journal, &jump)?;
@@ -580,6 +668,9 @@ impl Link {
             self.receiver.applied(applied);
         }
         self.receiver.copies_durable(copies.take_written());
+        for (seq, ranges) in copies.take_lacking() {
+            self.receiver.copy_lacks(Lacks { seq, ranges });
+        }
         self.acknowledge();
         Ok(())
     }
@@ -612,6 +703,20 @@ impl Link {
     pub fn rests(&self) -> bool {
         self.to_a.is_empty() && self.to_b.is_empty() && self.copier.is_none() && !self.completing
     }
+}
+
+fn arrived(b: &impl Follows, what: Arrived) {
+    let journal = b.journal();
+    let last = journal.consistent().pop();
+    assert!(
+        last.is_none_or(|span| span.until.is_some()),
+        "a copy for a consistent replica"
+    );
+    let copies = b.copies().expect("one that receives runs");
+    assert!(
+        copies.push(what, journal.sealed_end()),
+        "the window is smaller than the queue"
+    );
 }
 
 /// Random number of a host's store; those of fixed hosts have none.

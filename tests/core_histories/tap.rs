@@ -224,6 +224,53 @@ fn c1_a_copy_is_the_region_exactly_at_its_position() {
     }
 }
 
+/// A hole is one copy, however long; written while it is on its way it is read again, and is as long as other copies are.
+#[test]
+fn c1_a_hole_is_one_copy_until_it_is_written() {
+    const MIB: u64 = 1 << 20;
+    let power = SimPower::new();
+    let host = Production::boot(&power, &[8 * MIB]).unwrap();
+    let lab = Lab { power, host };
+    let tap = &lab.host.tap;
+    let whole = ByteRange::at(0, 8 * MIB);
+    assert_eq!(tap.copy_stretch(V, whole).unwrap(), whole);
+    let copy = tap.copy(V, whole, false).unwrap();
+    assert_eq!((copy.range, copy.payload), (whole, Payload::Zero));
+    assert_eq!(copy.digest, *blake3::hash(&vec![0; 8 << 20]).as_bytes());
+    let read = tap.read_copy(V, whole).unwrap();
+    assert_eq!((read.range(), read.payload()), (whole, &Payload::Zero));
+    lab.write(5 * MIB + 20_000, 1, 100);
+    assert!(
+        tap.place_copy(read, false).unwrap().is_none(),
+        "it was written since"
+    );
+    let first = ByteRange::at(0, 5 * MIB + (16 << 10));
+    assert_eq!(
+        tap.copy_stretch(V, whole).unwrap(),
+        first,
+        "whole regions of the hole"
+    );
+    let rest = ByteRange {
+        start: first.end,
+        end: whole.end,
+    };
+    assert_eq!(tap.copy_stretch(V, rest).unwrap(), ByteRange::at(rest.start, MIB));
+    for copy in [
+        tap.copy(V, whole, false).unwrap(),
+        tap.copy_held(V, whole, false).unwrap(),
+    ] {
+        assert_eq!((copy.range, copy.payload), (ByteRange::at(0, MIB), Payload::Zero));
+    }
+    let Payload::Data(data) = tap.copy(V, rest, false).unwrap().payload else {
+        panic!("a hole");
+    };
+    let at = 20_000 - (16 << 10);
+    assert_eq!(
+        (data.len() as u64, data[at - 1], data[at], data[at + 100]),
+        (MIB, 0, 1, 0)
+    );
+}
+
 /// What a verify compares: the pieces that nobody wrote meanwhile are exactly as of the look's position; a write between is
 /// told, so that what was read of its piece is not taken for anything.
 #[test]

@@ -164,8 +164,13 @@ fn l1_no_more_than_the_set_is_sent() {
     world.resync();
     let sent = world.sent();
     let set = (5 * 10 * UNIT) as u64 + JUMP_BYTES;
-    println!("{set} bytes of the set, {sent} bytes on the wire");
-    assert!(sent >= set, "less than what differs was sent: {sent} of {set}");
+    // What production's disks forgot was held at recovery, on no volume: it is in the set, and equal, so it is offered only.
+    let differs = (4 * 10 * UNIT) as u64;
+    println!("{set} bytes of the set, {differs} of them differ, {sent} bytes on the wire");
+    assert!(
+        sent >= differs,
+        "less than what differs was sent: {sent} of {differs}"
+    );
     assert!(sent <= set + set / 20, "{sent} bytes for a set of {set}");
     world.holds(PROD, "c1/data@latest");
     world.holds(REC, "c1/data");
