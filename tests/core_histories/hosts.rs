@@ -23,9 +23,6 @@ pub type Fallible<T = ()> = anyhow::Result<T>;
 
 /// Bytes of a container: small, so that a short history has many.
 pub const LFC: u64 = 48 << 10;
-/// A tail has room for a frame more than a container; no frame of a history is near the largest that there may be, and every
-/// open reads all of both tails.
-const TAIL: u64 = 2 * LFC;
 const REGION: u64 = 16 << 10;
 
 /// The file system of a host whose journal stands on the real store and real files.
@@ -39,7 +36,7 @@ pub fn below(power: &SimPower) {
 
 /// Opens the journal of a host: on media and a store of the seam, or, where the host has a file system, in that.
 pub fn open_journal(power: &SimPower, indexed: bool) -> Fallible<Arc<Journal>> {
-    let tail = |n: u8| -> Arc<dyn Medium> { Arc::new(power.medium(&format!("tail.{n}"), TAIL)) };
+    let tail = |n: u8| -> Arc<dyn Medium> { Arc::new(power.medium(&format!("tail.{n}"), super::TAIL)) };
     let parts = match power.has_files(FILES) {
         true => Parts::open_dir(&power.files(FILES).folder(), LFC)?,
         false => Parts::new(

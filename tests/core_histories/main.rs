@@ -27,3 +27,6 @@ mod resync;
 mod tap;
 mod world;
 mod writes;
+
+/// Bytes of a tail, as a journal in files has them.
+const TAIL: u64 = journal::tail_bytes(hosts::LFC);

@@ -46,3 +46,6 @@ fn a_model_and_the_engine_agree_on_a_million_operations() {
     println!("{tried} histories: {total}");
     assert!(tried < HISTORIES || total.is_rich(), "{total}");
 }
+
+/// Bytes of a tail, as a journal in files has them.
+const TAIL: u64 = journal::tail_bytes(hosts::LFC);

@@ -35,3 +35,7 @@ mod operator;
 mod parts;
 mod recover;
 mod world;
+
+/// Bytes of a tail: room for a frame more than a container. No frame here is near the largest that there may be, and every open
+/// of a host reads all of both tails.
+const TAIL: u64 = 2 * hosts::LFC;
