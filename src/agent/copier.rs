@@ -44,8 +44,22 @@ pub enum Peer {
     Old,
     /// It has nothing yet: next to nothing of what is offered would be there.
     Empty,
+    /// It has held bytes, and has much to apply before anything that is sent now: what is offered would be answered late, and what
+    /// lacks then would come as late once more. Behind an application that outruns it that may go on without end.
+    Behind,
     /// It has held bytes.
     Holds,
+}
+
+/// Containers to apply of which a peer is far behind.
+const FAR_BEHIND: usize = 8;
+
+/// Whether a peer that has applied so far has more than [`FAR_BEHIND`] containers to apply before what is sent now. What a jump
+/// leaves out it needs not.
+pub fn is_far_behind(journal: &Journal, applied: WriteSeq, jump: Option<&wire::Jump>) -> bool {
+    let from = jump.map_or(applied, |jump| applied.max(jump.to.seq));
+    let rows = journal.lfc_rows(..);
+    rows.iter().rev().take_while(|row| row.last_seq > from).count() > FAR_BEHIND
 }
 
 /// A copy whose stub is about to be sent.
@@ -245,7 +259,7 @@ impl Table {
         let mut state = self.state.lock();
         state.offers = match peer {
             Peer::Holds => Offers::default(),
-            Peer::Old | Peer::Empty => Offers::hopeless(),
+            Peer::Old | Peer::Empty | Peer::Behind => Offers::hopeless(),
         };
     }
 
