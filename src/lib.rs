@@ -12,6 +12,7 @@ pub mod applying;
 pub mod attach;
 pub mod bell;
 pub mod boot;
+pub mod clock;
 pub mod config;
 pub mod context;
 pub mod daemon;

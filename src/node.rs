@@ -3,6 +3,7 @@
 use crate::{
     activation::HandedOver,
     attach::{AttachError, AttachedDevice, Attacher},
+    clock::HostClock,
     config::{ConfigError, ContextConfig, HostConfig, NbdConfig, NodeConfig, TlsMode, VolumeConfig},
     context::{CommandLock, Context, ContextError, Place},
     damage::{self, Damaged},
@@ -50,6 +51,7 @@ pub struct Node {
     broken: Mutex<BTreeMap<String, String>>,
     /// Contexts whose journal is damaged.
     damaged: Mutex<BTreeMap<u32, Arc<Damaged>>>,
+    clock: Arc<HostClock>,
     attacher: Attacher,
     peers: Peers,
     jobs: Jobs,
@@ -89,6 +91,7 @@ impl Node {
         let pid = std::process::id().to_string();
         std::fs::write(state.join("pid"), pid).with_context(|| format!("write {}/pid", state.display()))?;
         let last_alive = last_alive(state);
+        let clock = Arc::new(HostClock::open(state));
         let attacher = Attacher::new(&config.attach, state, config.nbd_socket());
         let peers = Peers::open(&config)?;
         let (state_changes, changes) = mpsc::channel();
@@ -99,6 +102,7 @@ impl Node {
             contexts: RwLock::default(),
             broken: Mutex::default(),
             damaged: Mutex::default(),
+            clock,
             attacher,
             peers,
             jobs,
@@ -344,6 +348,12 @@ impl Node {
     #[must_use]
     pub fn since(&self) -> Timestamp {
         self.since
+    }
+
+    /// This host's clock.
+    #[must_use]
+    pub fn clock(&self) -> Arc<HostClock> {
+        Arc::clone(&self.clock)
     }
 
     /// When the daemon was last seen alive before this start.

@@ -28,6 +28,7 @@ use crate::{
     agent::LinkHandle,
     applying::acting::builds_undo,
     bell::Bell,
+    clock::HostClock,
     config::{ConfigError, ContextConfig},
     format::{self, FormatError},
     node::Node,
@@ -274,6 +275,7 @@ pub struct Context {
     pub retention: Retention,
     /// Where verifies are begun and looked at.
     pub verify: Desk,
+    clock: Arc<HostClock>,
     node: Weak<Node>,
     node_name: String,
     folder: PathBuf,
@@ -332,6 +334,7 @@ impl Context {
         }
         let restore = journal.restore()?;
         let context = Arc::new(Self {
+            clock: node.clock(),
             node: Arc::downgrade(node),
             node_name: node.name(),
             journal: Arc::new(journal),

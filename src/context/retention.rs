@@ -271,33 +271,46 @@ fn tell(context: &Context, retained: &Retained) {
 }
 
 impl Context {
-    /// The window that is promised. Times that are well ahead of this host's clock are not believed.
+    /// The window that is promised. Times that are well ahead of this host's clock are not believed, nor is that clock where it
+    /// was set ([`crate::clock`]).
     #[must_use]
     pub fn wanted(&self) -> journal::Wanted {
+        let clock = self.clock.believed(self.doubts_within());
         journal::Wanted {
-            believed: Some(Timestamp(Timestamp::now().0.saturating_add(AHEAD_NS))),
+            believed: Some(Timestamp(clock.0.saturating_add(AHEAD_NS))),
             ..self.config.rollback_window.wanted()
         }
+    }
+
+    /// For how long a clock that was set makes nothing older: what was there before has then outlived what is promised.
+    fn doubts_within(&self) -> Duration {
+        let age = self.config.rollback_window.age;
+        age.map_or(RELEASED_FOR, |age| age.0.max(RELEASED_FOR))
     }
 
     /// How far the newest received write claims to be ahead of this host's clock, if that is not believed.
     #[must_use]
     pub fn clock_ahead(&self) -> Option<Duration> {
-        let newest = self.journal.newest_time();
-        (self.wanted().believe(newest) < newest)
-            .then(|| Duration::from_nanos(newest.0.saturating_sub(Timestamp::now().0)))
+        let ahead = self.journal.newest_time().0.saturating_sub(Timestamp::now().0);
+        (ahead > AHEAD_NS).then(|| Duration::from_nanos(ahead))
     }
 
-    /// Until when a snapshot that is released now keeps its point (K2): by the newest received write, not by the clock.
+    /// By how much this host's clock was set forward, and for how long that makes nothing older, if it matters.
+    #[must_use]
+    pub fn clock_set(&self) -> Option<(Duration, Duration)> {
+        let within = self.doubts_within();
+        let by = u64::try_from(self.clock.doubted_ns(within)).ok()?;
+        (by > AHEAD_NS).then_some((Duration::from_nanos(by), within))
+    }
+
+    /// Until when a snapshot that is released now keeps its point (K2): by the newest received write, not by the clock. What
+    /// the clock was set forward by counts besides, for one day it is believed.
     #[must_use]
     pub fn release_until(&self) -> Timestamp {
         let for_ns = u64::try_from(RELEASED_FOR.as_nanos()).unwrap_or(u64::MAX);
-        Timestamp(
-            self.wanted()
-                .believe(self.journal.newest_time())
-                .0
-                .saturating_add(for_ns),
-        )
+        let newest = self.wanted().believe(self.journal.newest_time());
+        let doubted = u64::try_from(self.clock.doubted_ns(self.doubts_within())).unwrap_or(0);
+        Timestamp(newest.0.saturating_add(for_ns).saturating_add(doubted))
     }
 
     /// Whether a snapshot's point is gone: its reads fail.

@@ -189,6 +189,13 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
             ahead.as_secs()
         ));
     }
+    if let Some((by, within)) = context.clock_set().filter(|_| !production) {
+        warnings.push(format!(
+            "this host's clock was set forward by {} s: that makes no point older until {} h have passed; set it back if it is wrong",
+            by.as_secs(),
+            within.as_secs().div_ceil(3600)
+        ));
+    }
     let overflow = context.super_transaction();
     if let Some(s) = overflow {
         warnings.push(format!(
