@@ -64,6 +64,14 @@ impl Journal {
             .collect()
     }
 
+    /// How many sealed containers have records behind `seq`; counted up to `most`.
+    #[must_use]
+    pub fn sealed_after(&self, seq: WriteSeq, most: usize) -> usize {
+        let shared = self.shared.read();
+        let after = shared.sealed_rows().rev().take_while(|row| row.last_seq > seq);
+        after.take(most).count()
+    }
+
     /// The row of a sealed container.
     #[must_use]
     pub fn lfc_row(&self, generation: GenNo, lfc: LfcId) -> Option<Arc<LfcRow>> {

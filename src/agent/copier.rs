@@ -11,6 +11,8 @@
 //!
 //! A range may be *offered* by its digest first (`offers.rs`). What the peer lacks of it is *owed*: it is copied at a new position
 //! before the copier looks for more, the parts that the peer seems to hold as offers of their own, the others with their bytes.
+//! Nothing is offered while the peer has much to apply before it: it would be answered late, and what it lacks then would come as
+//! late once more; behind an application that outruns it that may go on without end.
 //!
 //! # Invariants
 //!
@@ -44,23 +46,12 @@ pub enum Peer {
     Old,
     /// It has nothing yet: next to nothing of what is offered would be there.
     Empty,
-    /// It has held bytes, and has much to apply before anything that is sent now: what is offered would be answered late, and what
-    /// lacks then would come as late once more. Behind an application that outruns it that may go on without end.
-    Behind,
     /// It has held bytes.
     Holds,
 }
 
 /// Containers to apply of which a peer is far behind.
 const FAR_BEHIND: usize = 8;
-
-/// Whether a peer that has applied so far has more than [`FAR_BEHIND`] containers to apply before what is sent now. What a jump
-/// leaves out it needs not.
-pub fn is_far_behind(journal: &Journal, applied: WriteSeq, jump: Option<&wire::Jump>) -> bool {
-    let from = jump.map_or(applied, |jump| applied.max(jump.to.seq));
-    let rows = journal.lfc_rows(..);
-    rows.iter().rev().take_while(|row| row.last_seq > from).count() > FAR_BEHIND
-}
 
 /// A copy whose stub is about to be sent.
 #[derive(Debug)]
@@ -131,6 +122,8 @@ struct State {
     /// Parts of offers that come again.
     owed: VecDeque<(VolumeIndex, ByteRange, How)>,
     offers: Offers,
+    /// Up to where the stream leaves records out: the peer applies none of them.
+    left_out: WriteSeq,
     bytes: u64,
     ended: bool,
     complete: bool,
@@ -218,6 +211,7 @@ impl Table {
                 state.offers.lost();
             }
         }
+        state.left_out = state.left_out.max(seq);
         state.complete = false;
         drop(state);
         self.changed.notify_all();
@@ -259,13 +253,20 @@ impl Table {
         let mut state = self.state.lock();
         state.offers = match peer {
             Peer::Holds => Offers::default(),
-            Peer::Old | Peer::Empty | Peer::Behind => Offers::hopeless(),
+            Peer::Old | Peer::Empty => Offers::hopeless(),
         };
     }
 
+    /// Whether the peer has more than [`FAR_BEHIND`] containers to apply before what is sent now.
+    fn is_far_behind(&self, journal: &Journal) -> bool {
+        let left_out = self.state.lock().left_out;
+        let applied = journal.cursors().applied_by_peer.max(left_out);
+        journal.sealed_after(applied, FAR_BEHIND + 1) > FAR_BEHIND
+    }
+
     /// How the next range is copied; `None`: something else comes first, or the link is gone.
-    fn how(&self, peer: Peer) -> Option<How> {
-        if peer == Peer::Old {
+    fn how(&self, journal: &Journal, peer: Peer) -> Option<How> {
+        if peer == Peer::Old || self.is_far_behind(journal) {
             return Some(How::Bytes);
         }
         let mut state = self.state.lock();
@@ -437,9 +438,12 @@ pub fn run(
         let mut at = (VolumeIndex(0), 0);
         let mut any = false;
         while table.wait_for_room() {
-            if let Some(owed) = table.owed() {
+            if let Some((volume, range, mut how)) = table.owed() {
                 any = true;
-                table.copy(tap, owed, false)?;
+                if table.is_far_behind(tap.journal()) {
+                    how = How::Bytes;
+                }
+                table.copy(tap, (volume, range, how), false)?;
                 appended();
                 continue;
             }
@@ -451,7 +455,7 @@ pub fn run(
             };
             any = true;
             let range = tap.copy_stretch(volume, stale)?;
-            let Some(how) = table.how(peer) else { continue };
+            let Some(how) = table.how(tap.journal(), peer) else { continue };
             // The last copy ends its container, so that the first consistent point is a boundary.
             let last = how == How::Bytes && next(volume, range.end).is_none() && !table.owes();
             let copied = table.copy(tap, (volume, range, how), last)?;

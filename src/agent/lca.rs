@@ -295,9 +295,6 @@ impl Link {
                     self.peer = match sender.version() {
                         Version::V1 => copier::Peer::Old,
                         _ if peer.seq == WriteSeq(0) => copier::Peer::Empty,
-                        _ if copier::is_far_behind(&self.journal, welcome.applied, jumped.as_ref()) => {
-                            copier::Peer::Behind
-                        }
                         _ => copier::Peer::Holds,
                     };
                     // Before it is said to be there: nobody may take it for consistent in between.

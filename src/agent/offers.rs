@@ -4,9 +4,9 @@
 //! held, both hosts of a failback were the same for a long time. An offer ([`wire::Offer`]) costs some hundred bytes and a second
 //! reading where it fails. So regions are offered as long as that finds anything: behind some offers in a row of which the peer
 //! lacked everything, ever more regions are sent without, up to 1024 for each offer, as it is for the compression of what does not
-//! compress. A replica that begins empty starts there, and so does one that is far behind when it is met. Where nothing was found yet only a few offers are on their way at
-//! once, and the copier waits for what comes of them: a resync whose regions all differ reads few of them twice, and one whose
-//! regions are equal sends none of them meanwhile.
+//! compress. A replica that begins empty starts there. Where nothing was found yet only a few offers are on their way at once, and the
+//! copier waits for what comes of them: a resync whose regions all differ reads few of them twice, and one whose regions are equal
+//! sends none of them meanwhile. To a replica that is far behind the copier offers nothing.
 //!
 //! What the recovery host does with an offer, and why nothing is taken for equal that is not: `src/applying/copies.rs`.
 
