@@ -32,8 +32,13 @@ fn frames_come_back_from_memory_tail_and_store() {
         }
     };
     assert_eq!(read(), all);
+    let sealed_after = |seq| j.sealed_after(WriteSeq(seq), 9);
+    let behind = [0, 39, 40, 79, 80].map(sealed_after);
+    assert_eq!(behind, [2, 2, 1, 1, 0], "the one that waits to be stored counts");
     j.ingest_sealed().unwrap();
     assert_eq!(read(), all);
+    assert_eq!([0, 39, 40, 79, 80].map(sealed_after), behind);
+    assert_eq!(j.sealed_after(WriteSeq(0), 1), 1, "no more are counted");
     assert_eq!(j.frames_of(GenNo(1), LfcId(4)).unwrap().len(), 20);
     assert_eq!(
         j.frames_after(WriteSeq(41), 1).unwrap()[0].first_seq(),
