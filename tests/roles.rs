@@ -109,10 +109,21 @@ impl World {
         self.ok(REC, "rtdr -C 2 failback");
         self.write(PROD, UNITS - 1, 0xfe);
         self.drained();
+        self.has_nothing_to_resync();
         self.holds(PROD, "c1/data", &self.expected);
         self.holds(REC, "c1/data@latest", &self.expected);
         self.pair.drain();
         self.pair.same_files(&["data"]);
+    }
+
+    /// A resync that is typed once more, as by a script that was interrupted, is no way to a failover.
+    fn has_nothing_to_resync(&self) {
+        for node in [PROD, REC] {
+            let why = self.refused(node, "rtdr -qC 1 resync");
+            assert!(why.contains("there is nothing to resync"), "{why}");
+            assert!(why.contains("Hint: backstay status -C 1"), "{why}");
+            assert!(!why.contains("rtdr -C 1 failover"), "{why}");
+        }
     }
 
     /// Generations that this host knows.

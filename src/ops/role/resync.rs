@@ -30,6 +30,7 @@ pub fn resync(op: &mut Op<'_>, id: u32, both: bool) -> Answer {
     let gate = match context.standing() {
         // Its line was refused: the table knows nothing of that.
         Standing::Replica if context.peer().diverged && !context.is_stopped() => Gate::Open,
+        _ if is_one_line(&context) && !op.options.force => return Err(nothing_to_resync(op, &context)),
         _ => match gate(op, &context, Act::Resync, "resync") {
             // Half way back, the other host may have given way to this one by a resync of its own: this is its second half.
             Err(_) if is_waited_for(&context) && context.is_stopped() => {
@@ -46,6 +47,29 @@ pub fn resync(op: &mut Op<'_>, id: u32, both: bool) -> Answer {
         .with_hint_command(format!("rtdr -C {id} resync --both"), context.peer_name())),
         Standing::Producing | Standing::FailedOver => activate(op, &context, matches!(gate, Gate::Already)),
         _ => make_ready(op, &context, matches!(gate, Gate::Already), Words::Rtdr { both }),
+    }
+}
+
+/// Whether both hosts are in their own roles, and connected: the replica follows production.
+fn is_one_line(context: &Context) -> bool {
+    let is_own = match context.standing() {
+        Standing::Producing => context.is_home(),
+        Standing::Replica => !context.is_home(),
+        _ => false,
+    };
+    is_own && !context.is_stopped() && context.peer().connected
+}
+
+/// The work of a resync that is over, or that was never needed. What leads on where the hosts have parted would do harm here.
+fn nothing_to_resync(op: &Op<'_>, context: &Context) -> Failure {
+    let (id, standing, peer) = (context.id(), context.standing(), context.peer_name());
+    let text = format!(
+        "resync: context {id} is {standing} here and connected with {peer}: there is nothing to resync"
+    );
+    let failure = refused(text).with_hint_command(format!("backstay status -C {id}"), op.node.name());
+    match standing {
+        Standing::Replica => failure.with_hint("-f copies everything again, after a question"),
+        _ => failure,
     }
 }
 
