@@ -89,11 +89,17 @@ pub fn failover_restore(op: &mut Op<'_>, id: u32, to: &RestoreTo, volume: Option
     run(op, &context, recovery, (Work::Begin(row), Stop::Possible), way)
 }
 
-/// Goes back to the last consistent point of a resync (rule L7), as part of a failover that the operator has confirmed.
+/// Goes back to the last consistent point of a resync (rule L7), as part of a failover that the operator has confirmed; or goes on
+/// with that, where it was interrupted.
 pub fn to_last_consistent(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(), Failure> {
     let id = context.id().0;
     let running = recovery(op, context, &format!("rtdr -C {id} failover"))?;
     let recovery = side(&running)?;
+    if let Some(row) = context.restore() {
+        let to = point_info(context, &row.target, Some(&row.text));
+        let way = Way::between(context, applied_info(context), to, false);
+        return run(op, context, recovery, (Work::GoOn(row), Stop::Not), way).map(drop);
+    }
     let until = context.journal.last_consistent();
     let until = until.ok_or_else(|| refused("the replica has no consistent point to go back to"))?;
     let target = Target {

@@ -88,7 +88,7 @@ impl Here<'_> {
         match (self.standing(), peer.standing()) {
             // It is a replica already: the other one is to ship.
             (Standing::Replica | Standing::RolledBack, Standing::FailedOver) => Next::ResyncThere,
-            (Standing::RolledBack, _) => Next::Undo,
+            (Standing::RolledBack | Standing::Restoring, _) => Next::Undo,
             _ => Next::Resync,
         }
     }
@@ -110,6 +110,19 @@ impl Here<'_> {
         } else {
             Ground::Resyncing
         }
+    }
+
+    /// Whether a failover amid a resync was interrupted while it went back to the last consistent point (L7): it goes on there. A
+    /// restore that an operator began is his to go on with.
+    #[must_use]
+    pub fn goes_back(&self, restore: Option<&RestoreRow>) -> bool {
+        let until = self.journal.last_consistent();
+        let until = until.map(|until| (until.generation, until.seq));
+        self.standing() == Standing::Restoring
+            && self.ground(restore) == Ground::Resyncing
+            && restore.is_some_and(|row| {
+                row.undo_from.is_none() && Some((row.target.generation, row.target.seq)) == until
+            })
     }
 
     /// The term of a promotion: above all that either host has seen, but for one that goes on.

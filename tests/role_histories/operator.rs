@@ -192,8 +192,10 @@ impl World {
     }
 
     fn failover(&mut self, side: Side, how: How) -> Fallible<Outcome> {
+        let goes_back = how.force && !how.inconsistent && self.goes_back(side)?;
         let gate = match self.gate(side, Act::Failover, how.force)? {
             Ok(gate) => gate,
+            Err(_) if goes_back => Gate::Open,
             Err(next) => give!(refused(next)),
         };
         if matches!(gate, Gate::Already) {
@@ -222,7 +224,7 @@ impl World {
         // Before anybody gives a role up.
         if ground == Ground::Resyncing && !how.inconsistent {
             let journal = &here.journal;
-            if journal.cursors().applied_ordinal != journal.published() {
+            if !goes_back && journal.cursors().applied_ordinal != journal.published() {
                 // What a crash has interrupted is finished first.
                 give!(Outcome::NotNow);
             }
@@ -271,9 +273,18 @@ impl World {
         Ok(Outcome::Done)
     }
 
-    /// Goes back to the last consistent point of a resync (L7).
+    /// Whether the same command was interrupted on its way back to the last consistent point.
+    fn goes_back(&self, side: Side) -> Fallible<bool> {
+        let up = self.up(side);
+        Ok(!up.is_stopped()? && up.here(&up.row()?).goes_back(up.restore()?.as_ref()))
+    }
+
+    /// Goes back to the last consistent point of a resync (L7), or goes on with that.
     fn restore_to_last_consistent(&mut self, side: Side) -> Fallible {
         let up = self.up(side);
+        if let Some(row) = up.restore()? {
+            return self.run_restore(side, Work::GoOn(row));
+        }
         let until = up.journal.last_consistent();
         let until = until.expect("a resync has a last consistent point");
         let target = Target {

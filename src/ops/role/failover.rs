@@ -50,7 +50,10 @@ enum Ground {
 pub fn failover(op: &mut Op<'_>, id: u32, mounted: bool, inconsistent: bool) -> Answer {
     let started = Instant::now();
     let context = op.context(id)?;
-    let gate = gate(op, &context, Act::Failover, "failover")?;
+    let gate = match gate(op, &context, Act::Failover, "failover") {
+        Err(_) if op.options.force && !inconsistent && goes_back(&context) => Gate::Open,
+        gate => gate?,
+    };
     if matches!(gate, Gate::Already) {
         return done(op, &context, mounted, None, true, started);
     }
@@ -90,6 +93,11 @@ pub fn failover(op: &mut Op<'_>, id: u32, mounted: bool, inconsistent: bool) -> 
     let answer = done(op, &context, mounted, missing, false, started)?;
     hooks(op, &context, HookEvent::PostFailover)?;
     Ok(answer)
+}
+
+/// Whether the same command was interrupted on its way back to the last consistent point.
+fn goes_back(context: &Context) -> bool {
+    !context.is_stopped() && here(&context.row(), context).goes_back(context.restore().as_ref())
 }
 
 fn check_peer(
