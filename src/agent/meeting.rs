@@ -209,7 +209,7 @@ pub fn judge(journal: &Journal, peer: Position, gives_way: bool) -> Result<Verdi
     }
     // A generation of ours begins where the peer ends: all of it is redo, if it is all here.
     let next = i + 2 == parts.len() && peer.seq == parts[i].upto;
-    if next && !is_stale(journal) && holds_newest(journal) {
+    if next && !is_stale(journal) && is_held(journal, parts[i + 1]) {
         return Ok(Verdict::Here);
     }
     Ok(Verdict::Apart)
@@ -254,10 +254,11 @@ fn is_stale(journal: &Journal) -> bool {
     volumes.any(|volume| journal.next_stale(volume, 0, 1).is_some())
 }
 
-/// Whether every container of the newest generation is held.
-fn holds_newest(journal: &Journal) -> bool {
-    let newest = journal.current_generation();
-    newest.is_some_and(|g| journal.floors().redo < (g.no, g.first_lfc))
+/// Whether every container of a part's generation is held. The newest part need not be of the newest generation: that may have
+/// been opened, and lost its first record with the power.
+fn is_held(journal: &Journal, part: LinePart) -> bool {
+    let generation = journal.generation_by_id(part.id);
+    generation.is_some_and(|g| journal.floors().redo < (g.no, g.first_lfc))
 }
 
 /// The jump that a stream needs which stands at `sent`, if the journal gave up what comes next.
