@@ -81,7 +81,9 @@ impl Steady {
     }
 
     fn sum(&self) -> i64 {
-        self.steps.iter().fold(0, |sum, step| sum.saturating_add(step.by_ns))
+        self.steps
+            .iter()
+            .fold(0, |sum, step| sum.saturating_add(step.by_ns))
     }
 
     /// Goes on to the moment at which the wall clock shows `wall`; whether it was set since.
@@ -218,7 +220,8 @@ mod tests {
 
         fn look(&mut self) -> bool {
             let wall = self.wall();
-            self.steady.look(wall, self.began + Duration::from_nanos(self.passed))
+            self.steady
+                .look(wall, self.began + Duration::from_nanos(self.passed))
         }
 
         fn pass(&mut self, ns: u64) {
@@ -239,7 +242,11 @@ mod tests {
 
     #[test]
     fn k2_a_step_is_believed_once_a_window_has_passed() {
-        for by in [365 * DAY.cast_signed(), 2 * HOUR.cast_signed(), -DAY.cast_signed()] {
+        for by in [
+            365 * DAY.cast_signed(),
+            2 * HOUR.cast_signed(),
+            -DAY.cast_signed(),
+        ] {
             let mut host = Host::new();
             host.pass(HOUR);
             host.set(by);
@@ -284,11 +291,7 @@ mod tests {
         let steps = host.steady.steps.clone();
         // An hour in which nobody looked.
         host.passed += HOUR;
-        host.steady = Steady::new(
-            host.wall(),
-            host.began + Duration::from_nanos(host.passed),
-            steps,
-        );
+        host.steady = Steady::new(host.wall(), host.began + Duration::from_nanos(host.passed), steps);
         assert_eq!(host.believed(), 2 * HOUR);
         host.pass(22 * HOUR - 1);
         assert_eq!(host.steady.doubted(WINDOW), 7 * DAY.cast_signed());
@@ -300,13 +303,20 @@ mod tests {
     fn the_sum_of_many_steps_is_what_the_clock_shows() {
         let mut host = Host::new();
         for n in 0..100_i64 {
-            host.set(if n % 3 == 0 { -DAY.cast_signed() } else { 2 * DAY.cast_signed() });
+            host.set(if n % 3 == 0 {
+                -DAY.cast_signed()
+            } else {
+                2 * DAY.cast_signed()
+            });
             host.pass(HOUR);
             assert!(host.steady.steps.len() <= MOST_STEPS);
             assert_eq!(host.steady.believed(Duration::ZERO), host.wall());
         }
         for extreme in [i64::MIN, i64::MAX] {
-            host.steady.steps.push(Step { at: u64::MAX, by_ns: extreme });
+            host.steady.steps.push(Step {
+                at: u64::MAX,
+                by_ns: extreme,
+            });
             host.steady.look(Timestamp(0), Instant::now());
             host.steady.look(Timestamp(u64::MAX), Instant::now());
             let _ = host.steady.believed(WINDOW);
@@ -317,7 +327,13 @@ mod tests {
     fn the_file_is_read_back_and_nonsense_is_believed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE);
-        let steps = vec![Step { at: 5, by_ns: -7 }, Step { at: u64::MAX, by_ns: i64::MAX }];
+        let steps = vec![
+            Step { at: 5, by_ns: -7 },
+            Step {
+                at: u64::MAX,
+                by_ns: i64::MAX,
+            },
+        ];
         assert_eq!(read(&path).unwrap(), []);
         write(&path, &steps).unwrap();
         assert_eq!(read(&path).unwrap(), steps);

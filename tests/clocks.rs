@@ -226,7 +226,9 @@ fn k2_both_clocks_set_forward_make_no_point_older() {
     let warned = |world: &World| {
         let status = world.pair.status(REC);
         let warnings = status["warnings"].as_array().unwrap().clone();
-        warnings.iter().any(|w| w.as_str().unwrap().contains("clock was set forward"))
+        warnings
+            .iter()
+            .any(|w| w.as_str().unwrap().contains("clock was set forward"))
     };
     with_seeds("forward", 1, |rng| {
         let mut points: Vec<(String, WriteSeq)> = vec![write(&mut world, rng)];

@@ -35,7 +35,7 @@ use std::{
     process::ExitCode,
     time::Instant,
 };
-use work::{Line, Run};
+use work::Line;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -106,19 +106,18 @@ fn run(line: Line, bench: &Bench, began: Instant) -> Done {
     println!("== {}. {}", line.number, line.work);
     let load = machine::load();
     let minutes = began.elapsed().as_secs_f64() / 60.0;
-    let (seconds, came) = timed(|| match line.run {
-        Run::NotBuilt(why) => Came::Without(format!("not built: {why}")),
-        Run::Measure(_) if minutes > bench.scale.minutes => {
-            Came::Without(format!("not run: {minutes:.0} minutes had passed"))
+    let (seconds, came) = timed(|| {
+        if minutes > bench.scale.minutes {
+            return Came::Without(format!("not run: {minutes:.0} minutes had passed"));
         }
-        Run::Measure(measure) => match catch_unwind(AssertUnwindSafe(|| measure(bench))) {
+        match catch_unwind(AssertUnwindSafe(|| (line.run)(bench))) {
             Ok(outcome) => Came::Measured(outcome),
             Err(why) => {
                 let text = why.downcast_ref::<String>().cloned();
                 let text = text.or_else(|| why.downcast_ref::<&str>().map(|s| (*s).to_owned()));
                 Came::Failed(text.unwrap_or_default())
             }
-        },
+        }
     });
     let done = Done {
         line,

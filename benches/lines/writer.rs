@@ -2,7 +2,7 @@
 
 use model::BLOCK_SIZE;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use testkit::nbd::{Client, Request};
 
 /// Writes in flight.
@@ -35,6 +35,33 @@ pub fn write_all(
         complete(client, first.unwrap_or(0), &mut answered);
     }
     client.flush().expect("a flush is answered");
+}
+
+/// Blocks at random places, so many in flight, each with FUA, for so long; how many a second.
+///
+/// # Panics
+/// As [`write_all`].
+pub fn durable_writes(client: &mut Client, blocks: u64, depth: usize, lasts: Duration, seed: u64) -> f64 {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut data = vec![0; usize::try_from(BLOCK_SIZE).expect("small")];
+    rng.fill_bytes(&mut data);
+    let (from, mut first, mut answered) = (Instant::now(), None, 0_u32);
+    while from.elapsed() < lasts || client.in_flight() > 0 {
+        if from.elapsed() < lasts {
+            let request = Request::Write {
+                offset: rng.random_range(0..blocks) * BLOCK_SIZE,
+                data: data.clone(),
+                fua: true,
+            };
+            let cookie = client.submit(&request).expect("the server takes writes");
+            first.get_or_insert(cookie);
+            if client.in_flight() < depth {
+                continue;
+            }
+        }
+        complete(client, first.unwrap_or(0), &mut |_, _| answered += 1);
+    }
+    f64::from(answered) / from.elapsed().as_secs_f64()
 }
 
 fn complete(client: &mut Client, first: u64, answered: &mut impl FnMut(u64, Instant)) {

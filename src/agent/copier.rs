@@ -455,7 +455,9 @@ pub fn run(
             };
             any = true;
             let range = tap.copy_stretch(volume, stale)?;
-            let Some(how) = table.how(tap.journal(), peer) else { continue };
+            let Some(how) = table.how(tap.journal(), peer) else {
+                continue;
+            };
             // The last copy ends its container, so that the first consistent point is a boundary.
             let last = how == How::Bytes && next(volume, range.end).is_none() && !table.owes();
             let copied = table.copy(tap, (volume, range, how), last)?;

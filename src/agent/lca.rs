@@ -14,9 +14,7 @@
 //! - Where the journal does not hold what comes next, because it gave way to the state map, the stream says so
 //!   ([`wire::Jump`]) and goes on behind it; a completion follows only when nothing is stale.
 //!
-//! # What it does not do
-//!
-//! Modes `mwc` and `sync` are not part of this version.
+//! What the peer has is told to the tap, too, whose answers may wait for it ([`journal::tap::PeerRule`]).
 
 use super::{
     LinkError, LinkHandle, blocking, config_digest, copier,
@@ -44,6 +42,7 @@ use wire::{
 /// Starts the link of a context.
 pub fn start(context: &Arc<Context>, tap: &Arc<Tap>) -> LinkHandle {
     let (context, tap) = (Arc::clone(context), Arc::clone(tap));
+    tap.expect_peer();
     let runtime = context.node().peers().runtime().clone();
     LinkHandle::spawn(&runtime, |stop| run(context, tap, stop))
 }
@@ -92,6 +91,7 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
                 None
             }
         };
+        tap.peer_lost();
         context.set_peer(false, refused);
         if *stop.borrow() || context.journal.poisoned().is_some() || context.standing() == Standing::Fenced {
             break;
@@ -300,6 +300,8 @@ impl Link {
                     // Before it is said to be there: nobody may take it for consistent in between.
                     self.context.set_peer_copying(welcome.copying || jumped.is_some());
                     self.context.set_peer(true, None);
+                    let has = jumped.map_or(peer.seq, |_| WriteSeq(0));
+                    self.tap.peer_met(has);
                     if let Some(jump) = jumped {
                         self.jumped(&jump).await?;
                     } else {
@@ -314,6 +316,7 @@ impl Link {
                 SenderAction::Acked(ack) => {
                     let applied = self.journal.cursors().applied_by_peer;
                     self.journal.set_peer(ack.received_durable, ack.applied, false)?;
+                    self.tap.peer_received(ack.received_durable);
                     if ack.applied > applied {
                         // Redo may be dropped, also when nobody writes.
                         self.context.bells.durable.ring();
@@ -367,7 +370,13 @@ impl Link {
         }
         if request.kind == super::aba::NO_ROOM {
             let why = String::from_utf8_lossy(&request.body).into_owned();
-            self.context.set_peer_no_room(Some(why).filter(|w| !w.is_empty()));
+            let why = Some(why).filter(|w| !w.is_empty());
+            match (&why, self.context.peer().no_room) {
+                (Some(_), _) => self.tap.peer_lost(),
+                (None, Some(_)) => self.tap.peer_met(self.journal.cursors().received_by_peer),
+                (None, None) => {}
+            }
+            self.context.set_peer_no_room(why);
         }
         if request.kind == super::aba::ROLLED_BACK {
             // What it says of copies stands in its welcome alone: a map that is not clean is never cleaned because of this.

@@ -1,6 +1,9 @@
 //! A context's file, `<state_dir>/contexts/<ID>.toml`, the same on both hosts.
 
-use super::{Age, ConfigError, RollbackWindow, Size, node::name_is_plain, parse, read, write};
+use super::{
+    Age, ConfigError, Mode, OnLinkLoss, RollbackWindow, Size, node::name_is_plain, parse, read, write,
+};
+use journal::tap::PeerRule;
 use model::{ContextId, VolumeIndex};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -21,6 +24,15 @@ pub struct ContextConfig {
     pub production: String,
     /// Nodes that keep replicas, nearest first. This version ships to the first.
     pub recovery: Vec<String>,
+    /// When production answers.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mode: Mode,
+    /// In mode `async`: answered bytes that the peer may lack before writers wait for it; none: as much as the journal holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub high_water_mark: Option<Size>,
+    /// In the other modes: what a lost peer does to writers.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_link_loss: OnLinkLoss,
     /// Bytes of a container; 2 MiB to 1 GiB.
     #[serde(default = "default_lfc_size")]
     pub lfc_size: Size,
@@ -215,6 +227,9 @@ impl ContextConfig {
             failover_id,
             production,
             recovery: vec![recovery],
+            mode: Mode::default(),
+            high_water_mark: None,
+            on_link_loss: OnLinkLoss::default(),
             lfc_size: default_lfc_size(),
             lfc_max_age: default_lfc_max_age(),
             rollback_window: RollbackWindow::default(),
@@ -298,6 +313,22 @@ impl ContextConfig {
                 return fault(key, limit.to_string(), "4 x lfc_size or more");
             }
         }
+        if let Some(mark) = self.high_water_mark {
+            if self.mode != Mode::Async {
+                return fault("high_water_mark", mark.to_string(), "mode async alone has one");
+            }
+            if mark.0 < 64 << 10 {
+                return fault("high_water_mark", mark.to_string(), "64K or more");
+            }
+        }
+        if self.on_link_loss != OnLinkLoss::Continue && self.mode == Mode::Async {
+            let value = format!("{:?}", self.on_link_loss).to_lowercase();
+            return fault(
+                "on_link_loss",
+                value,
+                "mode async goes on without its peer: mode mwc or sync",
+            );
+        }
         let region = self.region_size.0;
         if !region.is_power_of_two() || !(4 << 10..=1 << 20).contains(&region) {
             return fault(
@@ -368,6 +399,16 @@ impl ContextConfig {
             }
         }
         Ok(())
+    }
+
+    /// Whether production's answers wait for the peer.
+    #[must_use]
+    pub fn peer_rule(&self) -> PeerRule {
+        PeerRule {
+            always: self.mode != Mode::Async,
+            high_water_mark: self.high_water_mark.map(|mark| mark.0),
+            on_link_loss: self.on_link_loss.into(),
+        }
     }
 
     /// Its id.

@@ -4,12 +4,14 @@
 //! because a misspelt limit that is silently ignored is found on the worst night.
 
 mod context;
+mod mode;
 mod nbd;
 mod node;
 mod size;
 mod window;
 
 pub use context::{ContextConfig, Filesystem, HistoryOnProduction, OnStartAlone, VolumeConfig};
+pub use mode::{Mode, OnLinkLoss};
 pub use nbd::{NbdConfig, TlsMode};
 pub use node::{AccessConfig, AttachConfig, AttachMethod, HooksConfig, HostConfig, ListenConfig, NodeConfig};
 pub use size::{Age, Size};

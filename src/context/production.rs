@@ -73,6 +73,7 @@ impl Production {
         let limits = TapLimits {
             pinned_bytes_max: context.config.write_back_limit.0,
             whole_containers: builds_undo,
+            peer: context.config.peer_rule(),
             ..TapLimits::default()
         };
         let tap = Arc::new(Tap::new(Arc::clone(journal), media, limits));
@@ -117,7 +118,7 @@ impl Production {
             let _ = self.tap.seal_now();
         }
         self.stopping.store(true, Ordering::Release);
-        self.tap.flushes().stop();
+        self.tap.end_syncs();
         // A sync thread that ended with a failure rings no more.
         self.wake.iter().for_each(Bell::ring);
         for thread in self.threads.lock().drain(..) {
@@ -187,7 +188,7 @@ fn spawn(
         stopping: Arc::clone(stopping),
     };
     let tap = Arc::clone(tap);
-    context.spawn(what, move || run(&agent), move || tap.flushes().stop())
+    context.spawn(what, move || run(&agent), move || tap.end_syncs())
 }
 
 fn sync_loop(agent: &Agent) {

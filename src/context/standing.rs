@@ -84,7 +84,7 @@ impl Context {
             && let Running::Production(production) = &*running
         {
             production.tap.close();
-            production.tap.flushes().stop();
+            production.tap.end_syncs();
         }
         let fenced = self.change_row(|row| {
             row::put_fence(row, term, why);

@@ -3,7 +3,7 @@
 use super::{Answer, Op, next, refused};
 use crate::{
     attach::filesystem as fs,
-    config::{ContextConfig, Filesystem, Size, VolumeConfig},
+    config::{ContextConfig, Filesystem, Mode, Size, VolumeConfig},
     context::{Context, Running},
     peer::{CONFIGURE, PeerError},
 };
@@ -47,12 +47,8 @@ pub fn protect(op: &mut Op<'_>, wanted: &Protect) -> Answer {
     if node.config().host(&recovery).is_none() {
         return Err(refused(format!("{recovery} is not among the hosts of this node")));
     }
-    if let Some(mode) = wanted.mode.as_deref().filter(|m| *m != "async") {
-        return Err(Failure::new(
-            Code::Usage,
-            format!("mode '{mode}' is not part of this version: async"),
-        ));
-    }
+    let mode = wanted.mode.as_deref().map(str::parse::<Mode>).transpose();
+    let mode = mode.map_err(|why| Failure::new(Code::Usage, why))?;
     let id = wanted.context;
     let failover_id = wanted.failover_id.unwrap_or(id.saturating_add(1000));
     for taken in [id, failover_id] {
@@ -72,7 +68,8 @@ pub fn protect(op: &mut Op<'_>, wanted: &Protect) -> Answer {
         .iter()
         .map(|v| volume_config(v, &name, &recovery))
         .collect::<Result<Vec<VolumeConfig>, Failure>>()?;
-    let config = ContextConfig::new(id, failover_id, name.clone(), recovery.clone(), volumes);
+    let mut config = ContextConfig::new(id, failover_id, name.clone(), recovery.clone(), volumes);
+    config.mode = mode.unwrap_or_default();
     let path = node.config().contexts_dir().join(format!("{id}.toml"));
     ContextConfig::from_text(&path, &config.to_text()).map_err(|e| Failure::from_error(Code::Usage, &e))?;
     if op.options.dry_run {

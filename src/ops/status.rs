@@ -2,6 +2,7 @@
 
 use super::{Answer, Op, next};
 use crate::{
+    config::{Mode, OnLinkLoss},
     context::{Context, Running},
     node::Node,
 };
@@ -11,7 +12,7 @@ use control::{
     reply::NodeInfoReply,
     status::{ContextStatus, Cursors, ResyncStatus, Rpo, SnapshotStatus, StatusReply, Stopped, VolumeStatus},
 };
-use journal::LfcRow;
+use journal::{LfcRow, tap::PeerStep};
 use model::{ContextState, Role, Timestamp, WriteSeq};
 use std::sync::Arc;
 
@@ -233,8 +234,8 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
         verdict,
         node_status,
         warnings,
-        mode: "async".into(),
-        mode_now: None,
+        mode: context.config.mode.to_string(),
+        mode_now: mode_now(context),
         last_ack: peer.last_ack.map(Into::into),
         rpo,
         backlog_bytes: if production {
@@ -348,6 +349,30 @@ fn window_wanted(context: &Context) -> control::status::WindowWanted {
         seconds: wanted.age.map(|age| age.0.as_secs()),
         bytes: wanted.bytes.map(|b| b.0),
     }
+}
+
+/// How production answers now, where that is not what its mode says.
+fn mode_now(context: &Context) -> Option<String> {
+    let running = context.running()?;
+    let Running::Production(production) = &*running else {
+        return None;
+    };
+    let peer = context.peer_name();
+    let (step, above) = production.tap.peer_step();
+    if context.config.mode == Mode::Async {
+        return (step == PeerStep::InStep && above).then(|| "mwc above the high-water mark".to_owned());
+    }
+    let why = match step {
+        PeerStep::InStep => return None,
+        PeerStep::Alone => return Some("async since the failover".to_owned()),
+        PeerStep::Away => format!("{peer} is away"),
+        PeerStep::Behind => format!("{peer} catches up"),
+    };
+    Some(match context.config.on_link_loss {
+        OnLinkLoss::Continue => format!("async, {why}"),
+        OnLinkLoss::Block => format!("blocked, {why}"),
+        OnLinkLoss::Fail => format!("failing, {why}"),
+    })
 }
 
 /// What retention had to give up, or cannot: most urgent first, each with the way out.

@@ -110,6 +110,11 @@ impl Load {
         WriteSeq(self.sent)
     }
 
+    /// The newest position that was answered.
+    pub fn answered(&self) -> WriteSeq {
+        WriteSeq(self.acknowledged)
+    }
+
     /// Writes until told to end, or until production fails.
     pub fn run(&mut self, pair: &Pair, seed: u64, orders: &Orders) -> Result<(), Error> {
         let mut rng = StdRng::seed_from_u64(seed);

@@ -58,6 +58,7 @@ impl Acting {
             pinned_bytes_max: 1,
             frame_bytes_max: 8 << 10,
             whole_containers: true,
+            ..TapLimits::default()
         };
         let tap = Tap::new(Arc::clone(&journal), media.collect::<Vec<_>>(), limits);
         tap.resume(&open)?;

@@ -1,6 +1,6 @@
 //! Line 8: a database.
 
-use super::{Line, Run};
+use super::Line;
 use crate::{
     bench::{Bench, each},
     common::LONG,
@@ -23,7 +23,7 @@ pub fn lines() -> Vec<Line> {
         work: "pgbench, 2 clients, on ext4, full path",
         does: "The export, nbdfuse, a loop device, ext4, PostgreSQL with its defaults (every commit is durable), pgbench's own mix. Against the \
                same stack over a qemu-nbd export. Both databases run all the time; one of them is used at a time.",
-        run: Run::Measure(pgbench),
+        run: pgbench,
     }]
 }
 

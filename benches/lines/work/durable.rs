@@ -1,6 +1,6 @@
 //! Line 4: writes with many flushes.
 
-use super::{Line, Run};
+use super::Line;
 use crate::{
     bench::{Bench, each},
     fio::{Amount, Job},
@@ -14,7 +14,7 @@ pub fn lines() -> Vec<Line> {
         number: 4,
         work: "4 KiB random write, depth 16, a flush after every 32, truly durable",
         does: "For a while. All of them answer a flush behind an fdatasync: of the journal, or of the file.",
-        run: Run::Measure(flushes),
+        run: flushes,
     }]
 }
 

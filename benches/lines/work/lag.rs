@@ -1,6 +1,6 @@
 //! Line 9: how far the peer is behind.
 
-use super::{Line, Run};
+use super::Line;
 use crate::{
     bench::Bench,
     common::REC,
@@ -32,7 +32,7 @@ pub fn lines() -> Vec<Line> {
                when each was answered; the recovery node is asked all the time how far it has received durably. \
                The question takes its time, so the figures are upper bounds; `resolution` is the median between two \
                answers. Idle: a single write, then nothing, ten times.",
-        run: Run::Measure(lag),
+        run: lag,
     }]
 }
 

@@ -3,6 +3,7 @@
 mod apps;
 mod durable;
 mod lag;
+mod modes;
 mod past;
 mod reads;
 mod replay;
@@ -22,15 +23,8 @@ pub struct Line {
     pub work: &'static str,
     /// What exactly is done, for whoever reads the figures.
     pub does: &'static str,
-    pub run: Run,
-}
-
-/// How a line comes by its figures.
-#[derive(Clone, Copy)]
-pub enum Run {
-    Measure(fn(&Bench) -> Outcome),
-    /// What it would measure does not exist: why.
-    NotBuilt(&'static str),
+    /// How it comes by its figures.
+    pub run: fn(&Bench) -> Outcome,
 }
 
 /// In which order they run: what says most comes first, should the time not do for all.
@@ -51,6 +45,7 @@ pub fn lines() -> Vec<Line> {
         apps::lines(),
         steady::lines(),
         start::lines(),
+        modes::lines(),
     ]
     .into_iter()
     .flatten()

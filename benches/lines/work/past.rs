@@ -1,6 +1,6 @@
 //! Lines 11 to 13: snapshots, and how fast the past is read and written.
 
-use super::{Line, Run};
+use super::Line;
 use crate::{
     bench::{Bench, each, timed, write_noise},
     common::{LONG, REC, number},
@@ -32,20 +32,20 @@ pub fn lines() -> Vec<Line> {
                    snapshot and reads 4 KiB. Against `btrfs subvolume snapshot -r`, then open and read, on a loop file system \
                    with a file of the volume's size of which a tenth was overwritten; it holds no history. Nine \
                    times, and each snapshot is released again.",
-            run: Run::Measure(snapshots),
+            run: snapshots,
         },
         Line {
             number: 12,
             work: "4 KiB random read, depth 16, from a point in the past, 30 % of blocks changed since",
             does: "fio on the export `c1/data@seq:N` of the recovery node; the history overwrites three of each ten blocks, at random.",
-            run: Run::Measure(reads),
+            run: reads,
         },
         Line {
             number: 13,
             work: "4 KiB random write, depth 16, into a vdev",
             does: "fio writes every block of a snapshot's vdev once and flushes; each round takes a new snapshot. nbdkit's cow \
                    filter keeps what is written in a temporary file.",
-            run: Run::Measure(vdev),
+            run: vdev,
         },
     ]
 }

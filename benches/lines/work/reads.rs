@@ -1,6 +1,6 @@
 //! Lines 6 and 7: reads of the protected volume.
 
-use super::{Line, Run};
+use super::Line;
 use crate::{
     bench::{Bench, each},
     fio::{Amount, Job, Ran},
@@ -17,14 +17,14 @@ pub fn lines() -> Vec<Line> {
             work: "4 KiB random read, depth 16",
             does: "For a while, from what the page cache holds. `while writes pend`: a second connection writes 2000 blocks a \
                    second at random meanwhile, on both servers.",
-            run: Run::Measure(random),
+            run: random,
         },
         Line {
             number: 7,
             work: "one 4 KiB read at a time behind saturating writes, p99",
             does: "Reads at depth 1 on one connection while another writes 4 KiB blocks at depth 16 as fast as it can, against \
                    the same reads alone. Production without its peer; the same ratio of qemu-nbd for comparison.",
-            run: Run::Measure(behind_writes),
+            run: behind_writes,
         },
     ]
 }

@@ -1,6 +1,6 @@
 //! Lines 14 and 15: redo over a base, a failover restore, and how soon an application goes on.
 
-use super::{Line, Run};
+use super::Line;
 use crate::{
     bench::{Bench, each, timed, write_noise},
     common::{LONG, PROD, REC},
@@ -30,14 +30,14 @@ pub fn lines() -> Vec<Line> {
                    log that `nbd-server` wrote of the same amount by fio, in blocks of 4 KiB, and a sync; both over the \
                    same image. Restore: the `scrt_ra -F` command, from its start to its end, back over a history of which \
                    many records hit the same blocks, against `dd` of the distinct bytes in block order over a file that has them, with fdatasync.",
-            run: Run::Measure(replay),
+            run: replay,
         },
         Line {
             number: 15,
             work: "failover restore, then failover, to the first write accepted",
             does: "A sparse volume of 100 GiB; production is killed; on the recovery node `scrt_ra -F` to a mark before the last \
                    minute of writing, `rtdr failover`, then an NBD client whose first write is answered.",
-            run: Run::Measure(failover),
+            run: failover,
         },
     ]
 }

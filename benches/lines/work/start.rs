@@ -1,6 +1,6 @@
-//! Lines 20 and 21: modes, and what a node costs that does nothing.
+//! Line 21: what a node costs that does nothing.
 
-use super::{Line, Run};
+use super::Line;
 use crate::{
     bench::{Bench, timed},
     common::{PROD, Pair, REC, Setup},
@@ -18,23 +18,15 @@ use std::{
 };
 
 pub fn lines() -> Vec<Line> {
-    vec![
-        Line {
-            number: 20,
-            work: "`mwc` and `sync` mode on loopback, 4 KiB FUA writes, depth 16",
-            does: "Against `async` with FUA.",
-            run: Run::NotBuilt("there is one mode, `async`; `mwc` and `sync` are refused"),
-        },
-        Line {
-            number: 21,
-            work: "start, memory, idle",
-            does: "Start: the recovery node holds eight containers that it may not apply (it is rolled back), is killed, and started until it answers at its sockets. \
+    vec![Line {
+        number: 21,
+        work: "start, memory, idle",
+        does: "Start: the recovery node holds eight containers that it may not apply (it is rolled back), is killed, and started until it answers at its sockets. \
                    Memory: resident, of the larger daemon, with 200 volumes of 1 TiB, one hole each; and with many retained records of 512 bytes and 16 \
                    snapshots that are open and were read. Idle: both daemons together with 16 volumes, over ten seconds; a wake-up is a \
                    voluntary context switch of any thread.",
-            run: Run::Measure(cost),
-        },
-    ]
+        run: cost,
+    }]
 }
 
 fn cost(bench: &Bench) -> Outcome {

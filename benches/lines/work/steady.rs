@@ -1,6 +1,6 @@
 //! Lines 10, 18, 22 and 23: the full path for long, and beside other work.
 
-use super::{Line, Run};
+use super::Line;
 use crate::{
     bench::{Bench, each, write_noise},
     common::{LONG, PROD, REC, number},
@@ -27,7 +27,7 @@ pub fn lines() -> Vec<Line> {
             does: "4 KiB random writes at depth 16 over and over. `first`: the first tenth of the time. Memory: both daemons at the \
                    end over the end of the first tenth. Stall: the longest wait of any write. Behind: what the replica had not applied, at most, in \
                    containers of 64 MiB, asked every second.",
-            run: Run::Measure(long),
+            run: long,
         },
         Line {
             number: 18,
@@ -35,21 +35,21 @@ pub fn lines() -> Vec<Line> {
             does: "Each node on a loop file system of its own; sectors written there (`/sys/block/loop*/stat`), file system and all, over bytes that fio \
                    wrote at random in 4 KiB. The journal's limit is half of what is written, so that retention works. \
                    Counted until all is at rest and synced.",
-            run: Run::Measure(amplification),
+            run: amplification,
         },
         Line {
             number: 22,
             work: "line 2 while verify, retention and a first sync of another context run",
             does: "`backstay verify` over and over, a new context whose volume of noise is copied, and a journal at its limit, so that each container \
                    frees another; against the same nodes without the first two.",
-            run: Run::Measure(busy),
+            run: busy,
         },
         Line {
             number: 23,
             work: "line 2 on an acting production that holds earlier points",
             does: "Line 2, then failover and resync, then line 2 the other way round: the acting production builds undo, for it holds the points of the \
                    time when it was the replica.",
-            run: Run::Measure(acting),
+            run: acting,
         },
     ]
 }

@@ -1,6 +1,6 @@
 //! Lines 16, 17 and 19: the first sync, and what goes over the wire.
 
-use super::{Line, Run};
+use super::Line;
 use crate::{
     bench::{Bench, timed},
     common::{LONG, PROD, REC},
@@ -24,7 +24,7 @@ pub fn lines() -> Vec<Line> {
             work: "first sync",
             does: "A volume of incompressible bytes; from the start of production's daemon, with the recovery node waiting, until the replica is \
                    consistent. Against `nbdcopy --flush` of the same export into a new file, behind it. The ratio is of rates.",
-            run: Run::Measure(first_sync),
+            run: first_sync,
         },
         Line {
             number: 17,
@@ -32,14 +32,14 @@ pub fn lines() -> Vec<Line> {
             does: "The link is cut and whole regions of 32 KiB are overwritten, each once, until the journal has given most of them up to the \
                    state map; then the link is there again. Counted by a proxy, both directions, TLS included, from then until the replica is consistent. \
                    `90 % equal`: nine of ten regions are overwritten by the very bytes that they hold.",
-            run: Run::Measure(resync),
+            run: resync,
         },
         Line {
             number: 19,
             work: "bytes on the wire for each byte written",
             does: "64 KiB writes of one kind of data, counted as in line 17 until the peer has received them. `zstd -1`: the same bytes in one file, by the \
                    command.",
-            run: Run::Measure(wire),
+            run: wire,
         },
     ]
 }

@@ -1,6 +1,6 @@
 //! Lines 1, 2, 3 and 5: writes, at full speed and one at a time.
 
-use super::{Line, Run};
+use super::Line;
 use crate::{
     bench::{Bench, each, timed},
     fio::{Amount, Job, Ran},
@@ -20,27 +20,27 @@ pub fn lines() -> Vec<Line> {
             work: "4 KiB random write, depth 16, capture",
             does: "fio writes every block of the volume once, in random order, and flushes. Production alone, its peer \
                    away, against the same server without a journal and three others over a plain file.",
-            run: Run::Measure(capture),
+            run: capture,
         },
         Line {
             number: 2,
             work: "the same, full path",
             does: "As line 1, with a live recovery node on the same machine that receives over TLS, journals, and applies \
                    with undo.",
-            run: Run::Measure(full_path),
+            run: full_path,
         },
         Line {
             number: 3,
             work: "4 KiB random write, depth 1, capture: latency",
             does: "One write at a time, for a while; what fio calls completion latency.",
-            run: Run::Measure(latency),
+            run: latency,
         },
         Line {
             number: 5,
             work: "1 MiB sequential write, depth 4",
             does: "fio writes the volume once from its start, and flushes. `device`: as many bytes by pwrite(2) over the \
                    file that the peers serve, and fdatasync.",
-            run: Run::Measure(sequential),
+            run: sequential,
         },
     ]
 }

@@ -27,22 +27,22 @@ struct State {
 }
 
 impl Flushes {
-    /// Adds waiters for `upto`, or answers them at once when it is durable already.
-    pub(super) fn wait(&self, upto: WriteSeq, waiters: Vec<Done>, durable: WriteSeq) {
-        if waiters.is_empty() {
-            return;
+    /// Adds waiters, each for a record, or answers them at once where that is durable already.
+    pub(super) fn wait(&self, mut waiters: Vec<(WriteSeq, Done)>, durable: WriteSeq) {
+        for (_, done) in waiters.extract_if(.., |(upto, _)| *upto <= durable) {
+            done(Ok(()));
         }
-        if upto <= durable {
-            waiters.into_iter().for_each(|done| done(Ok(())));
+        if waiters.is_empty() {
             return;
         }
         let mut state = self.state.lock();
         if let Some(error) = state.ended.clone() {
             drop(state);
-            waiters.into_iter().for_each(|done| done(Err(Arc::clone(&error))));
+            let done = waiters.into_iter().map(|(_, done)| done);
+            done.for_each(|done| done(Err(Arc::clone(&error))));
             return;
         }
-        state.waiting.extend(waiters.into_iter().map(|done| (upto, done)));
+        state.waiting.extend(waiters);
         state.unsynced = true;
         self.bell.notify_all();
     }

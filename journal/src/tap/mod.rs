@@ -31,10 +31,12 @@
 
 mod copy;
 mod flush;
+mod peer;
 mod watch;
 
 pub use copy::{COPY_BYTES, CopyRead, CopyTaken, RACES_MAX, ZERO_COPY_BYTES, digest};
 pub use flush::Flushes;
+pub use peer::{OnLinkLoss, PeerRule, PeerStep};
 pub use watch::Look;
 
 use crate::{Draft, Frame, Journal, JournalError, LfcRow, SealFlags};
@@ -43,6 +45,7 @@ use model::{
     ByteRange, Payload, RangeMap, Record, RecordBody, Timestamp, VolumeIndex, WriteSeq, ports::Medium,
 };
 use parking_lot::{Condvar, Mutex, RwLock};
+use peer::Gate;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
@@ -133,6 +136,8 @@ pub struct TapLimits {
     /// Frames leave by whole sealed containers ([`Tap::take_container`]), because this host builds undo (rule W2). Then
     /// at least two containers may wait, and a container that fills the room alone is sealed early.
     pub whole_containers: bool,
+    /// Whether answers wait for the peer.
+    pub peer: PeerRule,
 }
 
 impl Default for TapLimits {
@@ -141,6 +146,7 @@ impl Default for TapLimits {
             pinned_bytes_max: 256 << 20,
             frame_bytes_max: 2 << 20,
             whole_containers: false,
+            peer: PeerRule::default(),
         }
     }
 }
@@ -171,6 +177,7 @@ pub struct Tap {
     pending: Mutex<Pending>,
     room: Condvar,
     flushes: Flushes,
+    gate: Gate,
     /// Whether it is being closed: nobody waits for room any more.
     closing: AtomicBool,
     closed: AtomicBool,
@@ -215,6 +222,7 @@ impl Tap {
             pending: Mutex::default(),
             room: Condvar::new(),
             flushes: Flushes::default(),
+            gate: Gate::new(limits.peer),
             closing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             no_room: Mutex::default(),
@@ -229,10 +237,14 @@ impl Tap {
         self
     }
 
-    /// From now on nobody waits for room on a disk: who does is told that there is none. Who ends others that may wait for the
-    /// owner, as a copier does, calls this first: the owner may be who waits.
+    /// From now on nobody waits for room on a disk, nor for the peer: who does is told that there is none. Who ends others that may
+    /// wait for the owner, as a copier does, calls this first: the owner may be who waits.
     pub fn let_go(&self) {
         self.closing.store(true, Ordering::Release);
+        // Before the link is ended: what waits for the peer must not be answered with success because that is gone, on a host
+        // that is being fenced.
+        self.gate
+            .end(&Arc::new(JournalError::Refused("the context is stopping".into())));
     }
 
     /// From now on nothing gets a place in the order any more: whoever still holds this tap is refused. What was answered
@@ -258,6 +270,14 @@ impl Tap {
     #[must_use]
     pub fn flushes(&self) -> &Flushes {
         &self.flushes
+    }
+
+    /// Nothing is synced any more: who waits for a sync or for the peer, and who asks for one from now on, is answered with an
+    /// error.
+    pub fn end_syncs(&self) {
+        self.flushes.stop();
+        self.gate
+            .end(&Arc::new(JournalError::Refused("the context is stopping".into())));
     }
 
     fn volume(&self, volume: VolumeIndex) -> Result<&TapVolume, JournalError> {
@@ -331,6 +351,12 @@ impl Tap {
             if batch.is_empty() {
                 return;
             }
+            if let Some(error) = self.refuses_changes() {
+                for request in batch {
+                    (request.done)(Err(Arc::clone(&error)));
+                }
+                continue;
+            }
             let mut drafts = Vec::new();
             let mut bytes = 0;
             let mut answers: Vec<(bool, Done)> = Vec::new();
@@ -345,28 +371,18 @@ impl Tap {
                 answers.push((request.durable, request.done));
                 if bytes >= self.limits.frame_bytes_max {
                     let result = self.commit(owner, std::mem::take(&mut drafts));
-                    self.answer(std::mem::take(&mut answers), result);
+                    self.answer(std::mem::take(&mut answers), result, bytes);
                     bytes = 0;
                 }
             }
             let result = self.commit(owner, drafts);
-            self.answer(answers, result);
+            self.answer(answers, result, bytes);
         }
     }
 
-    fn answer(&self, answers: Vec<(bool, Done)>, result: Result<WriteSeq, JournalError>) {
+    fn answer(&self, answers: Vec<(bool, Done)>, result: Result<WriteSeq, JournalError>, bytes: u64) {
         match result {
-            Ok(upto) => {
-                let mut waiting = Vec::new();
-                for (durable, done) in answers {
-                    if durable {
-                        waiting.push(done);
-                    } else {
-                        done(Ok(()));
-                    }
-                }
-                self.flushes.wait(upto, waiting, self.journal.cursors().durable);
-            }
+            Ok(upto) => self.answer_appended(upto, bytes, answers),
             Err(error) => {
                 let error = Arc::new(error);
                 for (_, done) in answers {
@@ -731,11 +747,11 @@ impl Tap {
                 Ok(durable)
             }
             Err(error) => {
-                self.flushes.failed(&Arc::new(
-                    self.journal
-                        .poisoned()
-                        .unwrap_or(JournalError::Internal("a sync failed without poisoning")),
-                ));
+                let poisoned = self.journal.poisoned();
+                let why = poisoned.unwrap_or(JournalError::Internal("a sync failed without poisoning"));
+                let why = Arc::new(why);
+                self.flushes.failed(&why);
+                self.gate.end(&why);
                 Err(error)
             }
         }

@@ -157,6 +157,8 @@ impl Mixture {
             let status = pair.status(from);
             (status["head"]["context"]["state"] == "ENABLED" && status["consistent"] == true).then_some(())
         });
+        // It says so of its own line, too, before it has heard what it lacks of the other.
+        pair.waits(to, "resynced");
         self.world.serves(why);
         self.world.load.disconnect();
         self.world.load.follow(&self.world.pair, to);
