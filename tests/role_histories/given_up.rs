@@ -2,7 +2,7 @@
 //! what may be promised of it. Each of these was found by a random history.
 
 use super::{
-    lab::{RESYNC, amid_a_resync, behind_lower_numbers, rounds_until_copying, seq, unplanned},
+    lab::{RESYNC, amid_a_resync, behind_lower_numbers, rounds_until_copying, seq, taken_back, unplanned},
     operator::{Command, FORCE, Hint, How, Outcome},
     world::{Side, Step, World},
 };
@@ -45,27 +45,16 @@ fn l1_a_line_that_was_not_added_to_ends_where_it_was_taken_over() {
     with_seeds("l1 not added to", 20, |rng| {
         let mut world = World::synced(rng);
         let point = rolled_back(&mut world, 0, rng);
-        let wanted = Wanted {
-            bytes: Some(0),
-            ..Wanted::default()
-        };
-        let journal = &world.up(B).journal;
-        journal
-            .retain(&wanted, Space::Limit(u64::MAX), Vec::new())
-            .unwrap();
+        world.shrink_window(B, 0);
         unplanned(&mut world, rng);
         assert_eq!(world.up(B).end().1, point);
         if rng.random() {
-            world.hosts[B.index()].power.freeze_at(rng.random_range(1..5));
-            world.steps(&[Step::Work(B), Step::Work(B)], rng);
-            world.hosts[B.index()].power.never_freeze();
-            world.boot_both().unwrap();
+            let nth = rng.random_range(1..5);
+            world.steps_with_a_cut(B, nth, &[Step::Work(B), Step::Work(B)], rng);
         }
         world.steps(&[Step::Mend], rng);
         world.calm(rng);
-        world.run(A, Command::Failover(FORCE), rng);
-        world.put(A, 7, rng);
-        world.run(B, RESYNC, rng);
+        taken_back(&mut world, rng);
         look_at_all(&world, B);
         world.run(A, RESYNC, rng);
         rounds_until_copying(&mut world, rng);
@@ -85,17 +74,12 @@ fn l1_a_failover_from_a_restored_point_that_is_overtaken_applies_nothing() {
         for n in 1..40 {
             let mut world = World::synced(rng);
             rolled_back(&mut world, 3, rng);
-            world.hosts[B.index()].power.freeze_at(n);
-            world.step(&Step::Command(B, Command::Failover(FORCE)), rng);
-            world.hosts[B.index()].power.never_freeze();
-            world.boot_both().unwrap();
+            world.steps_with_a_cut(B, n, &[Step::Command(B, Command::Failover(FORCE))], rng);
             if world.up(B).standing().unwrap() == Standing::FailingOver
                 && world.up(A).standing().unwrap() == Standing::Fenced
             {
                 overtaken += 1;
-                world.run(A, Command::Failover(FORCE), rng);
-                world.put(A, 7, rng);
-                world.run(B, RESYNC, rng);
+                taken_back(&mut world, rng);
                 assert!(world.up(B).restore().unwrap().is_none(), "the restore is over");
                 look_at_all(&world, B);
                 world.run(A, RESYNC, rng);
@@ -123,10 +107,7 @@ fn l1_a_line_that_was_opened_and_not_added_to_does_not_go_on_as_another() {
             world.stream_all(A, rng);
             world.put(A, 3, rng);
             unplanned(&mut world, rng);
-            world.hosts[B.index()].power.freeze_at(n);
-            world.steps(&[Step::Work(B), Step::Sync(B)], rng);
-            world.hosts[B.index()].power.never_freeze();
-            world.boot_both().unwrap();
+            world.steps_with_a_cut(B, n, &[Step::Work(B), Step::Sync(B)], rng);
             let journal = &world.up(B).journal;
             opened += u32::from(journal.awaits_birth() && journal.promotion().is_none());
             world.steps(&[Step::Mend], rng);
@@ -159,17 +140,8 @@ fn l1_a_line_is_taken_over_again_where_nothing_before_is_known_any_more() {
         unplanned(&mut world, rng);
         world.steps(&[Step::Mend], rng);
         world.calm(rng);
-        world.run(A, Command::Failover(FORCE), rng);
-        world.put(A, 7, rng);
-        world.run(B, RESYNC, rng);
-        let wanted = Wanted {
-            bytes: Some(0),
-            ..Wanted::default()
-        };
-        let journal = &world.up(B).journal;
-        journal
-            .retain(&wanted, Space::Limit(u64::MAX), Vec::new())
-            .unwrap();
+        taken_back(&mut world, rng);
+        world.shrink_window(B, 0);
         world.steps(&[Step::Cut], rng);
         world.run(B, Command::Failover(FORCE), rng);
         assert_eq!(world.up(B).end().1, point);

@@ -9,7 +9,7 @@ use super::{
 };
 use Side::{A, B};
 use backstay::roles::{Next, Standing};
-use journal::{Draft, Space, Wanted};
+use journal::Draft;
 use model::{Record, RecordBody, Target, Timestamp, target::TargetKind};
 use rand::RngCore;
 use std::io;
@@ -48,14 +48,8 @@ fn l2_the_set_outlives_the_frames() {
         world.steps(&[Step::Seal(B), Step::WriteBack(B), Step::Ingest(B)], rng);
         let journal = &world.up(B).journal;
         let held = journal.held_bytes().unwrap();
-        let wanted = Wanted {
-            bytes: Some(held / 2),
-            ..Wanted::default()
-        };
         let before = journal.floors().redo;
-        journal
-            .retain(&wanted, Space::Limit(u64::MAX), Vec::new())
-            .unwrap();
+        world.shrink_window(B, held / 2);
         assert!(journal.floors().redo > before, "nothing was freed");
         resync(&mut world, rng);
         world.look_at_pair(B);
@@ -78,14 +72,8 @@ fn l2_what_nobody_knows_any_more_is_copied_whole() {
             world.put(B, n, rng);
             world.steps(&[Step::Seal(B), Step::WriteBack(B), Step::Ingest(B)], rng);
         }
+        world.shrink_window(B, 0);
         let journal = &world.up(B).journal;
-        let wanted = Wanted {
-            bytes: Some(0),
-            ..Wanted::default()
-        };
-        journal
-            .retain(&wanted, Space::Limit(u64::MAX), Vec::new())
-            .unwrap();
         let known = |row: &&std::sync::Arc<journal::LfcRow>| row.last_seq <= common;
         assert!(
             !journal.lfc_rows(..).iter().any(|row| known(&row)),
@@ -371,12 +359,7 @@ fn l7_the_line_that_is_gone_back_to_has_higher_numbers() {
         assert_eq!(world.up(B).end().1, own_end);
         let journal = &world.up(B).journal;
         assert!(journal.cursors().appended < own_end, "the numbers are not higher");
-        let wanted = Wanted {
-            bytes: Some(0),
-            ..Wanted::default()
-        };
-        let retained = journal.retain(&wanted, Space::Limit(u64::MAX), Vec::new());
-        retained.unwrap();
+        world.shrink_window(B, 0);
         world.put(B, 5, rng);
         let cursors = world.up(B).journal.cursors();
         assert!(cursors.applied >= own_end, "{cursors:?}");
@@ -501,14 +484,7 @@ fn the_end_of_the_line_that_gave_way_stays_readable() {
             world.view(A, Some(generation), end).unwrap(),
             "behind more containers"
         );
-        let wanted = Wanted {
-            bytes: Some(0),
-            ..Wanted::default()
-        };
-        let journal = &world.up(A).journal;
-        journal
-            .retain(&wanted, Space::Limit(u64::MAX), Vec::new())
-            .unwrap();
+        world.shrink_window(A, 0);
         assert!(
             !world.view(A, Some(generation), end).unwrap(),
             "it is freed and shown still"

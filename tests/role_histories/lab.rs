@@ -6,6 +6,7 @@ use super::{
     operator::{Command, FORCE, How, Outcome},
     world::{Side, Step, World, reader},
 };
+use journal::{Space, Wanted};
 use model::{ByteRange, Target, VolumeIndex, WriteSeq, target::TargetKind};
 use rand::RngCore;
 use std::{collections::BTreeSet, io};
@@ -74,6 +75,26 @@ impl World {
         for step in steps {
             self.step(step, rng);
         }
+    }
+
+    /// Does steps, in which the power of a host goes at its `nth` durable step; then both are up.
+    pub fn steps_with_a_cut(&mut self, side: Side, nth: u64, steps: &[Step], rng: &mut dyn RngCore) {
+        self.hosts[side.index()].power.freeze_at(nth);
+        self.steps(steps, rng);
+        self.hosts[side.index()].power.never_freeze();
+        self.boot_both().unwrap();
+    }
+
+    /// The window wanted of a host is so many bytes: what lies before it and no other claim holds is freed.
+    pub fn shrink_window(&self, side: Side, bytes: u64) {
+        let wanted = Wanted {
+            bytes: Some(bytes),
+            ..Wanted::default()
+        };
+        let journal = &self.up(side).journal;
+        journal
+            .retain(&wanted, Space::Limit(u64::MAX), Vec::new())
+            .unwrap();
     }
 
     /// Frames, and nothing else, go from a production to its follower, until there are none.
@@ -158,6 +179,13 @@ pub fn resync(world: &mut World, rng: &mut dyn RngCore) {
     world.run(Side::A, RESYNC, rng);
     world.run(Side::B, RESYNC, rng);
     world.calm(rng);
+}
+
+/// The old production insists on its own data and writes; the acting one gives its line up for that.
+pub fn taken_back(world: &mut World, rng: &mut dyn RngCore) {
+    world.run(Side::A, Command::Failover(FORCE), rng);
+    world.put(Side::A, 7, rng);
+    world.run(Side::B, RESYNC, rng);
 }
 
 /// The roles have gone over and back, with a write on each side: more generations, and both hosts have state maps.
