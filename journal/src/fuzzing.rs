@@ -17,24 +17,24 @@ pub fn tail(medium: &dyn Medium) {
 
 /// A superblock, read as at a start.
 pub fn superblock(medium: Arc<dyn Medium>) {
-    drop(Superblock::open(medium));
+    let _ = Superblock::open(medium);
 }
 
 /// Every kind of row of the store, from the same bytes.
 pub fn rows(bytes: &[u8]) {
-    drop(rows::ContextRow::decode(bytes));
-    drop(rows::PinRow::decode(1, bytes));
-    drop(rows::RestoreRow::decode(bytes));
-    drop(rows::Promotion::decode(bytes));
-    drop(rows::Floors::decode(bytes));
-    drop(rows::Consistent::decode_all(bytes));
-    drop(rows::Generation::decode(GenNo(1), bytes));
-    drop(rows::LfcRow::decode(GenNo(1), LfcId(1), bytes));
-    drop(rows::OrdinalRow::decode(Ordinal(1), bytes));
-    drop(rows::decode_mark(GenNo(1), WriteSeq(1), bytes));
-    drop(rows::decode_step(bytes));
-    drop(rows::decode_touched(bytes));
-    drop(Cursors::decode(bytes));
+    let _ = rows::ContextRow::decode(bytes);
+    let _ = rows::PinRow::decode(1, bytes);
+    let _ = rows::RestoreRow::decode(bytes);
+    let _ = rows::Promotion::decode(bytes);
+    let _ = rows::Floors::decode(bytes);
+    let _ = rows::Consistent::decode_all(bytes);
+    let _ = rows::Generation::decode(GenNo(1), bytes);
+    let _ = rows::LfcRow::decode(GenNo(1), LfcId(1), bytes);
+    let _ = rows::OrdinalRow::decode(Ordinal(1), bytes);
+    let _ = rows::decode_mark(GenNo(1), WriteSeq(1), bytes);
+    let _ = rows::decode_step(bytes);
+    let _ = rows::decode_touched(bytes);
+    let _ = Cursors::decode(bytes);
     let _ = line::decode_start(bytes);
     map::rows(bytes);
 }
