@@ -4,21 +4,14 @@
 //! what there is of the past is exact or refused; once there is room all goes on by itself.
 
 use crate::{
-    common::{LONG, PROD, Pair, REC, Setup, number, root_for},
+    common::{LONG, PROD, Pair, REC, number, root_for},
     disk::Disk,
-    full::{Said, warnings},
-    world::{VOLUMES, World, look},
+    full::{self, Said, fills_for_a_while, warnings},
+    world::{VOLUMES, World},
 };
 use model::WriteSeq;
-use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
-use testkit::{
-    proc::{Scratch, until},
-    with_seeds,
-};
+use rand::{rngs::StdRng, seq::IndexedRandom};
+use testkit::{proc::until, with_seeds};
 
 /// A command that may have to wait for what else goes on, to its end.
 fn does(pair: &Pair, node: &str, line: &[&str]) {
@@ -31,13 +24,7 @@ fn does(pair: &Pair, node: &str, line: &[&str]) {
 
 /// Recovery is production, on a disk of its own; production is stopped and waits, or follows.
 fn world(name: &str, folder: &str, bytes: u64, followed: bool, rng: &mut StdRng) -> (World, Disk) {
-    let scratch = Scratch::new(name);
-    let disk = Disk::at(&scratch, folder, "ext4", bytes);
-    let pair = Pair::stopped_in(scratch, &Setup::volumes(&VOLUMES));
-    pair.start(PROD);
-    pair.start(REC);
-    pair.consistent();
-    let mut world = World::new(pair);
+    let (mut world, disk) = full::world(name, folder, bytes);
     for _ in 0..4 {
         world.load.burst(rng, 60);
         world.load.set_mark(&world.pair);
@@ -97,29 +84,18 @@ fn past(world: &World, over: WriteSeq, rng: &mut StdRng) -> (usize, usize, usize
 
 /// Under load the room goes and comes back; in between the daemon is killed once, and starts where there is room again. `keeps`:
 /// the journal has a disk of its own, so nothing of the past has to go.
-fn fills(name: &str, folder: &str, bytes: u64, followed: bool, keeps: bool) -> Said {
-    let mut said = Said::new();
+fn fills(name: &str, folder: &str, bytes: u64, followed: bool, keeps: bool) {
     if !root_for("full disks") {
-        return said;
+        return;
     }
     with_seeds(name, 1, |rng| {
         let (mut world, disk) = world(name, folder, bytes, followed, rng);
+        let mut said = Said::new();
         let over = world.load.head();
         assert!(oldest(&world) < Some(over), "nothing is held from before");
         for round in 0..2 * crate::factor() {
             let why = format!("{folder}, followed: {followed}, round {round}");
-            let lasts = Duration::from_millis(rng.random_range(2500..4000));
-            world.under_load(&why, rng, |pair, looks| {
-                disk.fill();
-                let from = Instant::now();
-                while from.elapsed() < lasts {
-                    *looks += 1;
-                    let look = look(pair, REC, &why);
-                    said.extend(warnings(&look.production));
-                    thread::sleep(Duration::from_millis(100));
-                }
-                disk.free();
-            });
+            fills_for_a_while(&mut world, &disk, &why, &mut said, rng);
             until(&format!("{why}: it to be well"), LONG, || {
                 let status = world.pair.status(REC);
                 let complains = warnings(&status)
@@ -176,7 +152,6 @@ fn fills(name: &str, folder: &str, bytes: u64, followed: bool, keeps: bool) -> S
             said.iter().take(3).collect::<Vec<_>>()
         );
     });
-    said
 }
 
 #[test]

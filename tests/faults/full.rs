@@ -7,7 +7,7 @@ use crate::{
     disk::Disk,
     world::{VOLUMES, World, look},
 };
-use rand::Rng;
+use rand::{Rng, rngs::StdRng};
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
@@ -20,7 +20,7 @@ use testkit::{
 };
 
 /// A pair with a small disk of its own below a folder of one node.
-fn world(name: &str, folder: &str, bytes: u64) -> (World, Disk) {
+pub fn world(name: &str, folder: &str, bytes: u64) -> (World, Disk) {
     let scratch = Scratch::new(name);
     let disk = Disk::at(&scratch, folder, "ext4", bytes);
     let pair = Pair::stopped_in(scratch, &Setup::volumes(&VOLUMES));
@@ -55,7 +55,24 @@ fn recovers(world: &World, why: &str) {
     });
 }
 
-/// Under load the room goes and comes back, again and again.
+/// Under load the room goes and comes back; meanwhile both hosts are looked at, and heard.
+pub fn fills_for_a_while(world: &mut World, disk: &Disk, why: &str, said: &mut Said, rng: &mut StdRng) {
+    let production = world.load.node;
+    let lasts = Duration::from_millis(rng.random_range(2500..4000));
+    world.under_load(why, rng, |pair, looks| {
+        disk.fill();
+        let from = Instant::now();
+        while from.elapsed() < lasts {
+            *looks += 1;
+            let look = look(pair, production, why);
+            said.extend(warnings(&look.production).chain(warnings(&look.replica)));
+            thread::sleep(Duration::from_millis(100));
+        }
+        disk.free();
+    });
+}
+
+/// [`fills_for_a_while`], again and again, and both hosts are well each time.
 fn fills(name: &str, folder: &str, bytes: u64) -> Said {
     let mut said = Said::new();
     if !root_for("full disks") {
@@ -65,18 +82,7 @@ fn fills(name: &str, folder: &str, bytes: u64) -> Said {
     with_seeds(name, 1, |rng| {
         for round in 0..crate::factor() {
             let why = format!("{folder}, round {round}");
-            let lasts = Duration::from_millis(rng.random_range(2500..4000));
-            world.under_load(&why, rng, |pair, looks| {
-                disk.fill();
-                let from = Instant::now();
-                while from.elapsed() < lasts {
-                    *looks += 1;
-                    let look = look(pair, PROD, &why);
-                    said.extend(warnings(&look.production).chain(warnings(&look.replica)));
-                    thread::sleep(Duration::from_millis(100));
-                }
-                disk.free();
-            });
+            fills_for_a_while(&mut world, &disk, &why, &mut said, rng);
             recovers(&world, &why);
             world.settle(&why);
         }
