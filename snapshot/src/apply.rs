@@ -137,18 +137,6 @@ pub fn apply_first_sync(
             blocks,
         })?;
     }
-    write_back(volumes, changes, &mut |_| {})?;
+    overwrite(volumes, changes, None, &mut |_| {})?;
     Ok(step.ordinal())
-}
-
-/// Writes back on a host that holds no earlier reachable point: no undo. Repeating it is harmless.
-///
-/// # Errors
-/// As [`overwrite()`].
-pub fn write_back(
-    volumes: &Volumes,
-    changes: &ChangeSet,
-    progress: &mut dyn FnMut(u64),
-) -> Result<Overwritten> {
-    overwrite(volumes, changes, None, progress)
 }

@@ -20,7 +20,7 @@
 //!
 //! A copy is durable when [`write_copies`] returns, also where nothing had to change: what was read as equal may have been
 //! written by a process that was killed before it synced, so the volumes of all copies are synced, not only those that changed. So
-//! are those of offers ([`sync_of`]) before anything is said to be there.
+//! are those of offers ([`Volumes::sync_of`]) before anything is said to be there.
 //!
 //! The bytes are nowhere else on this host. A crash in mid-overwrite leaves a mix, for whose blocks undo is durable; the
 //! copy was not acknowledged, so production sends the region again. The interrupted ordinal is taken as it is: no point
@@ -112,24 +112,8 @@ pub fn write_copies(
         }
     }
     let synced: BTreeSet<_> = changes.volumes().collect();
-    sync_of(
-        volumes,
-        copies.iter().map(|c| c.volume).filter(|v| !synced.contains(v)),
-    )?;
+    volumes.sync_of(copies.iter().map(|c| c.volume).filter(|v| !synced.contains(v)))?;
     Ok(ordinal)
-}
-
-/// Makes what these volumes hold durable.
-///
-/// # Errors
-/// When one of them fails, or is not there.
-pub fn sync_of(volumes: &Volumes, indices: impl Iterator<Item = VolumeIndex>) -> Result<()> {
-    let distinct: BTreeSet<_> = indices.collect();
-    for index in distinct {
-        let volume = volumes.get(index)?;
-        volume.medium().sync().map_err(|e| volume.failed("sync", 0, e))?;
-    }
-    Ok(())
 }
 
 /// A region that production offers: its digest, and those of its pieces as a hint.

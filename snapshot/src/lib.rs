@@ -5,7 +5,7 @@
 //!
 //! * [`Volumes`] are the volumes of one context; [`ChangeSet`] is what some records do to them, newest wins.
 //! * [`overwrite()`] is the one function that changes a volume: before-images durable first, then the blocks. [`apply()`]
-//!   (a sealed container), [`write_back`] (no undo) and [`Restore`] are thin callers of it.
+//!   (a sealed container) and [`Restore`] are thin callers of it; [`write_back`] is its second half alone.
 //! * [`View`] is the volumes at a [`model::Point`]; [`Overlay`] holds the writes of one read-write user; [`Vdev`] is both.
 //! * [`RestorePlan`] says what a restore may change; [`Restore`] does it, and goes on after a crash at any step.
 //!
@@ -34,12 +34,12 @@ mod vdev;
 mod view;
 mod volumes;
 
-pub use apply::{Applied, Lfc, Step, apply, apply_first_sync, write_back};
+pub use apply::{Applied, Lfc, Step, apply, apply_first_sync};
 pub use change::{ChangeSet, Run};
-pub use copies::{RegionCopy, RegionOffer, lacking, piece_digest, sync_of, write_copies};
+pub use copies::{RegionCopy, RegionOffer, lacking, piece_digest, write_copies};
 pub use error::{Result, SnapshotError};
 pub use overlay::{Overlay, OverlayUsage};
-pub use overwrite::{Images, Overwritten, UndoPlan, overwrite, overwrite_again, write_unsynced};
+pub use overwrite::{Images, Overwritten, UndoPlan, overwrite, overwrite_again, write_back};
 pub use plan::{BlockKey, Candidates, RestorePlan};
 pub use progress::Progress;
 pub use restore::{Checkpoint, Restore, Restored, Watch};

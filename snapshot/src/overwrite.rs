@@ -21,7 +21,7 @@
 //! # What it does not do
 //!
 //! It moves no cursor: the caller does that when [`overwrite()`] has returned, because then the volumes are synced. Behind
-//! [`write_unsynced`] they are not: who writes back without undo syncs them now and then, and says so only behind that.
+//! [`write_back`] they are not: who writes back without undo syncs them now and then, and says so only behind that.
 
 use crate::{
     change::{ChangeSet, Run},
@@ -88,7 +88,7 @@ pub fn overwrite(
     }) = undo
     else {
         let bytes = write(volumes, changes, None, progress)?;
-        sync(volumes, changes)?;
+        volumes.sync_of(changes.volumes())?;
         return Ok(Overwritten {
             bytes,
             undo_blocks: 0,
@@ -114,18 +114,19 @@ pub fn overwrite(
     };
     drop(container);
     let bytes = write(volumes, changes, Some(&guard), progress)?;
-    sync(volumes, changes)?;
+    volumes.sync_of(changes.volumes())?;
     Ok(Overwritten {
         bytes,
         undo_blocks: guard.blocks.len() as u64,
     })
 }
 
-/// Overwrites volumes without undo, and does not sync them: for whoever writes more before it says that anything is there.
+/// Writes back on a host that holds no earlier reachable point: no undo; and no sync, which is the caller's before it says that
+/// anything is there. Repeating it is harmless.
 ///
 /// # Errors
 /// As [`overwrite()`].
-pub fn write_unsynced(volumes: &Volumes, changes: &ChangeSet) -> Result<()> {
+pub fn write_back(volumes: &Volumes, changes: &ChangeSet) -> Result<()> {
     check(volumes, changes)?;
     write(volumes, changes, None, &mut |_| {}).map(drop)
 }
@@ -160,7 +161,7 @@ pub fn overwrite_again(
     }
     fence(Ordering::SeqCst);
     let bytes = write(volumes, changes, Some(&guard), progress)?;
-    sync(volumes, changes)?;
+    volumes.sync_of(changes.volumes())?;
     Ok(Overwritten {
         bytes,
         undo_blocks: 0,
@@ -282,12 +283,4 @@ fn write(
         progress(run.range.len());
     }
     Ok(bytes)
-}
-
-fn sync(volumes: &Volumes, changes: &ChangeSet) -> Result<()> {
-    for index in changes.volumes() {
-        let volume = volumes.get(index)?;
-        volume.medium().sync().map_err(|e| volume.failed("sync", 0, e))?;
-    }
-    Ok(())
 }

@@ -2,7 +2,11 @@
 
 use crate::error::{Result, SnapshotError};
 use model::{BlockNo, ByteRange, VolumeIndex, ports::Medium};
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
 
 /// One volume: its name, what holds it, and how much of that is served.
 #[derive(Clone)]
@@ -107,7 +111,17 @@ impl Volumes {
     /// # Errors
     /// When a volume fails.
     pub fn sync(&self) -> Result<()> {
-        for volume in self.volumes.values() {
+        self.sync_of(self.volumes.keys().copied())
+    }
+
+    /// As [`Volumes::sync`], of these volumes.
+    ///
+    /// # Errors
+    /// When one of them fails, or is not there.
+    pub fn sync_of(&self, indices: impl Iterator<Item = VolumeIndex>) -> Result<()> {
+        let distinct: BTreeSet<_> = indices.collect();
+        for index in distinct {
+            let volume = self.get(index)?;
             volume.medium().sync().map_err(|e| volume.failed("sync", 0, e))?;
         }
         Ok(())

@@ -24,7 +24,7 @@
 use super::{Applier, ApplyError, CopyQueue};
 use journal::{Frame, Journal, JournalError, tap::Tap};
 use model::{ContextState, WriteSeq};
-use snapshot::{ChangeSet, SnapshotError, Volumes, write_unsynced};
+use snapshot::{ChangeSet, SnapshotError, Volumes, write_back};
 use std::{
     sync::{Arc, mpsc},
     thread,
@@ -78,7 +78,7 @@ pub fn replay_by(journal: &Journal, volumes: &Volumes, bytes: u64) -> Result<u64
             .map_err(SnapshotError::Thread)?;
         for window in windows {
             let (last, changes) = window?;
-            write_unsynced(volumes, &changes)?;
+            write_back(volumes, &changes)?;
             done = last;
         }
         Ok::<_, ApplyError>(())

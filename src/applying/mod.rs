@@ -12,8 +12,7 @@ use model::{
     ports::{History, OrdinalKind},
 };
 use snapshot::{
-    ChangeSet, Lfc, RegionOffer, SnapshotError, Volumes, apply, apply_first_sync, lacking, sync_of,
-    write_copies,
+    ChangeSet, Lfc, RegionOffer, SnapshotError, Volumes, apply, apply_first_sync, lacking, write_copies,
 };
 use std::ops::Bound;
 
@@ -122,7 +121,7 @@ impl Applier<'_> {
             }
         }
         // Behind the reads: what was read may have been in memory only.
-        sync_of(self.volumes, offers.iter().map(|o| o.volume))?;
+        self.volumes.sync_of(offers.iter().map(|o| o.volume))?;
         Ok(lacks)
     }
 

@@ -17,7 +17,7 @@ use crate::{
 use journal::tap::{Tap, TapLimits};
 use model::{VolumeIndex, WriteSeq};
 use parking_lot::Mutex;
-use snapshot::{ChangeSet, Volumes, write_unsynced};
+use snapshot::{ChangeSet, Volumes, write_back};
 use std::{
     sync::{
         Arc,
@@ -235,7 +235,7 @@ fn write_back_loop(agent: &Agent) {
             continue;
         }
         let changes: ChangeSet = frames.iter().flat_map(|f| f.records()).collect();
-        while let Err(e) = write_unsynced(&agent.volumes, &changes) {
+        while let Err(e) = write_back(&agent.volumes, &changes) {
             // The journal holds it: writers wait when too much does (invariant 6).
             if !e.waits_for_room() || agent.context.journal.poisoned().is_some() {
                 return agent.poison("write-back", &e);

@@ -14,7 +14,7 @@ use model::{
     ContextState, GenId, Role, Term, Timestamp, VolumeIndex, WriteSeq,
     ports::{History, Medium},
 };
-use snapshot::{ChangeSet, Volumes, write_unsynced};
+use snapshot::{ChangeSet, Volumes, write_back};
 use std::{collections::BTreeMap, io, sync::Arc};
 use testkit::{SimPower, sim::Order};
 
@@ -137,7 +137,7 @@ impl Production {
         let mut changes = ChangeSet::new();
         let records = frames.iter().flat_map(|f| f.records().iter());
         records.for_each(|r| changes.add(r));
-        write_unsynced(&self.volumes, &changes)?;
+        write_back(&self.volumes, &changes)?;
         Ok(self.tap.written_back(&frames)?)
     }
 
