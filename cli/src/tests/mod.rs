@@ -4,8 +4,10 @@ mod conformance;
 mod daemon;
 mod golden;
 mod letters;
+mod local;
 mod replies;
 mod roles;
+mod usage;
 
 use crate::{Hooks, InitArgs, InitReport, Offline, console::Console, env::Env, run::run, zone::Zone};
 use control::{
@@ -108,4 +110,9 @@ pub(super) fn command(dir: &Path, around: &Around, words: &[&str], input: &str) 
         out: out.text(),
         err: err.text(),
     }
+}
+
+/// A command line as it is typed, without blanks inside of words.
+pub(super) fn words(line: &str) -> Vec<&str> {
+    line.split(' ').collect()
 }

@@ -5,6 +5,7 @@ use super::{
     daemon::Node,
     golden::{check, view},
     replies::{ago, head, mounts, point},
+    words,
 };
 use crate::show;
 use control::{
@@ -22,9 +23,8 @@ enum Say {
 }
 
 /// Plays `part`; a question that is answered with no ends it.
-fn play(words: &str, input: &str, part: Vec<Say>, end: Outcome) -> Ran {
-    let words: Vec<_> = words.split(' ').collect();
-    let (ran, _) = Node::new().play(&words, input, move |s: Session<UnixStream>, _: &Request| {
+fn play(line: &str, input: &str, part: Vec<Say>, end: Outcome) -> Ran {
+    let (ran, _) = Node::new().play(&words(line), input, move |s: Session<UnixStream>, _: &Request| {
         let mut session = s;
         session.send(&Event::Head(head())).unwrap();
         for say in part {
