@@ -161,11 +161,12 @@ impl Agent {
     /// Waits before a full disk is asked for room again. Something may have happened that made some; but who writes rings at
     /// every sync, and every attempt builds a file.
     fn rest(&self, ear: &mut Ear) {
-        let from = Instant::now();
-        ear.wait(LOOK_AGAIN);
-        while let Some(left) = REST.checked_sub(from.elapsed()).filter(|_| !self.stopping()) {
-            ear.wait(left);
-        }
+        let wait = |at_most| {
+            let from = Instant::now();
+            ear.wait(at_most);
+            from.elapsed()
+        };
+        rest_by(wait, || self.stopping());
     }
 
     fn poison(&self, what: &str, error: &dyn std::fmt::Display) {
@@ -398,4 +399,50 @@ fn drop_applied(agent: &Agent, upto: WriteSeq) -> Result<bool, journal::JournalE
     let all = journal.drop_applied(upto)?;
     journal.forget_old_rows(&agent.context.wanted())?;
     Ok(all)
+}
+
+/// [`Agent::rest`]; `wait` waits until something happens, at most so long, and answers how long that was.
+fn rest_by(mut wait: impl FnMut(Duration) -> Duration, stopping: impl Fn() -> bool) {
+    let mut rested = wait(LOOK_AGAIN);
+    while rested < REST && !stopping() {
+        rested += wait(REST - rested);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often a disk that stays full is asked for room in ten seconds in which something happens so often.
+    fn asked(happens_every: Duration) -> usize {
+        let (mut clock, mut asked) = (Duration::ZERO, 0);
+        while clock < Duration::from_secs(10) {
+            asked += 1;
+            let wait = |at_most| {
+                let waited = happens_every.min(at_most);
+                clock += waited;
+                waited
+            };
+            rest_by(wait, || false);
+        }
+        asked
+    }
+
+    #[test]
+    fn a_full_disk_is_asked_for_room_five_times_a_second_at_most() {
+        assert_eq!(asked(Duration::from_millis(1)), 50);
+        assert_eq!(asked(Duration::from_millis(500)), 20, "when something happened");
+        assert_eq!(asked(Duration::MAX), 5, "room may come from outside");
+    }
+
+    #[test]
+    fn who_is_to_stop_does_not_rest() {
+        let mut waits = 0;
+        let wait = |_| {
+            waits += 1;
+            Duration::from_millis(1)
+        };
+        rest_by(wait, || true);
+        assert_eq!(waits, 1);
+    }
 }
