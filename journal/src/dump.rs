@@ -22,7 +22,7 @@ use crate::{
 };
 use bytes::Bytes;
 use model::{
-    BlockNo, GenNo, LfcId, Ordinal, Payload, Record, RecordBody, VolumeIndex, WriteSeq,
+    BlockNo, GenNo, LfcId, Ordinal, Payload, Record, RecordBody, VolumeIndex, WriteSeq, is_zero,
     ports::{Family, Medium, Store},
 };
 use std::{fmt::Debug, path::Path};
@@ -109,7 +109,7 @@ fn slots(medium: &dyn Medium, sink: Sink<'_>) -> Result<(), JournalError> {
                 "counter={counter} durable={} metadata={} checkpointed={}",
                 b.durable, b.meta_seq, b.checkpointed
             ),
-            Err(_) if block.iter().all(|b| *b == 0) => "blank".into(),
+            Err(_) if is_zero(&block) => "blank".into(),
             Err(e) => format!("does not check: {e}"),
         };
         sink(Line {
@@ -142,7 +142,7 @@ fn tail_lines(medium: &dyn Medium, n: usize, sink: Sink<'_>) -> Result<(), Journ
                 .unwrap_or_default(),
             if h.start.after_gap { " after-gap" } else { "" },
         ),
-        None if head.iter().all(|b| *b == 0) => "blank".into(),
+        None if is_zero(&head) => "blank".into(),
         None => "no header that checks".into(),
     };
     sink(Line {

@@ -14,7 +14,7 @@ use crate::{
     codec::{Malformed, Read, Reader, Writer, index, other_magic},
     error::{JournalError, Position},
 };
-use model::{GenNo, WriteSeq, checks, ports::Medium};
+use model::{GenNo, WriteSeq, checks, is_zero, ports::Medium};
 use std::sync::Arc;
 
 /// Bytes of a slot.
@@ -145,7 +145,7 @@ pub(crate) fn slots(medium: &dyn Medium) -> Result<[Slot; 2], JournalError> {
         read.map_err(|e| JournalError::io("superblock", e))?;
         *found = match decode(&block) {
             Ok(_) => Slot::Whole,
-            Err(_) if block.iter().all(|b| *b == 0) => Slot::Blank,
+            Err(_) if is_zero(&block) => Slot::Blank,
             Err(_) => Slot::Bad,
         };
     }

@@ -22,7 +22,7 @@ pub use id::{ContextId, GenId, GenNo, Level, LfcId, Ordinal, Term, VolumeIndex, 
 pub use mark::EventMark;
 pub use point::{Point, RedoSpan};
 pub use range_map::{Piece, RangeMap};
-pub use record::{Payload, Record, RecordBody};
+pub use record::{Payload, Record, RecordBody, is_zero};
 pub use role::{ContextState, Role};
 pub use target::Target;
 pub use time::Timestamp;

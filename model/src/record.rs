@@ -13,6 +13,16 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// Bytes as a payload; nothing but zeroes becomes a flag (`rules.md` W5).
+    #[must_use]
+    pub fn of(bytes: Bytes) -> Self {
+        if is_zero(&bytes) {
+            Self::Zero
+        } else {
+            Self::Data(bytes)
+        }
+    }
+
     /// Copies `out.len()` bytes, from `skip` bytes into the payload, to `out`.
     ///
     /// # Panics
@@ -26,6 +36,14 @@ impl Payload {
             }
         }
     }
+}
+
+/// Whether all bytes are zero.
+#[must_use]
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // In two steps, because the first lets the compiler use wide loads.
+    let (chunks, rest) = bytes.as_chunks::<64>();
+    chunks.iter().all(|c| c.iter().fold(0, |a, b| a | b) == 0) && rest.iter().all(|b| *b == 0)
 }
 
 /// What happened.
@@ -118,6 +136,24 @@ impl Record {
             RecordBody::Write { data, .. } => Some(Payload::Data(data.clone())),
             RecordBody::Zero { .. } => Some(Payload::Zero),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_bit_anywhere_is_not_zero() {
+        for len in 0..200 {
+            let mut bytes = vec![0; len];
+            assert!(is_zero(&bytes));
+            for at in 0..len {
+                bytes[at] = 1 << (at % 8);
+                assert!(!is_zero(&bytes), "{at} of {len}");
+                bytes[at] = 0;
+            }
         }
     }
 }

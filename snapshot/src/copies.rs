@@ -29,11 +29,11 @@
 use crate::{
     change::{ChangeSet, Run},
     error::Result,
-    overwrite::{UndoPlan, is_zero, overwrite},
+    overwrite::{UndoPlan, overwrite},
     volumes::{Volume, Volumes},
 };
 use model::{
-    BLOCK_SIZE, ByteRange, Ordinal, Payload, VolumeIndex, WriteSeq,
+    BLOCK_SIZE, ByteRange, Ordinal, Payload, VolumeIndex, WriteSeq, is_zero,
     ports::{History, OrdinalKind},
 };
 use std::collections::BTreeSet;

@@ -219,23 +219,7 @@ fn before_images(volumes: &Volumes, changes: &ChangeSet) -> Result<Images> {
 /// Cuts whole blocks out of a buffer.
 fn blocks(buf: Bytes) -> impl Iterator<Item = Payload> {
     let step = BLOCK_SIZE as usize;
-    (0..buf.len() / step).map(move |i| as_payload(buf.slice(i * step..(i + 1) * step)))
-}
-
-/// Bytes as a payload; nothing but zeroes becomes a flag (`rules.md` W5).
-pub(crate) fn as_payload(bytes: Bytes) -> Payload {
-    if is_zero(&bytes) {
-        Payload::Zero
-    } else {
-        Payload::Data(bytes)
-    }
-}
-
-/// Whether all bytes are zero.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    // In two steps, because the first lets the compiler use wide loads.
-    let (chunks, rest) = bytes.as_chunks::<64>();
-    chunks.iter().all(|c| c.iter().fold(0, |a, b| a | b) == 0) && rest.iter().all(|b| *b == 0)
+    (0..buf.len() / step).map(move |i| Payload::of(buf.slice(i * step..(i + 1) * step)))
 }
 
 /// The blocks whose before-images are known to be durable; invariant 4's one assertion.

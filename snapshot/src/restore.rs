@@ -27,12 +27,12 @@ use crate::{
     change::ChangeSet,
     error::{Result, SnapshotError},
     lens::Source,
-    overwrite::{Images, UndoPlan, as_payload, blocks_of, is_zero, overwrite, overwrite_again},
+    overwrite::{Images, UndoPlan, blocks_of, overwrite, overwrite_again},
     plan::{BlockKey, Candidates, RestorePlan},
     progress::Progress,
     volumes::Volumes,
 };
-use model::{BLOCK_SIZE, BlockNo, ByteRange, Ordinal, Payload, WriteSeq, ports::History};
+use model::{BLOCK_SIZE, BlockNo, ByteRange, Ordinal, Payload, WriteSeq, is_zero, ports::History};
 use std::{ops::ControlFlow, sync::mpsc, thread};
 
 /// Blocks compared at once.
@@ -255,11 +255,11 @@ impl Restore<'_> {
                 continue;
             }
             let wanted = match wanted {
-                Payload::Data(data) => as_payload(data.slice(..length(range))),
+                Payload::Data(data) => Payload::of(data.slice(..length(range))),
                 Payload::Zero => Payload::Zero,
             };
             part.changes.put(volume, range, WriteSeq(0), wanted);
-            part.images.push((volume, key.1, as_payload(held)));
+            part.images.push((volume, key.1, Payload::of(held)));
             part.count += 1;
         }
         Ok(())
