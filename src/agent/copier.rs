@@ -20,7 +20,7 @@
 //!   LCA takes copies off the table meanwhile.
 //! - All is complete only when a look from the beginning of the map found nothing, and nothing was on its way or owed.
 
-use super::offers::{Next, Offers};
+use super::offers::{How, Next, Offers, owed};
 use journal::{
     Journal, JournalError,
     tap::{COPY_BYTES, CopyRead, CopyTaken, RACES_MAX, Tap, ZERO_COPY_BYTES},
@@ -93,16 +93,6 @@ struct Sent {
     range: ByteRange,
     bytes: u64,
     is_offer: bool,
-}
-
-/// How a range is copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum How {
-    Bytes,
-    /// Offered, with the digests of its pieces.
-    Offer,
-    /// Offered as a whole: it is a piece that seemed to be there.
-    WholeOffer,
 }
 
 /// Copies between their stub and their acknowledgement.
@@ -181,20 +171,10 @@ impl Table {
         state.bytes -= offered.bytes;
         let lacking: u64 = ranges.iter().map(|range| range.len()).sum();
         state.offers.answered(lacking < offered.range.len());
-        let mut at = offered.range.start;
-        let mut owe = |start: u64, end: u64, how| {
-            if start < end {
-                state
-                    .owed
-                    .push_back((offered.volume, ByteRange { start, end }, how));
-            }
-        };
-        for range in ranges {
-            owe(at, range.start, How::WholeOffer);
-            owe(range.start, range.end, How::Bytes);
-            at = range.end;
-        }
-        owe(at, offered.range.end, How::WholeOffer);
+        let owed = owed(offered.range, ranges).into_iter();
+        state
+            .owed
+            .extend(owed.map(|(range, how)| (offered.volume, range, how)));
         drop(state);
         self.changed.notify_all();
     }

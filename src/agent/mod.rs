@@ -4,7 +4,7 @@ pub mod aba;
 mod copier;
 pub mod lca;
 pub mod meeting;
-mod offers;
+pub mod offers;
 
 use journal::{JournalError, LfcRow, SealFlags};
 use std::future::Future;

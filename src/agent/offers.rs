@@ -1,4 +1,4 @@
-//! Whether a stale region is offered by its digest before its bytes are sent.
+//! Whether a stale region is offered by its digest before its bytes are sent, and what of it comes again.
 //!
 //! After a gap most of what is stale may be equal: whole regions are stale for one block, files are written again with what they
 //! held, both hosts of a failback were the same for a long time. An offer ([`wire::Offer`]) costs some hundred bytes and a second
@@ -9,6 +9,8 @@
 //! sends none of them meanwhile. To a replica that is far behind the copier offers nothing.
 //!
 //! What the recovery host does with an offer, and why nothing is taken for equal that is not: `src/applying/copies.rs`.
+
+use model::ByteRange;
 
 /// Failed offers in a row that are chance: most of a set can be equal.
 const CHANCE: u32 = 4;
@@ -25,6 +27,36 @@ pub enum Next {
     Send,
     /// Some answer comes first.
     Wait,
+}
+
+/// How a range is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// With its bytes.
+    Bytes,
+    /// Offered, with the digests of its pieces.
+    Offer,
+    /// Offered as a whole: it is a piece that seemed to be there.
+    WholeOffer,
+}
+
+/// All of a range that was offered and of which the peer lacks these ranges, which rise: how each part of it comes again.
+#[must_use]
+pub fn owed(offered: ByteRange, lacking: &[ByteRange]) -> Vec<(ByteRange, How)> {
+    let mut parts = Vec::new();
+    let mut at = offered.start;
+    let mut owe = |start: u64, end: u64, how| {
+        if start < end {
+            parts.push((ByteRange { start, end }, how));
+        }
+    };
+    for range in lacking {
+        owe(at, range.start, How::WholeOffer);
+        owe(range.start, range.end, How::Bytes);
+        at = range.end;
+    }
+    owe(at, offered.end, How::WholeOffer);
+    parts
 }
 
 /// Remembers what the last offers came to.
@@ -102,6 +134,29 @@ mod tests {
                 wanted
             })
             .count()
+    }
+
+    #[test]
+    fn all_of_an_offer_is_owed_but_no_more() {
+        let r = |start, end| ByteRange { start, end };
+        for (lacking, parts) in [
+            (vec![r(10, 90)], vec![(r(10, 90), How::Bytes)]),
+            (
+                vec![r(10, 20), r(50, 60)],
+                vec![
+                    (r(10, 20), How::Bytes),
+                    (r(20, 50), How::WholeOffer),
+                    (r(50, 60), How::Bytes),
+                    (r(60, 90), How::WholeOffer),
+                ],
+            ),
+            (
+                vec![r(30, 90)],
+                vec![(r(10, 30), How::WholeOffer), (r(30, 90), How::Bytes)],
+            ),
+        ] {
+            assert_eq!(owed(r(10, 90), &lacking), parts, "{lacking:?}");
+        }
     }
 
     #[test]

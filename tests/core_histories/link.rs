@@ -9,6 +9,7 @@ use backstay::{
     agent::{
         aba::{follow, local_of, pass_gap, refusal, welcome_of},
         meeting::{self, Acquaintance, PeerSet, end_of, over_the_gap},
+        offers::{How, owed},
     },
     applying::{Arrived, CopyQueue},
     roles::{
@@ -157,14 +158,6 @@ pub struct Link {
     stubs: BTreeMap<WriteSeq, Digest>,
 }
 
-/// As the copier's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum How {
-    Bytes,
-    Offer,
-    WholeOffer,
-}
-
 #[derive(Default)]
 struct Copier {
     at: (VolumeIndex, u64),
@@ -260,18 +253,8 @@ impl Link {
                     self.offers[1] += 1;
                     assert!(self.offered.remove(&lacks.seq), "an offer");
                     let (volume, range) = self.sent.remove(&lacks.seq).expect("an offer that was sent");
-                    let mut at = range.start;
-                    let mut owe = |start, end, how| {
-                        if start < end {
-                            self.owed.push_back((volume, ByteRange { start, end }, how));
-                        }
-                    };
-                    for lacking in &lacks.ranges {
-                        owe(at, lacking.start, How::WholeOffer);
-                        owe(lacking.start, lacking.end, How::Bytes);
-                        at = lacking.end;
-                    }
-                    owe(at, range.end, How::WholeOffer);
+                    let owed = owed(range, &lacks.ranges).into_iter();
+                    self.owed.extend(owed.map(|(range, how)| (volume, range, how)));
                 }
                 SenderAction::Fenced { term } | SenderAction::Conflict { term } => a.fence(term)?,
                 SenderAction::Refused { text, .. } => self.over_a = Some(text),
