@@ -7,6 +7,7 @@ use crate::{
 };
 use model::WriteSeq;
 use rand::{Rng, rngs::StdRng};
+use serde_json::Value;
 use std::{thread, time::Duration};
 use testkit::proc::until;
 
@@ -53,10 +54,8 @@ impl Mixture {
                 thread::sleep(lasts);
                 pair.json(to, &["rtdr", "-qfC", "1", "failover"])
             });
-            let point = done["reply"]["role"]["point"]["seq"].as_u64();
-            let point = WriteSeq(point.unwrap_or_else(|| panic!("{why}: {done}")));
             let from = self.production();
-            let mut history = self.goes_on_at(point, why);
+            let mut history = self.goes_on_at(point_of(&done, why), why);
             assert!(
                 history.is_refused(),
                 "{why}: {from} gave up, and serves who was connected"
@@ -80,8 +79,7 @@ impl Mixture {
         let (from, to) = (self.production(), self.replica());
         self.amid_a_kill_of(&[to], to, &["rtdr", "-qfC", "1", "failover"], why, rng);
         let again = self.world.pair.json(to, &["rtdr", "-qfC", "1", "failover"]);
-        let point = again["reply"]["role"]["point"]["seq"].as_u64();
-        let point = WriteSeq(point.unwrap_or_else(|| panic!("{why}: {again}")));
+        let point = point_of(&again, why);
         assert!(
             point >= known,
             "{why}: {from} knows of {known} at {to}, which took over at {point}"
@@ -247,6 +245,12 @@ impl Mixture {
         self.both_written(lost, why, rng);
         true
     }
+}
+
+/// Where a failover took over, by its answer.
+fn point_of(answer: &Value, why: &str) -> WriteSeq {
+    let point = answer["reply"]["role"]["point"]["seq"].as_u64();
+    WriteSeq(point.unwrap_or_else(|| panic!("{why}: {answer}")))
 }
 
 /// What the old production had at its end, on the host that follows now.

@@ -70,11 +70,11 @@ impl Mixture {
         let why = format!("{why}: an endpoint is {weather:?}");
         self.world.under_load(&why, rng, |pair, looks| {
             match weather {
-                None => bad.refuse(true),
+                None => {
+                    bad.refuse(true);
+                    bad.cut();
+                }
                 Some(weather) => bad.set(&BOTH, weather),
-            }
-            if weather.is_none() {
-                bad.cut();
             }
             if cuts {
                 good.cut();
