@@ -13,7 +13,7 @@
 //! # How
 //!
 //! A steady clock begins with the wall clock and goes on with the monotonic one; the wall clock shows it and the sum of the steps.
-//! A difference of up to [`SLEW_NS`] is no step, but the way in which clocks are held right, and the steady clock follows it.
+//! A difference of up to a minute is no step, but the way in which clocks are held right, and the steady clock follows it.
 //!
 //! # Crash consistency
 //!
