@@ -138,7 +138,7 @@ fn l1_a_line_that_was_opened_and_not_added_to_does_not_go_on_as_another() {
 #[test]
 fn l1_a_line_that_was_opened_and_not_added_to_is_held_no_better_than_its_records() {
     let mut opened = 0;
-    let tried = with_seeds("l1 opened and given way", 4, |rng| {
+    let tried = with_seeds("l1 opened and given way", 8, |rng| {
         for n in 1..16 {
             let mut world = World::synced(rng);
             world.run(A, Command::Stop(true), rng);
@@ -156,15 +156,14 @@ fn l1_a_line_that_was_opened_and_not_added_to_is_held_no_better_than_its_records
             world.calm(rng);
             world.run(A, RESYNC, rng);
             world.run(B, RESYNC, rng);
-            world.calm(rng);
-            world.put(B, 8, rng);
+            // Before anything is written, which would give the second generation its first record.
             world.calm(rng);
             world.look_at_pair(B);
             world.recover(rng);
         }
     });
     println!("{opened} generations were opened, had no record, and what was before them was not held");
-    assert!(tried < 2 || opened > 1, "{opened}");
+    assert!(tried < 8 || opened > 0, "{opened}");
 }
 
 /// A line that was taken over at a point and not added to is taken over again when the containers behind that point are forgotten:
