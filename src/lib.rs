@@ -32,6 +32,7 @@ pub mod roles;
 mod strangers;
 pub mod verify;
 pub mod volume_identity;
+pub mod withheld;
 
 use cli::{Hooks, InitArgs, InitReport, Offline};
 use control::{Code, Failure, Outcome, client::Listener, status::StatusReply};

@@ -19,6 +19,7 @@ use crate::{
     shadow::{media_of, store_of},
     superblock,
     tail::{self, ENVELOPE_BYTES},
+    withheld::Withheld,
 };
 use bytes::Bytes;
 use model::{
@@ -375,6 +376,7 @@ fn meta(key: &[u8], value: &[u8]) -> String {
         },
         keys::CONSISTENT => shown(Consistent::decode_all(value)),
         keys::PROMOTION => shown(Promotion::decode(value)),
+        keys::WITHHELD => shown(Withheld::decode(value)),
         [keys::PIN, id @ ..] => shown(PinRow::decode(Parts(id).u64().unwrap_or_default(), value)),
         _ => "the key has another form".into(),
     }

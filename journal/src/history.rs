@@ -32,8 +32,15 @@ type Hits = (BTreeMap<WriteSeq, At>, Vec<Arc<LfcRow>>);
 
 const ZERO: u8 = 0;
 const DATA: u8 = 1;
+/// The block could not be read when it was overwritten.
+const UNKNOWN: u8 = 2;
+const UNKNOWN_TEXT: &str = "the block could not be read when it was overwritten";
 
-fn encode_undo(payload: &Payload) -> Bytes {
+/// A before-image; `None`: it is not known.
+fn encode_undo(payload: Option<&Payload>) -> Bytes {
+    let Some(payload) = payload else {
+        return Bytes::from_static(&[UNKNOWN]);
+    };
     match payload {
         Payload::Zero => Bytes::from_static(&[ZERO]),
         Payload::Data(data) => {
@@ -58,6 +65,7 @@ pub(crate) fn decode_undo(value: &Bytes) -> Read<Payload> {
             }
             Ok(Payload::Data(value.slice(5..)))
         }
+        UNKNOWN => r.end().and(Err(Malformed::What(UNKNOWN_TEXT))),
         _ => Err(Malformed::What("its flag is not known")),
     }
 }
@@ -484,19 +492,25 @@ impl Journal {
         {
             return Err(JournalError::Internal("an undo block has not one block"));
         }
+        let known = container.blocks.iter().map(|(v, b, p)| (*v, *b, Some(p)));
+        let unknown = container.unknown.iter().map(|(v, b)| (*v, *b, None));
+        let mut all: Vec<_> = known.chain(unknown).collect();
+        all.sort_unstable_by_key(|(v, b, _)| (*v, *b));
+        if all.windows(2).any(|w| (w[0].0, w[0].1) == (w[1].0, w[1].1)) {
+            return Err(JournalError::Internal("an undo block is there twice"));
+        }
         let ordinal = container.ordinal;
-        let mut values = container
-            .blocks
+        let mut values = all
             .iter()
-            .map(|(v, b, p)| (keys::undo(ordinal, *v, *b), encode_undo(p)));
+            .map(|(v, b, p)| (keys::undo(ordinal, *v, *b), encode_undo(*p)));
         let first = |ordinal| keys::undo(ordinal, VolumeIndex(0), BlockNo(0));
         let range = (&*first(ordinal), &*first(ordinal.next()));
         self.ingest_whole(Family::Undo, range, &mut values)?;
-        let mut index = container.blocks.iter().map(|(v, b, p)| {
-            let flag: &'static [u8] = if matches!(p, Payload::Zero) {
-                &[ZERO]
-            } else {
-                &[DATA]
+        let mut index = all.iter().map(|(v, b, p)| {
+            let flag: &'static [u8] = match p {
+                Some(Payload::Zero) => &[ZERO],
+                Some(Payload::Data(_)) => &[DATA],
+                None => &[UNKNOWN],
             };
             (keys::undo_index(*v, *b, ordinal), Bytes::from_static(flag))
         });
@@ -509,7 +523,7 @@ impl Journal {
         let row = OrdinalRow {
             ordinal,
             kind: container.kind.clone(),
-            blocks: container.blocks.len() as u64,
+            blocks: all.len() as u64,
             bytes: data * BLOCK_SIZE,
         };
         let mut batch = Batch::default();
@@ -518,6 +532,15 @@ impl Journal {
         self.shared.write().ordinals.insert(ordinal, row);
         self.move_cursors(|c| c.published = ordinal);
         self.published.store(ordinal.0, Ordering::Release);
+        // What needs them is a gap from now on, and not only when somebody has tried to read it.
+        for (volume, block) in &container.unknown {
+            self.note_damage(&JournalError::Damaged(Damage::Undo {
+                ordinal: ordinal.0,
+                volume: volume.0,
+                block: block.0,
+                what: UNKNOWN_TEXT.into(),
+            }));
+        }
         Ok(())
     }
 

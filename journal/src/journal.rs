@@ -21,6 +21,7 @@ use crate::{
     row_table::RowTable,
     rows::{Consistent, Floors, Generation, LfcRow, OrdinalRow, Promotion},
     tail::{ENVELOPE_BYTES, FrameLoc, SealFlags, Start, TailHeader, fill_envelope},
+    withheld::Withheld,
 };
 use bytes::Bytes;
 use model::{
@@ -79,6 +80,8 @@ pub(crate) struct Shared {
     pub(crate) rotten: Rotten,
     /// A line that was taken over and has no record of this host yet.
     pub(crate) promotion: Option<Promotion>,
+    /// Blocks of the volumes that nobody may read.
+    pub(crate) withheld: Withheld,
 }
 
 impl Shared {

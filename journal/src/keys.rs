@@ -33,6 +33,7 @@ pub(crate) const FLOORS: &[u8] = &[6];
 pub(crate) const START: &[u8] = &[7];
 pub(crate) const CONSISTENT: &[u8] = &[8];
 pub(crate) const PROMOTION: &[u8] = &[9];
+pub(crate) const WITHHELD: &[u8] = &[10];
 
 /// A key under construction.
 pub(crate) struct Key(Vec<u8>);

@@ -63,6 +63,7 @@ pub mod tap;
 #[cfg(test)]
 mod tests;
 pub mod window;
+mod withheld;
 
 pub use cursors::Cursors;
 pub use error::{Damage, JournalError, Position};

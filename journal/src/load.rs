@@ -12,6 +12,7 @@ use crate::{
         decode_step,
     },
     tail::Start,
+    withheld::Withheld,
 };
 use model::{
     EventMark, GenId, GenNo, LfcId, Ordinal, Timestamp, WriteSeq,
@@ -34,6 +35,7 @@ pub(crate) struct Tables {
     pub(crate) consistent: Vec<Consistent>,
     pub(crate) maps: Loaded,
     pub(crate) promotion: Option<Promotion>,
+    pub(crate) withheld: Withheld,
 }
 
 impl Tables {
@@ -57,6 +59,9 @@ impl Tables {
         }
         if let Some(value) = store.get(Family::Meta, keys::PROMOTION)? {
             t.promotion = Some(checked("meta", keys::PROMOTION, Promotion::decode(&value))?);
+        }
+        if let Some(value) = store.get(Family::Meta, keys::WITHHELD)? {
+            t.withheld = checked("meta", keys::WITHHELD, Withheld::decode(&value))?;
         }
         t.maps = Loaded::read(store)?;
         let mut fault = None;

@@ -430,6 +430,7 @@ fn build(parts: Parts, options: Options, superblock: Superblock, t: Tables, coun
             consistent: t.consistent,
             rotten: crate::rotten::Rotten::default(),
             promotion: t.promotion,
+            withheld: t.withheld,
         }),
         cursors: Mutex::new(cursors),
         line_changes: AtomicU64::new(0),

@@ -6,9 +6,11 @@
 #[cfg(test)]
 mod cuts;
 
-use model::{ByteRange, ports::Medium};
+use model::{BLOCK_SIZE, ByteRange, ports::Medium};
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
 use std::{
+    error::Error,
+    fmt,
     fs::{File, OpenOptions, Permissions},
     io,
     os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt, PermissionsExt},
@@ -141,7 +143,33 @@ impl FileMedium {
     }
 
     fn name(&self, what: &str, at: u64, e: &io::Error) -> io::Error {
-        io::Error::new(e.kind(), format!("{}: {what} at {at}: {e}", self.path.display()))
+        let place = format!("{}: {what} at {at}", self.path.display());
+        let kind = e.kind();
+        // The system's word stays to be asked for: whether a block cannot be read is told by it.
+        let source = match e.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(kind, e.to_string()),
+        };
+        io::Error::new(kind, Failed { place, source })
+    }
+}
+
+/// A failure and its place.
+#[derive(Debug)]
+struct Failed {
+    place: String,
+    source: io::Error,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.source)
+    }
+}
+
+impl Error for Failed {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.source)
     }
 }
 
@@ -223,7 +251,12 @@ impl Medium for FileMedium {
             return Ok(());
         }
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if rustix::fs::fallocate(&self.file, punch, at, len).is_ok() {
+        // The file's last block is a short one: to its end, or the file system has to read it to keep what is not there.
+        let whole = match at + len == self.len && !self.is_device {
+            true => (at + len).next_multiple_of(BLOCK_SIZE) - at,
+            false => len,
+        };
+        if rustix::fs::fallocate(&self.file, punch, at, whole).is_ok() {
             return Ok(());
         }
         let zeroes = vec![0u8; usize::try_from(len.min(1 << 20)).unwrap_or(1 << 20)];

@@ -4,6 +4,23 @@ use crate::{BlockNo, ByteRange, Ordinal, Payload, RedoSpan, VolumeIndex, WriteSe
 use bytes::Bytes;
 use std::io;
 
+/// What a system says of bytes that a device cannot give: `EIO`.
+pub const UNREADABLE: i32 = 5;
+
+/// Whether storage said that it cannot give the bytes, and not that something else is wrong with the request. The system's
+/// word may be the source of a larger error.
+#[must_use]
+pub fn is_unreadable(error: &io::Error) -> bool {
+    let below = || {
+        error
+            .get_ref()?
+            .source()?
+            .downcast_ref::<io::Error>()?
+            .raw_os_error()
+    };
+    error.raw_os_error().or_else(below) == Some(UNREADABLE)
+}
+
 /// A file or block device of fixed length: a volume, a tail file, a superblock, an overlay.
 ///
 /// All calls may come from many threads at once. A write is visible to reads when it returns and durable when a
@@ -40,6 +57,16 @@ pub trait Medium: Send + Sync {
     /// # Errors
     /// When the device fails; the caller must then treat the medium as poisoned.
     fn sync(&self) -> io::Result<()>;
+
+    /// Withholds the blocks of ranges that could not be read: their bytes are not known from now on, also where the medium
+    /// gives some again. Reads of such a block fail with [`UNREADABLE`] until all of it was written in one write; what is
+    /// written to a part of it is left out. Durable when it returns; the end of it is durable with the next sync.
+    ///
+    /// # Errors
+    /// When this medium withholds nothing, or what fails is more than some blocks of it.
+    fn withhold(&self, _ranges: &[ByteRange]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// A hint: what is durable of these bytes will not be read soon, and need not stay in memory.
     fn forget(&self, _at: u64, _len: u64) {}
@@ -291,6 +318,9 @@ pub struct UndoContainer {
     pub kind: OrdinalKind,
     /// Whole blocks (4 KiB, zero-padded at a volume's end), sorted by (volume, block), without repeats.
     pub blocks: Vec<(VolumeIndex, BlockNo, Payload)>,
+    /// Blocks whose before-image is not known, because they could not be read: sorted as well, none of them in `blocks`. States
+    /// that need one cannot be shown.
+    pub unknown: Vec<(VolumeIndex, BlockNo)>,
 }
 
 /// What the snapshot engine reads and writes of a host's history; the journal implements it.

@@ -135,6 +135,7 @@ pub fn apply_first_sync(
             ordinal,
             kind,
             blocks,
+            unknown: Vec::new(),
         })?;
     }
     overwrite(volumes, changes, None, &mut |_| {})?;

@@ -10,6 +10,8 @@
 //!
 //! A region may be *offered* first, by its digest: [`lacking`] tells what the replica does not hold of it.
 //!
+//! What cannot be read differs, whatever it would have been: that is how a block that rotted below a volume is repaired.
+//!
 //! # Why a copy needs no place in the redo
 //!
 //! Records between the copy's position and the container that is applied next may be written over the copy although it
@@ -33,7 +35,7 @@ use crate::{
     volumes::{Volume, Volumes},
 };
 use model::{
-    BLOCK_SIZE, ByteRange, Ordinal, Payload, VolumeIndex, WriteSeq, is_zero,
+    BLOCK_SIZE, BlockNo, ByteRange, Ordinal, Payload, VolumeIndex, WriteSeq, is_zero,
     ports::{History, OrdinalKind},
 };
 use std::collections::BTreeSet;
@@ -144,15 +146,13 @@ pub fn lacking(
     digest: &dyn Fn(&[u8]) -> [u8; 32],
 ) -> Result<Vec<ByteRange>> {
     let whole = offer.range;
-    let volume = volumes.check(offer.volume, whole)?;
+    volumes.check(offer.volume, whole)?;
     let mut held = vec![0; usize::try_from(whole.len()).unwrap_or(usize::MAX)];
-    volume
-        .medium()
-        .read_at(whole.start, &mut held)
-        .map_err(|e| volume.failed("read", whole.start, e))?;
-    if digest(&held) == offer.digest {
+    let unreadable = volumes.read_readable(offer.volume, whole.start, &mut held)?;
+    if unreadable.is_empty() && digest(&held) == offer.digest {
         return Ok(Vec::new());
     }
+    let is_readable = |range: ByteRange| range.blocks().all(|b| unreadable.binary_search(&b).is_err());
     let mut lacking: Vec<ByteRange> = Vec::new();
     let piece = usize::try_from(offer.piece).unwrap_or(usize::MAX);
     if piece > 0 {
@@ -160,7 +160,7 @@ pub fn lacking(
         for (bytes, theirs) in held.chunks(piece).zip(&offer.pieces) {
             let range = ByteRange::at(at, bytes.len() as u64);
             at = range.end;
-            if piece_digest(&digest(bytes)) == *theirs {
+            if is_readable(range) && piece_digest(&digest(bytes)) == *theirs {
                 continue;
             }
             match lacking.last_mut() {
@@ -186,7 +186,7 @@ pub const fn piece_digest(digest: &[u8; 32]) -> u64 {
 /// Bytes that are read at once to be compared.
 const READ_BYTES: u64 = 1 << 20;
 
-/// Adds the blocks of a run that the volume does not hold already.
+/// Adds the blocks of a run that the volume does not hold already, or cannot give.
 fn differing(volumes: &Volumes, run: &Run, changes: &mut ChangeSet) -> Result<()> {
     let volume = volumes.check(run.volume, run.range)?;
     if run.payload == Payload::Zero && is_hole(volume, run.range)? {
@@ -194,14 +194,14 @@ fn differing(volumes: &Volumes, run: &Run, changes: &mut ChangeSet) -> Result<()
     }
     let mut buf = vec![0; usize::try_from(run.range.len().min(READ_BYTES)).unwrap_or(0)];
     let (mut at, mut read) = (run.range.start, ByteRange::at(run.range.start, 0));
+    let mut unreadable = Vec::new();
     while at < run.range.end {
         if at == read.end {
             read = ByteRange {
                 start: at,
                 end: (at / BLOCK_SIZE * BLOCK_SIZE + READ_BYTES).min(run.range.end),
             };
-            let read_at = volume.medium().read_at(at, part_of(&mut buf, read, read));
-            read_at.map_err(|e| volume.failed("read", at, e))?;
+            unreadable = volumes.read_readable(run.volume, at, part_of(&mut buf, read, read))?;
         }
         let end = ((at / BLOCK_SIZE + 1) * BLOCK_SIZE).min(read.end);
         let range = ByteRange { start: at, end };
@@ -215,7 +215,7 @@ fn differing(volumes: &Volumes, run: &Run, changes: &mut ChangeSet) -> Result<()
             Payload::Data(data) => *held == data[..],
             Payload::Zero => is_zero(held),
         };
-        if !equal {
+        if !equal || unreadable.binary_search(&BlockNo::of(at)).is_ok() {
             changes.put(run.volume, range, WriteSeq(0), payload);
         }
         at = end;

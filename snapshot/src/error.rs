@@ -1,6 +1,9 @@
 //! What can go wrong here, naming the thing and the number.
 
-use model::{BlockNo, Ordinal, VolumeIndex, ports::HistoryError};
+use model::{
+    BlockNo, Ordinal, VolumeIndex,
+    ports::{HistoryError, is_unreadable},
+};
 use std::io;
 
 /// Result of this crate.
@@ -84,6 +87,14 @@ pub enum SnapshotError {
         /// The block that redo changes.
         block: BlockNo,
     },
+    /// A block could not be read, again and again, and then could.
+    #[error("block {} of volume {volume} can be read now and then only", block.0)]
+    Unsteady {
+        /// The volume.
+        volume: VolumeIndex,
+        /// The block.
+        block: BlockNo,
+    },
     /// A point stands on an ordinal that this host has not reached.
     #[error("point stands on ordinal {base}, but the newest is {published}")]
     BadPoint {
@@ -142,6 +153,12 @@ impl SnapshotError {
             Self::History(HistoryError::Store(e)) => e.is_full(),
             _ => false,
         }
+    }
+
+    /// Whether a volume's storage cannot give bytes that were to be read, and nothing else is wrong.
+    #[must_use]
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Volume { op: "read", source, .. } if is_unreadable(source))
     }
 
     /// Whether this is an overlay without room (`ENOSPC` to its user).

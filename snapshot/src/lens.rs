@@ -99,26 +99,38 @@ impl Lens {
         })
     }
 
-    /// Some blocks of one volume, in order, side by side: what the volume holds, and what the lens sees. The volume is read
-    /// once for both.
+    /// Some blocks of one volume, in order, side by side: what the volume holds, but for those that cannot be read, and what the
+    /// lens sees. The volume is read once for both.
     pub fn read_both(
         &self,
         source: Source<'_>,
         volume: VolumeIndex,
         keys: &[BlockKey],
-    ) -> Result<(Bytes, Vec<Payload>)> {
+    ) -> Result<(Bytes, Vec<BlockNo>, Vec<Payload>)> {
         let history = source.history;
         let looked = history.published();
         let mut images = first_undo_of(history, keys, self.base, looked)?;
         let mut held = vec![0; keys.len() * BLOCK];
         let stretches = || keys.chunk_by(|a, b| a.1.0 + 1 == b.1.0);
         let mut rest = &mut held[..];
+        let mut unreadable = Vec::new();
         for stretch in stretches() {
             let (part, behind) = rest.split_at_mut(stretch.len() * BLOCK);
-            source.volumes.read(volume, stretch[0].1.start(), part)?;
+            unreadable.extend(source.volumes.read_readable(volume, stretch[0].1.start(), part)?);
             rest = behind;
         }
         self.look_again(history, keys, looked, &mut images)?;
+        for ((_, block), image) in keys.iter().zip(&images) {
+            // It is what the lens would see: reading it for that fails as it does for anybody.
+            if image.is_none() && unreadable.binary_search(block).is_ok() {
+                let mut buf = [0; BLOCK];
+                source.volumes.read(volume, block.start(), &mut buf)?;
+                return Err(SnapshotError::Unsteady {
+                    volume,
+                    block: *block,
+                });
+            }
+        }
         let held = Bytes::from(held);
         let of = |i: usize| held.slice(i * BLOCK..(i + 1) * BLOCK);
         let mut seen: Vec<_> = images
@@ -145,7 +157,7 @@ impl Lens {
                 }
             }
         }
-        Ok((held, seen))
+        Ok((held, unreadable, seen))
     }
 
     /// For each block of `range` whether it holds nothing but zeroes *for certain*; a cheap look, not a scan of bytes.

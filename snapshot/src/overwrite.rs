@@ -13,6 +13,22 @@
 //!   between reading a volume and looking at what is published.
 //! * Undo is never rebuilt (W4): a second attempt at an ordinal is [`overwrite_again`], which only writes.
 //!
+//! # Blocks that cannot be read
+//!
+//! A bad sector, or a checksum of the file system below that does not fit, is no reason to stop for good: what is to be written
+//! is most often what makes the block readable again. But what was there is not known any more, and three things must hold
+//! whatever the disk answers later:
+//!
+//! * No older point shows anything for the block: its before-image is recorded as *unknown*, which history answers as damage.
+//! * Bytes that were given up so are never served again: before the undo is committed the block is durably *withheld*
+//!   ([`model::ports::Medium::withhold`]): reads of it fail, also where the disk would give it now.
+//! * A change of a part of it does not make it whole: that part is left out, and the block stays withheld until all of it was
+//!   written in one write (a record of the whole block, a copy, a restore). Only then, and when that is synced, does it end.
+//!
+//! A crash behind the first step leaves a block withheld that cannot be read anyway. A repetition finds the mark, and leaves out
+//! the same part. A storage that withholds nothing, or takes the failure for that of the whole disk, fails the overwrite as a
+//! failed read always did; a write or sync that fails is that of a disk which is not to be trusted, as for any other block.
+//!
 //! # Crash consistency
 //!
 //! A crash before the commit leaves nothing; after it, the volume is a mix of both states for exactly the blocks in the
@@ -55,7 +71,13 @@ pub struct UndoPlan<'a> {
 }
 
 /// Before-images, in (volume, block) order.
-pub type Images = Vec<(VolumeIndex, BlockNo, Payload)>;
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Images {
+    /// Those that could be read,
+    pub known: Vec<(VolumeIndex, BlockNo, Payload)>,
+    /// and the blocks that could not.
+    pub unknown: Vec<(VolumeIndex, BlockNo)>,
+}
 
 /// What an overwrite did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,10 +120,13 @@ pub fn overwrite(
     if ordinal != published.next() {
         return Err(SnapshotError::OutOfOrder { ordinal, published });
     }
+    let images = images.map_or_else(|| before_images(volumes, changes), Ok)?;
+    volumes.withhold(&images.unknown)?;
     let container = UndoContainer {
         ordinal,
         kind,
-        blocks: images.map_or_else(|| before_images(volumes, changes), Ok)?,
+        blocks: images.known,
+        unknown: images.unknown,
     };
     history.commit_undo(&container)?;
     assert!(
@@ -109,9 +134,10 @@ pub fn overwrite(
         "ordinal {ordinal} was committed but is not published"
     );
     fence(Ordering::SeqCst);
-    let guard = Guard {
-        blocks: container.blocks.iter().map(|(v, b, _)| (*v, *b)).collect(),
-    };
+    let known = container.blocks.iter().map(|(v, b, _)| (*v, *b));
+    let mut blocks: Vec<_> = known.chain(container.unknown.iter().copied()).collect();
+    blocks.sort_unstable();
+    let guard = Guard { blocks };
     drop(container);
     let bytes = write(volumes, changes, Some(&guard), progress)?;
     volumes.sync_of(changes.volumes())?;
@@ -192,10 +218,14 @@ fn check(volumes: &Volumes, changes: &ChangeSet) -> Result<()> {
     Ok(())
 }
 
-/// Reads the blocks that `changes` touch, whole and zero-padded (`rules.md` W6), a stretch at a time.
+/// Reads the blocks that `changes` touch, whole and zero-padded (`rules.md` W6), a stretch at a time, and tells which of them
+/// cannot be read.
 fn before_images(volumes: &Volumes, changes: &ChangeSet) -> Result<Images> {
     let keys: Vec<_> = changes.blocks().collect();
-    let mut images = Vec::with_capacity(keys.len());
+    let mut images = Images {
+        known: Vec::with_capacity(keys.len()),
+        unknown: Vec::new(),
+    };
     let mut stretches = keys.chunk_by(|a, b| a.0 == b.0 && a.1.0 + 1 == b.1.0);
     for stretch in stretches
         .by_ref()
@@ -205,13 +235,14 @@ fn before_images(volumes: &Volumes, changes: &ChangeSet) -> Result<Images> {
             continue;
         };
         let mut buf = vec![0; stretch.len() * BLOCK_SIZE as usize];
-        volumes.read(volume, first.start(), &mut buf)?;
-        images.extend(
-            stretch
-                .iter()
-                .zip(blocks(Bytes::from(buf)))
-                .map(|((volume, block), image)| (*volume, *block, image)),
-        );
+        let unreadable = volumes.read_readable(volume, first.start(), &mut buf)?;
+        for ((volume, block), image) in stretch.iter().zip(blocks(Bytes::from(buf))) {
+            if unreadable.binary_search(block).is_ok() {
+                images.unknown.push((*volume, *block));
+            } else {
+                images.known.push((*volume, *block, image));
+            }
+        }
     }
     Ok(images)
 }

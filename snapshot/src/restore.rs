@@ -246,12 +246,13 @@ impl Restore<'_> {
             volumes: self.volumes,
             history: self.history,
         };
-        let (held, wanted) = self.plan.lens.read_both(source, volume, keys)?;
+        let (held, unreadable, wanted) = self.plan.lens.read_both(source, volume, keys)?;
         let step = BLOCK_SIZE as usize;
         for (i, (key, wanted)) in keys.iter().zip(wanted).enumerate() {
             let range = self.volumes.block_range(volume, key.1)?;
             let held = held.slice(i * step..(i + 1) * step);
-            if range.is_empty() || (!all && equal(&held, &wanted, range)) {
+            let is_known = unreadable.binary_search(&key.1).is_err();
+            if range.is_empty() || (!all && is_known && equal(&held, &wanted, range)) {
                 continue;
             }
             let wanted = match wanted {
@@ -259,7 +260,11 @@ impl Restore<'_> {
                 Payload::Zero => Payload::Zero,
             };
             part.changes.put(volume, range, WriteSeq(0), wanted);
-            part.images.push((volume, key.1, Payload::of(held)));
+            if is_known {
+                part.images.known.push((volume, key.1, Payload::of(held)));
+            } else {
+                part.images.unknown.push((volume, key.1));
+            }
             part.count += 1;
         }
         Ok(())

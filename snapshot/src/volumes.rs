@@ -1,12 +1,15 @@
 //! The volumes of one context and the storage that holds them.
 
 use crate::error::{Result, SnapshotError};
-use model::{BlockNo, ByteRange, VolumeIndex, ports::Medium};
+use model::{BLOCK_SIZE, BlockNo, ByteRange, VolumeIndex, ports::Medium};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     sync::Arc,
 };
+
+/// How often a block is read before it is taken for one that cannot be.
+const READ_TRIES: u32 = 3;
 
 /// One volume: its name, what holds it, and how much of that is served.
 #[derive(Clone)]
@@ -143,6 +146,62 @@ impl Volumes {
             .medium
             .read_at(at, inside)
             .map_err(|e| volume.failed("read", at, e))
+    }
+
+    /// As [`Volumes::read`], block by block where the storage cannot give some of it. Answers the blocks that cannot be read;
+    /// their part of `buf` is zero.
+    ///
+    /// # Errors
+    /// When anything else fails.
+    pub(crate) fn read_readable(&self, index: VolumeIndex, at: u64, buf: &mut [u8]) -> Result<Vec<BlockNo>> {
+        match self.read(index, at, buf) {
+            Err(e) if e.is_unreadable() => {}
+            done => return done.map(|()| Vec::new()),
+        }
+        let mut unreadable = Vec::new();
+        for block in ByteRange::at(at, buf.len() as u64).blocks() {
+            let from = block.start().max(at);
+            let first = usize::try_from(from - at).unwrap_or(usize::MAX);
+            let end = usize::try_from(block.start() + BLOCK_SIZE - at).unwrap_or(usize::MAX);
+            let end = end.min(buf.len());
+            let part = &mut buf[first..end];
+            let mut tries = 1;
+            loop {
+                match self.read(index, from, part) {
+                    Ok(()) => break,
+                    Err(e) if e.is_unreadable() && tries < READ_TRIES => tries += 1,
+                    Err(e) if e.is_unreadable() => {
+                        part.fill(0);
+                        unreadable.push(block);
+                        break;
+                    }
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(unreadable)
+    }
+
+    /// Withholds blocks that could not be read, which come in order: nobody is served them before they were written whole.
+    ///
+    /// # Errors
+    /// When the storage withholds nothing, or does not take them for some that rotted.
+    pub(crate) fn withhold(&self, blocks: &[(VolumeIndex, BlockNo)]) -> Result<()> {
+        for of_volume in blocks.chunk_by(|a, b| a.0 == b.0) {
+            let index = of_volume[0].0;
+            let stretches = of_volume.chunk_by(|a, b| a.1.0 + 1 == b.1.0);
+            let ranges: Vec<_> = stretches
+                .map(|s| ByteRange::at(s[0].1.start(), s.len() as u64 * BLOCK_SIZE))
+                .collect();
+            let volume = self.get(index)?;
+            if let Err(e) = volume.medium.withhold(&ranges) {
+                // The failed read says more of what is wrong.
+                let at = ranges[0].start;
+                self.read(index, at, &mut [0; BLOCK_SIZE as usize])?;
+                return Err(volume.failed("withhold", at, e));
+            }
+        }
+        Ok(())
     }
 
     /// The part of a block that the backing has; empty when the block lies past its end.

@@ -6,7 +6,10 @@
 //! the note stays until whoever made the map stale says [`Context::declare_lost`].
 
 use super::{Context, ContextError};
-use crate::volume_identity::{Verdict, VolumeIdentity, compare, identity_of};
+use crate::{
+    volume_identity::{Verdict, VolumeIdentity, compare, identity_of},
+    withheld::Withholding,
+};
 use journal::JournalError;
 use media::{Create, FileMedium};
 use model::ports::Medium;
@@ -72,6 +75,7 @@ impl Context {
                     ),
                 });
             }
+            let medium = Withholding::new(Arc::new(medium), index, &volume.name, &self.journal);
             volumes.insert(index, volume.name.clone(), Arc::new(medium), volume.size.0)?;
         }
         self.note_backings()?;

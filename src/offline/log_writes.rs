@@ -60,7 +60,7 @@ pub(super) fn export(
     let (index, name) = the_volume(node, volume)?;
     may_write(node, file, force)?;
     let (journal, _) = node.journal(false)?;
-    let volumes = node.volumes(&[index])?;
+    let volumes = node.volumes(&journal, &[index])?;
     let from = match from {
         Some(target) => resolve(node, &journal, target)?,
         None => {

@@ -87,7 +87,7 @@ pub(super) fn salvage(node: &Stopped, order: &Order<'_>, listener: &mut dyn List
     }
     let (journal, damage) = node.journal(order.best_effort)?;
     let indexes: Vec<_> = wanted.iter().map(|(index, ..)| *index).collect();
-    let volumes = node.volumes(&indexes)?;
+    let volumes = node.volumes(&journal, &indexes)?;
     let mut warnings: Vec<String> = damage
         .iter()
         .map(|d| format!("the journal is damaged: {d}"))

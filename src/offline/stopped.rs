@@ -4,6 +4,7 @@ use super::{Done, failed, refused};
 use crate::{
     config::{ContextConfig, NodeConfig},
     format,
+    withheld::Withholding,
 };
 use cli::StatePlace;
 use control::{Code, Failure, PointInfo};
@@ -137,7 +138,7 @@ impl Stopped {
     }
 
     /// These of its volumes, each to be read alone: one that is gone keeps no other from being rebuilt.
-    pub fn volumes(&self, wanted: &[VolumeIndex]) -> Done<Volumes> {
+    pub fn volumes(&self, journal: &Arc<Journal>, wanted: &[VolumeIndex]) -> Done<Volumes> {
         let config = self.config()?;
         let mut volumes = Volumes::new();
         for (index, volume) in config.indexed().filter(|(index, _)| wanted.contains(index)) {
@@ -147,6 +148,7 @@ impl Stopped {
                 let text = format!("volume {}: {e}", volume.name);
                 Box::new(Failure::new(Code::Refused, text).with_hint(hint))
             })?;
+            let medium = Withholding::new(Arc::new(medium), index, &volume.name, journal);
             volumes
                 .insert(index, volume.name.clone(), Arc::new(medium), volume.size.0)
                 .map_err(|e| Failure::from_error(Code::Refused, &e))?;

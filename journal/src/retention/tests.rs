@@ -357,6 +357,7 @@ fn container(j: &Journal, n: u64) -> Result<(), JournalError> {
             ordinal,
             kind,
             blocks: blocks.collect(),
+            unknown: Vec::new(),
         };
         j.commit_undo(&undo)
             .map_err(|e| JournalError::Refused(e.to_string()))?;
@@ -649,6 +650,7 @@ fn k1_an_undone_restore_below_the_floor_keeps_its_boundary() {
             ordinal: Ordinal(ordinal),
             kind,
             blocks: blocks.collect(),
+            unknown: Vec::new(),
         };
         j.commit_undo(&undo).unwrap();
         j.set_applied_local(Ordinal(ordinal)).unwrap();

@@ -20,13 +20,13 @@ use model::{GenNo, LfcId, Ordinal, Point, RedoSpan, Timestamp, WriteSeq};
 /// Version byte of every value.
 const VERSION: u8 = 1;
 
-fn begin() -> Writer {
+pub(crate) fn begin() -> Writer {
     let mut w = Writer::default();
     w.u8(VERSION);
     w
 }
 
-fn open(bytes: &[u8]) -> Read<Reader<'_>> {
+pub(crate) fn open(bytes: &[u8]) -> Read<Reader<'_>> {
     let mut r = Reader(bytes);
     r.version(VERSION)?;
     Ok(r)

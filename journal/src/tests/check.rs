@@ -47,6 +47,7 @@ fn lab() -> Lab {
                     last_seq: row.last_seq,
                 },
                 blocks: blocks.collect(),
+                unknown: Vec::new(),
             })
             .unwrap();
             j.set_applied(Ordinal(round + 1), row.generation, row.lfc, row.last_seq)

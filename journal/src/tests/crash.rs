@@ -147,6 +147,7 @@ fn undo(j: &Journal, book: &mut Book, rng: &mut dyn RngCore) -> Step {
         ordinal,
         kind,
         blocks,
+        unknown: Vec::new(),
     };
     book.perhaps_undo = Some(container.clone());
     match j.commit_undo(&container) {
@@ -410,6 +411,7 @@ fn w4_undo_is_never_rebuilt() {
             last_seq: WriteSeq(1),
         },
         blocks: vec![(V, BlockNo(5), Payload::Data(Bytes::from(vec![fill; 4096])))],
+        unknown: Vec::new(),
     };
     assert!(j.commit_undo(&container(2, 1)).is_err());
     j.commit_undo(&container(1, 1)).unwrap();

@@ -251,6 +251,7 @@ fn rotten_values_in_the_store_are_never_served() {
         ordinal: Ordinal(1),
         kind,
         blocks,
+        unknown: Vec::new(),
     })
     .unwrap();
     let store = lab.power.store("db");

@@ -51,6 +51,7 @@ fn a_journal_in_a_folder() {
             ordinal: Ordinal(round + 1),
             kind,
             blocks,
+            unknown: Vec::new(),
         })
         .unwrap();
         j.set_applied(
@@ -425,6 +426,7 @@ fn t3_attempts_without_room_for_an_index_take_no_room() {
             last_seq: WriteSeq(10),
         },
         blocks: (0..10).map(|b| (VolumeIndex(0), BlockNo(b), data(b))).collect(),
+        unknown: Vec::new(),
     };
     for _ in 0..5 {
         j.commit_undo(&undo).unwrap_err();

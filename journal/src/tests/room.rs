@@ -49,6 +49,7 @@ fn container(j: &Journal, n: u64) {
         blocks: (0..BLOCKS)
             .map(|b| (VolumeIndex(0), BlockNo(b), before(b)))
             .collect(),
+        unknown: Vec::new(),
     };
     j.commit_undo(&undo).unwrap();
     j.set_applied(Ordinal(n), row.generation, row.lfc, row.last_seq)

@@ -37,6 +37,7 @@ fn undo(ordinal: u64, blocks: std::ops::Range<u64>, fill: u8) -> UndoContainer {
         ordinal: Ordinal(ordinal),
         kind,
         blocks: blocks.map(|b| (V, BlockNo(b), image.clone())).collect(),
+        unknown: Vec::new(),
     }
 }
 

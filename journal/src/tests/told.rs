@@ -94,6 +94,7 @@ fn t8_a_gap_does_not_forget_what_was_applied_meanwhile() {
             ordinal: Ordinal(1),
             kind,
             blocks: Vec::new(),
+            unknown: Vec::new(),
         };
         j.commit_undo(&undo).unwrap();
         let gate = std::sync::Barrier::new(2);

@@ -44,6 +44,7 @@ fn with_all_rows(lab: &Lab) -> Journal {
         ordinal: Ordinal(1),
         kind,
         blocks,
+        unknown: Vec::new(),
     })
     .unwrap();
     j.set_applied(Ordinal(1), GenNo(1), row.lfc, row.last_seq)

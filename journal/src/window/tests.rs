@@ -133,6 +133,7 @@ impl Host {
                 ordinal,
                 kind,
                 blocks,
+                unknown: Vec::new(),
             })
             .unwrap();
         self.volume = to;

@@ -7,10 +7,13 @@ use super::{
     power::{Counted, SimPower},
     tear::Tear,
 };
-use model::{ByteRange, ports::Medium};
+use model::{
+    BLOCK_SIZE, BlockNo, ByteRange,
+    ports::{Medium, UNREADABLE},
+};
 use parking_lot::Mutex;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
-use std::{io, sync::Arc};
+use std::{collections::BTreeSet, io, sync::Arc};
 
 /// What the medium is, whoever has it open.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub(super) struct Disk {
     /// Syncs until one loses the writes before it, and the seed that says which.
     losing: Mutex<Option<(u64, u64)>>,
     gate: Arc<Gate>,
+    /// Blocks of 4 KiB that cannot be read, nor written in part.
+    spoiled: Mutex<BTreeSet<BlockNo>>,
 }
 
 impl Disk {
@@ -33,11 +38,36 @@ impl Disk {
             faults: Faults::default(),
             losing: Mutex::default(),
             gate: Arc::default(),
+            spoiled: Mutex::default(),
         }
     }
 
     pub(super) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Whether a block of the range cannot be read.
+    fn is_spoiled(&self, range: ByteRange) -> bool {
+        let spoiled = self.spoiled.lock();
+        !spoiled.is_empty() && range.blocks().any(|block| spoiled.contains(&block))
+    }
+
+    /// A write makes the blocks good that it covers; a part of one cannot be written.
+    fn mend(&self, range: ByteRange) -> io::Result<()> {
+        let mut spoiled = self.spoiled.lock();
+        if spoiled.is_empty() {
+            return Ok(());
+        }
+        for block in range.blocks() {
+            let end = (block.start() + BLOCK_SIZE).min(self.len);
+            let is_whole = range.start <= block.start() && range.end >= end;
+            if is_whole {
+                spoiled.remove(&block);
+            } else if spoiled.contains(&block) {
+                return Err(io::Error::from_raw_os_error(UNREADABLE));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn cut(&self, tear: Tear, rng: &mut dyn RngCore) {
@@ -100,6 +130,22 @@ impl SimMedium {
     pub fn lose_at_sync(&self, n: u64, rng: &mut dyn RngCore) {
         self.disk.faults.arm(Op::Sync, n);
         *self.disk.losing.lock() = Some((n, rng.random()));
+    }
+
+    /// Bad sectors: a block fails every read of any part of it, and every write of less than all of it, until it is written whole.
+    pub fn spoil(&self, block: BlockNo) {
+        self.disk.spoiled.lock().insert(block);
+    }
+
+    /// The failures go as they came: every block gives again what it held.
+    pub fn unspoil(&self) {
+        self.disk.spoiled.lock().clear();
+    }
+
+    /// The blocks that cannot be read.
+    #[must_use]
+    pub fn spoiled(&self) -> BTreeSet<BlockNo> {
+        self.disk.spoiled.lock().clone()
     }
 
     /// Holds operations of this kind, after `pass` more of them were let through, until the answer is dropped. A held
@@ -174,6 +220,7 @@ impl SimMedium {
         {
             let _alive = self.power.writable(self.epoch)?;
             self.disk.faults.strike(Op::Write)?;
+            self.disk.mend(range)?;
         }
         // Split in two only where someone looks into the middle, so that a cut sees the write as one.
         if self.disk.gate.is_held(Op::Write) {
@@ -219,8 +266,11 @@ impl Medium for SimMedium {
 
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         let alive = self.power.alive(self.epoch)?;
-        self.range(at, buf.len() as u64)?;
+        let range = self.range(at, buf.len() as u64)?;
         self.disk.faults.strike(Op::Read)?;
+        if self.disk.is_spoiled(range) {
+            return Err(io::Error::from_raw_os_error(UNREADABLE));
+        }
         self.disk.bytes.lock().live.read(at, buf);
         drop(alive);
         self.disk.gate.pass(Op::Read);
