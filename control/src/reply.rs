@@ -592,6 +592,9 @@ pub struct VerifyReply {
     pub differing_bytes: u64,
     /// Where, in the order of volumes and rising.
     pub differing: Vec<DifferingRange>,
+    /// Those of them that the other host cannot read, as far as they are listed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<UnreadableRange>,
     /// Bytes of those that are not listed.
     pub unlisted_bytes: u64,
     /// Where it was repaired.
@@ -609,6 +612,19 @@ pub struct DifferingRange {
     pub first: u64,
     /// The one behind the last.
     pub end: u64,
+}
+
+/// Bytes of a volume that the other host cannot read: `first..end`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadableRange {
+    /// The volume.
+    pub volume: String,
+    /// First byte.
+    pub first: u64,
+    /// The one behind the last.
+    pub end: u64,
+    /// What it says of the first of them.
+    pub error: String,
 }
 
 /// `-n`: what would be done.

@@ -402,6 +402,11 @@ impl End<'_> {
             let actions = self.receiver.refuse(RefuseCode::Stopped, &why);
             return self.act(actions);
         }
+        if let Some(error) = self.journal.poisoned() {
+            let why = format!("the context stopped acknowledging there: {error}");
+            let actions = self.receiver.refuse(RefuseCode::Internal, &why);
+            return self.act(actions);
+        }
         let running = self.running()?;
         recovery(&running)?.copies.begin();
         self.journal.sync()?;

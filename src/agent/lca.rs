@@ -76,9 +76,14 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
         let ended = Link::new(&context, &tap)
             .run(connection, &mut dialer, &mut stop)
             .await;
+        let mut failed = None;
         let refused = match ended {
             Ok(()) => None,
             Err(LinkError::Refused(text)) => Some(text),
+            Err(LinkError::Failed(text)) => {
+                failed = Some(text.clone());
+                Some(text)
+            }
             Err(e) => {
                 tracing::info!(
                     context = context.id().0,
@@ -93,6 +98,7 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
         };
         tap.peer_lost();
         context.set_peer(false, refused);
+        context.set_peer_failed(failed);
         if *stop.borrow() || context.journal.poisoned().is_some() || context.standing() == Standing::Fenced {
             break;
         }
@@ -340,6 +346,9 @@ impl Link {
                             "context is stopped on {}",
                             self.context.peer_name()
                         )));
+                    }
+                    if code == RefuseCode::Internal {
+                        return Err(LinkError::Failed(text));
                     }
                     return Err(LinkError::Refused(text));
                 }

@@ -109,6 +109,9 @@ enum LinkError {
     Peer(#[from] crate::peer::PeerError),
     #[error("{0}")]
     Refused(String),
+    /// The peer's context has failed: nothing is taken there before somebody has looked after it.
+    #[error("{0}")]
+    Failed(String),
     #[error("the peer ended the connection")]
     Ended,
     #[error("{1}; for {0} s nothing was acknowledged")]

@@ -147,6 +147,8 @@ pub struct PeerView {
     pub refused: Option<String>,
     /// Whether that was because its line and ours have parted.
     pub diverged: bool,
+    /// Why its context failed, so that nothing is taken there before somebody has looked after it.
+    pub failed: Option<String>,
 }
 
 /// What rings when something moved.
@@ -635,9 +637,18 @@ impl Context {
         peer.connected = connected;
         peer.refused = refused;
         peer.diverged &= !connected;
+        if connected {
+            peer.failed = None;
+        }
         // A new connection says it again.
         peer.no_room = None;
         drop(peer);
+        self.bells.acknowledged.ring();
+    }
+
+    /// The peer's context has failed, or has not.
+    pub(crate) fn set_peer_failed(&self, why: Option<String>) {
+        self.peer.lock().failed = why;
         self.bells.acknowledged.ring();
     }
 

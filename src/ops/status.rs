@@ -13,7 +13,7 @@ use control::{
     status::{ContextStatus, Cursors, ResyncStatus, Rpo, SnapshotStatus, StatusReply, Stopped, VolumeStatus},
 };
 use journal::{LfcRow, tap::PeerStep};
-use model::{ContextState, Role, Timestamp, WriteSeq};
+use model::{BLOCK_SIZE, ContextState, Role, Timestamp, WriteSeq};
 use std::sync::Arc;
 
 /// Who answers.
@@ -153,6 +153,7 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
     let rotten = journal.rotten_containers().into_iter();
     warnings.extend(rotten.map(|(g, lfc, what)| format!("redo of container g{g}:{lfc} is damaged: {what}")));
     warnings.extend(context.backing_warnings());
+    warnings.extend(withheld_warning(context));
     warnings.extend(kept_warnings(context));
     let (appended, _) = journal.line_cursors();
     let unacked = appended.0 - cursors.received_by_peer.0.min(appended.0);
@@ -373,6 +374,20 @@ fn mode_now(context: &Context) -> Option<String> {
         OnLinkLoss::Block => format!("blocked, {why}"),
         OnLinkLoss::Fail => format!("failing, {why}"),
     })
+}
+
+/// Blocks that nobody is served, with the way out.
+fn withheld_warning(context: &Context) -> Option<String> {
+    let bytes = context.journal.withheld_blocks() as u64 * BLOCK_SIZE;
+    let what = format!(
+        "{bytes} bytes of this host's volumes could not be read, and are served to nobody until they are written whole"
+    );
+    let id = context.id();
+    let way_out = match context.role() {
+        Role::Recovery => format!(": backstay verify -C {id} --repair on {}", context.peer_name()),
+        Role::Production => String::new(),
+    };
+    (bytes > 0).then(|| what + &way_out)
 }
 
 /// What retention had to give up, or cannot: most urgent first, each with the way out.

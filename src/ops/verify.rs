@@ -4,12 +4,12 @@
 use super::{Answer, Op, next, refused};
 use crate::{
     context::{Context, Running},
-    verify::{Cause, Ended, Live},
+    verify::{Cause, Ended, Live, Unread},
 };
 use control::{
     Code, Failure, Progress, Reply,
     event::Unit,
-    reply::{DifferingRange, VerifyReply},
+    reply::{DifferingRange, UnreadableRange, VerifyReply},
     status::{Verified, Verifying},
 };
 use model::{Role, Timestamp};
@@ -143,6 +143,16 @@ fn reply(context: &Context, repair: bool, ended: &Ended, live: &Live) -> VerifyR
     let named = |all: &[crate::verify::Differs]| -> Vec<DifferingRange> {
         all.iter().map(|d| d.named(&names)).collect()
     };
+    let unreadable = |unread: &Unread| {
+        let DifferingRange { volume, first, end } = unread.place.named(&names);
+        let error = unread.why.clone();
+        UnreadableRange {
+            volume,
+            first,
+            end,
+            error,
+        }
+    };
     VerifyReply {
         context: context.id().0,
         peer: context.peer_name().to_owned(),
@@ -153,6 +163,7 @@ fn reply(context: &Context, repair: bool, ended: &Ended, live: &Live) -> VerifyR
         repaired_bytes: ended.repaired.iter().map(crate::verify::Differs::len).sum(),
         differing_bytes: live.differing_bytes(),
         differing: named(&live.known),
+        unreadable: live.unread.iter().map(unreadable).collect(),
         unlisted_bytes: live.unlisted,
         repaired: named(&ended.repaired),
         seconds: ended.at.saturating_sub(ended.since) as f64 / 1e9,

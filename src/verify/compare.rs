@@ -67,7 +67,7 @@ impl<'a> Comparer<'a> {
     }
 
     /// Compares a range of a stretch's length at most, which begins at a block, block by block.
-    pub fn blocks(&mut self, volume: VolumeIndex, range: ByteRange) -> Result<Vec<ByteRange>, Halt> {
+    pub fn blocks(&mut self, volume: VolumeIndex, range: ByteRange) -> Result<Found, Halt> {
         self.ready()?;
         let looked = self.looked(volume, vec![range], BLOCK_SIZE)?;
         self.finish(looked)
@@ -104,27 +104,20 @@ impl<'a> Comparer<'a> {
     }
 
     /// Compares what was looked at; the blocks that differ.
-    pub fn finish(&mut self, looked: Looked) -> Result<Vec<ByteRange>, Halt> {
+    pub fn finish(&mut self, looked: Looked) -> Result<Found, Halt> {
         let volume = looked.volume;
-        let (mut differ, mut seen) = (Vec::new(), looked.seen);
+        let (mut found, mut seen) = (Found::default(), looked.seen);
         while !seen.is_empty() {
             let mut again = Vec::new();
             for part in seen {
                 self.until_received(part.question.seq)?;
-                match self.ask(&part.question)? {
-                    Answer::Differ(places) => {
-                        let ranges = places
-                            .iter()
-                            .filter_map(|n| part.pieces.get(*n as usize).copied());
-                        if u64::from(part.question.piece) == BLOCK_SIZE {
-                            differ.extend(ranges);
-                        } else {
-                            again.extend(ranges);
-                        }
-                    }
+                let (places, unreadable) = match self.ask(&part.question)? {
+                    Answer::Differ(places) => (places, Vec::new()),
+                    Answer::Partly { differ, unreadable } => (differ, unreadable),
                     Answer::NotNow(why) => {
                         self.rest(Some(why))?;
                         again.extend(part.pieces);
+                        continue;
                     }
                     Answer::Unreadable(why) => {
                         return Err(Halt::Failed(format!(
@@ -132,6 +125,22 @@ impl<'a> Comparer<'a> {
                             part.question.seq
                         )));
                     }
+                };
+                let piece = |n: u32| part.pieces.get(n as usize).copied();
+                let ranges = places.iter().filter_map(|n| piece(*n));
+                let runs = unreadable.iter().map(|run| {
+                    let pieces = joined(run.pieces().filter_map(piece).collect());
+                    (pieces, &run.why)
+                });
+                if u64::from(part.question.piece) == BLOCK_SIZE {
+                    found.differ.extend(ranges);
+                    for (range, why) in runs.flat_map(|(all, why)| all.into_iter().map(move |r| (r, why))) {
+                        found.differ.push(range);
+                        found.unreadable.push((range, why.clone()));
+                    }
+                } else {
+                    again.extend(ranges);
+                    again.extend(runs.flat_map(|(all, _)| all));
                 }
             }
             if !again.is_empty() {
@@ -139,7 +148,8 @@ impl<'a> Comparer<'a> {
             }
             seen = self.looked(volume, joined(again), BLOCK_SIZE)?.seen;
         }
-        Ok(joined(differ))
+        found.differ = joined(found.differ);
+        Ok(found)
     }
 
     /// Waits until the replica must have what production has.
@@ -232,6 +242,10 @@ pub(super) fn hindrance(context: &Context) -> Result<Option<String>, Halt> {
         return Err(Halt::failed(error));
     }
     let (peer, name) = (context.peer(), context.peer_name());
+    // It will not be otherwise before somebody has looked after it.
+    if let Some(why) = peer.failed {
+        return Err(Halt::Failed(why));
+    }
     Ok(if context.standing() != Standing::Producing {
         Some(format!(
             "nothing is shipped: the context is {}",
@@ -250,6 +264,15 @@ pub(super) fn hindrance(context: &Context) -> Result<Option<String>, Halt> {
     } else {
         None
     })
+}
+
+/// What a comparison found.
+#[derive(Default)]
+pub(super) struct Found {
+    /// Blocks that are not equal, also because the other host cannot read them; in order, those that touch as one.
+    pub differ: Vec<ByteRange>,
+    /// Those that it cannot read, and why.
+    pub unreadable: Vec<(ByteRange, String)>,
 }
 
 /// A stretch that was looked at.

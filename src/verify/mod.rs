@@ -25,12 +25,25 @@
 //! - A repair changes nothing by itself: what differs becomes suspect in the state map, durably, and is copied as in every
 //!   resync (`rules.md` C1 to C5), with undo: points before it show what was there.
 //!
+//! # What cannot be read
+//!
+//! A block that the replica's storage cannot give (`EIO`: a bad sector, or a checksum of the file system below that does not
+//! fit) is not equal, whatever it may hold. It is told apart in the answer, with the failure, and the pass goes on: a larger
+//! piece is only a reason to ask for its blocks. The repair is the same: its region is copied again, and a copy writes what it
+//! cannot read without comparing, which makes a drive remap the sector and a file system take a new block. What was there is not
+//! known any more: `snapshot/src/overwrite.rs` says what that means for points before, and `crate::withheld` who is kept from it.
+//! Where the block cannot be written either, the replica's context is poisoned, as by every failed write. It then refuses the link with its
+//! failure, and a pass that has to wait for such a peer ends with that: nothing is ever called repaired that was not compared and
+//! found equal behind the repair.
+//!
 //! # Crash consistency
 //!
 //! A pass goes on behind the last stretch that was kept, at most two seconds of work before. A pass of another term is given
 //! up: the roles have changed since.
 //!
 //! # What it does not do
+//!
+//! A block of *production's* volume that cannot be read ends the pass with its place: there is nothing to compare with.
 //!
 //! It cannot tell which side rotted: production is the truth. It sees what the page cache of either host shows; a block that
 //! rotted below a cached page is found when the page is gone. Earlier points than the compared ones, their undo and the
@@ -45,7 +58,7 @@ mod stretch;
 
 pub(crate) use answer::answer;
 pub use run::Desk;
-pub use state::{Cause, Differs, Ended, Live, Pass};
+pub use state::{Cause, Differs, Ended, Live, Pass, Unread};
 
 /// Request kind: which of these pieces differ? (`docs/formats/wire.md`)
 pub const COMPARE: u16 = 28;

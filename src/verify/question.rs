@@ -33,9 +33,37 @@ pub(super) enum Answer {
     Differ(Vec<u32>),
     /// It cannot show that position now; it can be asked again.
     NotNow(String),
-    /// It cannot read what it should compare.
+    /// It cannot compare: what it needs of its journal cannot be read.
     Unreadable(String),
+    /// It has compared what it can read.
+    Partly {
+        /// Pieces that differ, as above.
+        differ: Vec<u32>,
+        /// Pieces that its volume cannot give; rising, none of them in `differ`.
+        unreadable: Vec<Unreadable>,
+    },
 }
+
+/// Some pieces in a row that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unreadable {
+    /// The first, by its place among the digests.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+    /// The failure of the first.
+    pub why: String,
+}
+
+impl Unreadable {
+    /// Their places.
+    pub const fn pieces(&self) -> std::ops::Range<u32> {
+        self.first..self.first + self.count
+    }
+}
+
+/// Most bytes of a failure's text.
+const WHY_MAX: usize = 200;
 
 impl Question {
     /// The runs as bytes of a volume of so many bytes; the last one may be cut by the volume's end.
@@ -115,6 +143,19 @@ impl Answer {
                 out.put_u8(2);
                 out.extend_from_slice(why.as_bytes());
             }
+            Self::Partly { differ, unreadable } => {
+                out.put_u8(3);
+                out.put_u32_le(u32::try_from(differ.len()).unwrap_or(u32::MAX));
+                differ.iter().for_each(|n| out.put_u32_le(*n));
+                out.put_u32_le(u32::try_from(unreadable.len()).unwrap_or(u32::MAX));
+                for run in unreadable {
+                    out.put_u32_le(run.first);
+                    out.put_u32_le(run.count);
+                    let why = &run.why[..run.why.floor_char_boundary(WHY_MAX)];
+                    out.put_u8(u8::try_from(why.len()).unwrap_or(0));
+                    out.extend_from_slice(why.as_bytes());
+                }
+            }
         }
         out.into()
     }
@@ -126,14 +167,15 @@ impl Answer {
         match kind {
             0 => {
                 let mut at = Reader(rest);
-                let count = at.u32()? as usize;
-                if count > asked || at.0.len() != count * 4 {
-                    return None;
-                }
-                let pieces: Vec<u32> = (0..count).map_while(|_| at.u32()).collect();
-                let rises = pieces.windows(2).all(|w| w[0] < w[1]);
-                let inside = pieces.last().is_none_or(|last| (*last as usize) < asked);
-                (rises && inside).then_some(Self::Differ(pieces))
+                let pieces = at.pieces(asked)?;
+                at.0.is_empty().then_some(Self::Differ(pieces))
+            }
+            3 => {
+                let mut at = Reader(rest);
+                let differ = at.pieces(asked)?;
+                let unreadable = at.unreadable(asked)?;
+                let twice = |n: &u32| unreadable.iter().any(|run| run.pieces().contains(n));
+                (at.0.is_empty() && !differ.iter().any(twice)).then_some(Self::Partly { differ, unreadable })
             }
             1 => Some(Self::NotNow(text())),
             2 => Some(Self::Unreadable(text())),
@@ -163,6 +205,41 @@ impl Reader<'_> {
         self.take().map(u64::from_le_bytes)
     }
 
+    /// Places among so many pieces, which rise.
+    fn pieces(&mut self, asked: usize) -> Option<Vec<u32>> {
+        let count = self.u32()? as usize;
+        if count > asked {
+            return None;
+        }
+        let pieces = (0..count).map(|_| self.u32()).collect::<Option<Vec<_>>>()?;
+        let rises = pieces.windows(2).all(|w| w[0] < w[1]);
+        let inside = pieces.last().is_none_or(|last| (*last as usize) < asked);
+        (rises && inside).then_some(pieces)
+    }
+
+    /// Runs of them.
+    fn unreadable(&mut self, asked: usize) -> Option<Vec<Unreadable>> {
+        let runs = self.u32()? as usize;
+        if runs > asked {
+            return None;
+        }
+        let (mut all, mut end) = (Vec::new(), 0);
+        for _ in 0..runs {
+            let (first, count) = (self.u32()?, self.u32()?);
+            let behind = first.checked_add(count)?;
+            if count == 0 || first < end || behind as usize > asked {
+                return None;
+            }
+            end = behind;
+            let [len] = self.take::<1>()?;
+            let (why, rest) = self.0.split_at_checked(len.into())?;
+            self.0 = rest;
+            let why = std::str::from_utf8(why).ok()?.to_owned();
+            all.push(Unreadable { first, count, why });
+        }
+        Some(all)
+    }
+
     fn digest(&mut self) -> Option<Digest> {
         self.take()
     }
@@ -186,12 +263,20 @@ mod tests {
         }
     }
 
-    fn answers() -> [Answer; 4] {
+    fn answers() -> [Answer; 5] {
         [
             Answer::Differ(vec![]),
             Answer::Differ(vec![0, 2]),
             Answer::NotNow("the replica is rolled back".into()),
-            Answer::Unreadable("volume data: read at 8192: input/output error".into()),
+            Answer::Unreadable("undo 7, volume 0, block 2: its checksum is wrong".into()),
+            Answer::Partly {
+                differ: vec![0],
+                unreadable: vec![Unreadable {
+                    first: 1,
+                    count: 2,
+                    why: "volume data: read at 8192: input/output error".into(),
+                }],
+            },
         ]
     }
 
@@ -248,6 +333,35 @@ mod tests {
                 None,
                 "{bad:?}"
             );
+        }
+        let partly = |differ: &[u32], runs: &[(u32, u32)]| Answer::Partly {
+            differ: differ.to_vec(),
+            unreadable: runs
+                .iter()
+                .map(|(first, count)| Unreadable {
+                    first: *first,
+                    count: *count,
+                    why: "wüst".repeat(100),
+                })
+                .collect(),
+        };
+        let cut = Answer::decode(&partly(&[], &[(0, 1)]).encode(), 1).unwrap();
+        assert!(
+            matches!(&cut, Answer::Partly { unreadable, .. } if unreadable[0].why.len() <= WHY_MAX),
+            "{cut:?}"
+        );
+        for bad in [
+            partly(&[1], &[(0, 2)]),
+            partly(&[], &[(1, 0)]),
+            partly(&[], &[(2, 2)]),
+            partly(&[], &[(1, 1), (0, 1)]),
+            partly(&[], &[(u32::MAX, 2)]),
+        ] {
+            assert_eq!(Answer::decode(&bad.encode(), 3), None, "{bad:?}");
+        }
+        let whole = answers()[4].encode();
+        for cut in 0..whole.len() {
+            assert_eq!(Answer::decode(&whole[..cut], 3), None, "{cut}");
         }
         assert_eq!(Answer::decode(&[], 3), None);
         assert_eq!(Answer::decode(&[9], 3), None);

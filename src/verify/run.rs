@@ -1,8 +1,8 @@
 //! The thread that verifies, and what is asked of it.
 
 use super::{
-    compare::{Comparer, cut, hindrance},
-    state::{Cause, Differs, Ended, Kept, LISTED_MAX, Live, NOTE, Pass, Sample, join, without},
+    compare::{Comparer, Found, cut, hindrance},
+    state::{Cause, Differs, Ended, Kept, LISTED_MAX, Live, NOTE, Pass, Sample, Unread, join, without},
     stretch::{Pace, STRETCH, smaller, stretches},
 };
 use crate::{
@@ -150,6 +150,7 @@ impl Desk {
             pass: kept.pass,
             last: kept.last,
             known: kept.known,
+            unread: kept.unread,
             unlisted: kept.unlisted,
         }
     }
@@ -394,7 +395,7 @@ impl Work<'_> {
                 pass.next = next;
                 pass.compared += range.len();
             })?;
-            if !found.is_empty() || kept_at.elapsed() >= KEEP_EVERY {
+            if !found.differ.is_empty() || kept_at.elapsed() >= KEEP_EVERY {
                 self.desk.keep(self.context);
                 kept_at = Instant::now();
             }
@@ -409,13 +410,20 @@ impl Work<'_> {
     fn found(
         &self,
         volume: VolumeIndex,
-        found: &[ByteRange],
+        found: &Found,
         change: impl FnOnce(&mut Pass),
     ) -> Result<bool, Halt> {
         self.with(|kept, pass| {
             change(pass);
-            pass.found += found.len() as u64;
-            for range in found {
+            pass.found += found.differ.len() as u64;
+            for (range, why) in &found.unreadable {
+                let (id, first, bytes) = (self.context.id().0, range.start, range.len());
+                tracing::warn!(context = id, volume = volume.0, first, bytes, "verify: {why}");
+                if kept.unread.len() < LISTED_MAX {
+                    kept.unread.push(unread(volume, *range, why));
+                }
+            }
+            for range in &found.differ {
                 if kept.known.len() < LISTED_MAX {
                     kept.known.push(Differs::new(volume, *range));
                     let (id, first, bytes) = (self.context.id().0, range.start, range.len());
@@ -425,6 +433,7 @@ impl Work<'_> {
                 }
             }
             join(&mut kept.known);
+            once(&mut kept.unread);
             kept.known.len() >= LISTED_MAX
         })
     }
@@ -447,13 +456,15 @@ impl Work<'_> {
                 "verify: what differs is copied again"
             );
         }
-        let mut still = Vec::new();
+        let (mut still, mut still_unread) = (Vec::new(), Vec::new());
         let mut pace = Pace::new(self.context.config.verify_rate.0);
         for differs in &known {
             let (volume, whole) = differs.place();
             for range in cut(whole, STRETCH) {
                 let found = comparer.blocks(volume, range)?;
-                still.extend(found.into_iter().map(|range| Differs::new(volume, range)));
+                still.extend(found.differ.iter().map(|range| Differs::new(volume, *range)));
+                let each = found.unreadable.iter();
+                still_unread.extend(each.map(|(range, why)| unread(volume, *range, why)));
                 self.rest(pace.spent(range.len()))?;
             }
         }
@@ -466,6 +477,9 @@ impl Work<'_> {
                 pass.repaired.truncate(LISTED_MAX);
             }
             kept.known = still;
+            once(&mut still_unread);
+            still_unread.truncate(LISTED_MAX);
+            kept.unread = still_unread;
         })?;
         self.desk.keep(self.context);
         Ok(())
@@ -486,6 +500,19 @@ impl Work<'_> {
             ear.wait(left);
         }
     }
+}
+
+fn unread(volume: VolumeIndex, range: ByteRange, why: &str) -> Unread {
+    Unread {
+        place: Differs::new(volume, range),
+        why: why.to_owned(),
+    }
+}
+
+/// In order, and what was found before is not there twice.
+fn once(unread: &mut Vec<Unread>) {
+    unread.sort_by_key(|u| u.place);
+    unread.dedup_by(|next, last| next.place == last.place);
 }
 
 impl Context {

@@ -62,6 +62,15 @@ impl Differs {
     }
 }
 
+/// Bytes that the other host cannot read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unread {
+    /// Where.
+    pub place: Differs,
+    /// What it says of the first of them.
+    pub why: String,
+}
+
 /// Sorts ranges and joins those that touch.
 pub(super) fn join(ranges: &mut Vec<Differs>) {
     ranges.sort_unstable();
@@ -194,6 +203,8 @@ pub(super) struct Kept {
     pub full_at: u64,
     /// What is known to differ.
     pub known: Vec<Differs>,
+    /// Of those, what the other host could not read; at most as many.
+    pub unread: Vec<Unread>,
     /// Bytes known to differ that are not listed.
     pub unlisted: u64,
 }
@@ -213,6 +224,8 @@ pub struct Live {
     pub last: Option<Ended>,
     /// What is known to differ,
     pub known: Vec<Differs>,
+    /// what of it the other host could not read,
+    pub unread: Vec<Unread>,
     /// and bytes beside that list.
     pub unlisted: u64,
 }

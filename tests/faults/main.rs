@@ -17,6 +17,7 @@ mod link;
 #[path = "../common/load.rs"]
 mod load;
 mod slow;
+mod unreadable;
 mod world;
 
 /// How many times as many faults are tried.

@@ -45,7 +45,7 @@ enum Below {
 }
 
 impl Disk {
-    /// Makes one of `kind` (`xfs`, `ext4`, [`WORST`]) and mounts it at `state/NODE`.
+    /// Makes one of `kind` (`xfs`, `ext4`, `btrfs`, [`WORST`]) and mounts it at `state/NODE`.
     pub fn new(scratch: &Scratch, node: &str, kind: &'static str) -> Self {
         Self::at(scratch, &format!("state/{node}"), kind, IMAGE_BYTES)
     }
@@ -58,6 +58,8 @@ impl Disk {
         let image = scratch.image(&format!("{}.{kind}", folder.replace('/', "-")), bytes);
         let make: &[&str] = match kind {
             "xfs" => &["-q", "-f"],
+            // Each block once: a bit that flips cannot be made good from another place.
+            "btrfs" => &["-q", "-f", "-d", "single"],
             _ => &["-q", "-F"],
         };
         run(

@@ -36,6 +36,12 @@ pub(crate) fn verify(r: &VerifyReply) -> String {
             if r.unlisted_bytes > 0 {
                 let _ = writeln!(text, "  and {} more", bytes(r.unlisted_bytes));
             }
+            if !r.unreadable.is_empty() {
+                let _ = writeln!(text, "of these, {} cannot read", r.peer);
+                each(&mut text, &r.unreadable, |r| {
+                    format!("{}: bytes {} to {}: {}", r.volume, r.first, r.end - 1, r.error)
+                });
+            }
             if repaired > 0 {
                 let _ = writeln!(
                     text,
@@ -50,15 +56,20 @@ pub(crate) fn verify(r: &VerifyReply) -> String {
 }
 
 fn list(text: &mut String, ranges: &[DifferingRange]) {
-    for r in ranges.iter().take(LISTED) {
-        let _ = writeln!(
-            text,
-            "  {}: bytes {} to {} ({})",
+    each(text, ranges, |r| {
+        format!(
+            "{}: bytes {} to {} ({})",
             r.volume,
             r.first,
             r.end - 1,
             bytes(r.end - r.first)
-        );
+        )
+    });
+}
+
+fn each<T>(text: &mut String, ranges: &[T], line: impl Fn(&T) -> String) {
+    for range in ranges.iter().take(LISTED) {
+        let _ = writeln!(text, "  {}", line(range));
     }
     if ranges.len() > LISTED {
         let _ = writeln!(

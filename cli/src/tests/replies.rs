@@ -536,6 +536,12 @@ pub(super) fn verify() -> control::reply::VerifyReply {
         repaired_bytes: 8192,
         differing_bytes: 12_288 + (1 << 20),
         differing: vec![range("data", 4096, 8192), range("log", 40_960, 49_152)],
+        unreadable: vec![control::reply::UnreadableRange {
+            volume: "log".into(),
+            first: 45_056,
+            end: 49_152,
+            error: "rec1: volume log: read at 45056: Input/output error (os error 5)".into(),
+        }],
         unlisted_bytes: 1 << 20,
         repaired: vec![range("data", 1 << 30, (1 << 30) + 8192)],
         ..verified()
