@@ -123,6 +123,8 @@ impl World {
         let stopped = Side::ALL.into_iter().find(|s| self.up(*s).is_stopped().unwrap());
         match stopped {
             Some(side) => (side, Command::Start(How::default())),
+            // As `status` says where the link is refused.
+            None if self.up(Side::B).diverged.get() => (Side::B, Command::Resync(How::default())),
             None => (Side::B, Command::Failback),
         }
     }
