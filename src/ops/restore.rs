@@ -95,27 +95,29 @@ pub fn to_last_consistent(op: &mut Op<'_>, context: &Arc<Context>) -> Result<(),
     let id = context.id().0;
     let running = recovery(op, context, &format!("rtdr -C {id} failover"))?;
     let recovery = side(&running)?;
-    if let Some(row) = context.restore() {
-        let to = point_info(context, &row.target, Some(&row.text));
-        let way = Way::between(context, applied_info(context), to, false);
-        return run(op, context, recovery, (Work::GoOn(row), Stop::Not), way).map(drop);
-    }
+    let work = match context.restore() {
+        Some(row) => Work::GoOn(row),
+        None => Work::Begin(row_to_last_consistent(context, recovery)?),
+    };
+    let (Work::Begin(row) | Work::GoOn(row) | Work::TurnRound(row)) = &work;
+    let to = point_info(context, &row.target, Some(&row.text));
+    let way = Way::between(context, applied_info(context), to, false);
+    run(op, context, recovery, (work, Stop::Not), way).map(drop)
+}
+
+fn row_to_last_consistent(context: &Context, recovery: &Recovery) -> Result<RestoreRow, Failure> {
     let until = context.journal.last_consistent();
     let until = until.ok_or_else(|| refused("the replica has no consistent point to go back to"))?;
     let target = Target {
         generation: Some(until.generation),
         kind: model::target::TargetKind::Seq(until.seq),
     };
-    let text = target.to_string();
     let point = recovery.views.resolve(&target).map_err(|e| match &e {
         crate::context::SnapshotError::Target(e) => outside(context, e),
         e => failure(context, e),
     })?;
-    let to = point_info(context, &point, Some(&text));
-    let way = Way::between(context, applied_info(context), to, false);
-    let history: &dyn History = &*context.journal;
-    let row = RestoreRow::begun(point, text, None, history.published());
-    run(op, context, recovery, (Work::Begin(row), Stop::Not), way).map(drop)
+    let published = History::published(&*context.journal);
+    Ok(RestoreRow::begun(point, target.to_string(), None, published))
 }
 
 /// `scrt_ra --undo`.

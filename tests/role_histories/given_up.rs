@@ -32,6 +32,12 @@ fn rolled_back(world: &mut World, applied: u64, rng: &mut dyn RngCore) -> WriteS
     point
 }
 
+/// Whether the generation of a line that a host took over is opened, and lost its first record.
+fn is_unborn(world: &World, side: Side) -> bool {
+    let journal = &world.up(side).journal;
+    journal.awaits_birth() && journal.promotion().is_none()
+}
+
 /// Whatever can be shown of a host is true.
 fn look_at_all(world: &World, side: Side) {
     let end = world.up(side).journal.cursors().appended;
@@ -111,8 +117,7 @@ fn l1_a_line_that_was_opened_and_not_added_to_does_not_go_on_as_another() {
             world.put(A, 3, rng);
             unplanned(&mut world, rng);
             world.steps_with_a_cut(B, n, &[Step::Work(B), Step::Sync(B)], rng);
-            let journal = &world.up(B).journal;
-            opened += u32::from(journal.awaits_birth() && journal.promotion().is_none());
+            opened += u32::from(is_unborn(&world, B));
             world.steps(&[Step::Mend], rng);
             world.run(A, Command::Failover(FORCE), rng);
             world.run(A, Command::Failback, rng);
@@ -149,9 +154,8 @@ fn l1_a_line_that_was_opened_and_not_added_to_is_held_no_better_than_its_records
             world.run(B, Command::Failover(FORCE), rng);
             let last = world.up(B).end().1;
             world.steps_with_a_cut(B, n, &[Step::Work(B), Step::Overflow(B), Step::Sync(B)], rng);
-            let journal = &world.up(B).journal;
-            let is_opened = journal.awaits_birth() && journal.promotion().is_none();
-            opened += u32::from(is_opened && journal.floors().redo_seq.seq == last);
+            let is_given_way = world.up(B).journal.floors().redo_seq.seq == last;
+            opened += u32::from(is_unborn(&world, B) && is_given_way);
             world.steps(&[Step::Mend], rng);
             world.calm(rng);
             world.run(A, RESYNC, rng);

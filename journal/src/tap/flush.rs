@@ -1,6 +1,6 @@
 //! Flushes that wait for a sync (rule T1).
 
-use super::Done;
+use super::{Done, stopping};
 use crate::JournalError;
 use model::WriteSeq;
 use parking_lot::{Condvar, Mutex};
@@ -104,6 +104,6 @@ impl Flushes {
     pub fn stop(&self) {
         self.state.lock().stopping = true;
         self.bell.notify_all();
-        self.failed(&Arc::new(JournalError::Refused("the context is stopping".into())));
+        self.failed(&stopping());
     }
 }

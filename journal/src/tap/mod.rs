@@ -187,6 +187,11 @@ pub struct Tap {
     clock: fn() -> Timestamp,
 }
 
+/// What everybody is told who waits for something that will not come any more.
+fn stopping() -> Arc<JournalError> {
+    Arc::new(JournalError::Refused("the context is stopping".into()))
+}
+
 /// How often a writer that waits for room looks again.
 const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(50);
 
@@ -243,8 +248,7 @@ impl Tap {
         self.closing.store(true, Ordering::Release);
         // Before the link is ended: what waits for the peer must not be answered with success because that is gone, on a host
         // that is being fenced.
-        self.gate
-            .end(&Arc::new(JournalError::Refused("the context is stopping".into())));
+        self.gate.end(&stopping());
     }
 
     /// From now on nothing gets a place in the order any more: whoever still holds this tap is refused. What was answered
@@ -276,8 +280,7 @@ impl Tap {
     /// error.
     pub fn end_syncs(&self) {
         self.flushes.stop();
-        self.gate
-            .end(&Arc::new(JournalError::Refused("the context is stopping".into())));
+        self.gate.end(&stopping());
     }
 
     fn volume(&self, volume: VolumeIndex) -> Result<&TapVolume, JournalError> {
