@@ -164,6 +164,7 @@ impl Stand {
     ) -> Result<usize, Wrong> {
         loop {
             write(&self.file);
+            self.forget_read();
             let mut mount = Command::new("mount");
             mount.args(["-t", self.kind.name, "-o", self.kind.recover]);
             tool(mount.arg(&self.device).arg(&self.at)).map_err(Wrong::Mount)?;
@@ -188,6 +189,12 @@ impl Stand {
             let name = format!("{}-{}.{}", self.kind.name, self.number, self.made);
             (self.file, self.device) = file_and_device(&self.memory.join(name), self.kind.size);
         }
+    }
+
+    /// Lets the kernel forget what was read of the device: it does so by itself when nobody has the device open any more, but a
+    /// program that another thread has just begun to start may have it, and what is mounted next would be of two states.
+    fn forget_read(&self) {
+        tool(Command::new("blockdev").arg("--flushbufs").arg(&self.device)).unwrap();
     }
 
     /// Whether the file system is gone, and not only its mount here: who makes a mount namespace at this moment has a mount of his own,
