@@ -264,7 +264,7 @@ fn coarsen(ranges: Vec<(VolumeIndex, ByteRange)>, max: usize) -> Vec<(VolumeInde
     out
 }
 
-/// The newest frames, bounded in bytes.
+/// The newest frames of the newest generation, bounded in bytes: their numbers rise.
 #[derive(Default)]
 pub(crate) struct Ring {
     frames: std::collections::VecDeque<Arc<Frame>>,
@@ -273,6 +273,13 @@ pub(crate) struct Ring {
 
 impl Ring {
     pub(crate) fn push(&mut self, frame: Arc<Frame>, bytes_max: u64) {
+        if self
+            .frames
+            .back()
+            .is_some_and(|newest| newest.generation() != frame.generation())
+        {
+            self.clear();
+        }
         self.bytes += frame.len();
         self.frames.push_back(frame);
         while self.bytes > index(bytes_max) && self.frames.len() > 1 {

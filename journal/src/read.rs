@@ -186,6 +186,10 @@ impl Journal {
                 if let Place::Tail(_, loc) = place
                     && let Some(found) = shared.ring.get(loc.first_seq)
                     && found.lfc() == lfc
+                    && shared
+                        .generations
+                        .get(&generation)
+                        .is_some_and(|g| g.id == found.generation())
                 {
                     return Ok(Arc::clone(found));
                 }
@@ -343,38 +347,42 @@ impl Journal {
 
     /// The frames of the current line with records past `seq`, oldest first, about `bytes_max` bytes of them (at least one,
     /// if there is one). Durable or not: compare with [`crate::Cursors::durable`]. The first may begin at or before `seq`;
-    /// where a generation was cut, its last frame may hold records past the cut ([`Journal::line`] tells).
+    /// where a generation was left, its last frame may hold records past that ([`Journal::line`] tells). `seq` is a number of the
+    /// line; the cursors are not while one that was taken over has no record ([`Journal::promotion`]).
     ///
     /// # Errors
     /// [`JournalError::NotHeld`] when they are freed, or a failure.
     pub fn frames_after(&self, seq: WriteSeq, bytes_max: u64) -> Result<Vec<Arc<Frame>>, JournalError> {
         self.guarded(|| {
-            let containers = {
+            let wanted = {
                 let shared = self.shared.read();
-                let Some(open) = &shared.open else {
+                let line = shared.current_line();
+                let (Some(open), Some(newest)) = (&shared.open, line.last()) else {
                     return Ok(Vec::new());
                 };
-                if seq >= open.last_seq() {
+                let is_open = open.generation == newest.generation;
+                if seq >= newest.upto || (is_open && seq >= open.last_seq()) {
                     return Ok(Vec::new());
                 }
-                if let Some(recent) = shared.ring.after(seq) {
+                let recent = shared.ring.after(seq).filter(|_| is_open && seq >= newest.after);
+                if let Some(recent) = recent {
                     let mut bytes = 0;
                     let fits = recent.take_while(|f| {
                         let first = bytes == 0;
                         bytes += f.len() as u64;
-                        first || bytes <= bytes_max
+                        f.first_seq() <= newest.upto && (first || bytes <= bytes_max)
                     });
                     return Ok(fits.cloned().collect());
                 }
-                containers_after(&shared, &shared.current_line(), seq)?
+                wanted_after(&shared, &line, seq)?
             };
             let mut frames: Vec<Arc<Frame>> = Vec::new();
             let mut bytes = 0;
-            for (row, first_frame) in containers {
+            for Wanted { row, in_tail, upto } in wanted {
                 if bytes >= bytes_max && bytes > 0 {
                     break;
                 }
-                let more = match first_frame {
+                let mut more = match in_tail {
                     None => self.stored_frames(&row, seq.next(), bytes_max - bytes)?,
                     Some(first) => {
                         let mut more = Vec::new();
@@ -390,6 +398,7 @@ impl Journal {
                         more
                     }
                 };
+                more.retain(|frame| frame.first_seq() <= upto);
                 bytes += more.iter().map(|f| f.len() as u64).sum::<u64>();
                 frames.extend(more);
             }
@@ -398,27 +407,44 @@ impl Journal {
     }
 }
 
-/// A container to read; `Some` names the first frame of one that stands in a tail.
-type ToRead = (Arc<LfcRow>, Option<u32>);
+/// A container of a line, of which some frames are wanted.
+struct Wanted {
+    row: Arc<LfcRow>,
+    /// Its first wanted frame, if it stands in a tail.
+    in_tail: Option<u32>,
+    /// The line leaves its generation behind this record.
+    upto: WriteSeq,
+}
 
-/// The containers of a line with records past `seq`; `Some` names the first frame to read of one that stands in a tail.
-fn containers_after(shared: &Shared, line: &[LineSpan], seq: WriteSeq) -> Result<Vec<ToRead>, JournalError> {
+/// The containers of a line with records past `seq`.
+///
+/// Each part of a line is a world of its own: a generation that was left goes on with numbers that the next one takes again, so that
+/// of its containers only those count that begin on the line and end behind `seq`, and none where the line left it before `seq`.
+fn wanted_after(shared: &Shared, line: &[LineSpan], seq: WriteSeq) -> Result<Vec<Wanted>, JournalError> {
     let mut out = Vec::new();
-    for span in line {
-        let after = seq.max(span.after);
-        for row in shared.rows.overlapping(span.generation, after, span.upto) {
+    for span in line.iter().filter(|span| seq < span.upto) {
+        let (after, upto) = (seq.max(span.after), span.upto);
+        for row in shared.rows.overlapping(span.generation, after, upto) {
             if !shared.is_held(row) {
                 return Err(JournalError::NotHeld {
                     generation: row.generation,
                     lfc: row.lfc,
                 });
             }
-            out.push((Arc::clone(row), None));
+            out.push(Wanted {
+                row: Arc::clone(row),
+                in_tail: None,
+                upto,
+            });
         }
         for c in shared.sealed.iter().map(|s| &s.container).chain(&shared.open) {
-            if c.generation == span.generation && !c.is_empty() && c.last_seq() > after {
-                let first = len32(c.frames.partition_point(|f| f.last_seq() <= seq));
-                out.push((Arc::new(c.row(crate::SealFlags::default())), Some(first)));
+            let is_wanted = !c.is_empty() && c.last_seq() > after && c.header.start.first_seq <= upto;
+            if c.generation == span.generation && is_wanted {
+                out.push(Wanted {
+                    row: Arc::new(c.row(crate::SealFlags::default())),
+                    in_tail: Some(len32(c.frames.partition_point(|f| f.last_seq() <= after))),
+                    upto,
+                });
             }
         }
     }

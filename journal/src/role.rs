@@ -128,13 +128,17 @@ impl Journal {
     /// Last record of the line, appended and durable: what may be sent.
     #[must_use]
     pub fn line_cursors(&self) -> (WriteSeq, WriteSeq) {
-        let cursors = self.cursors();
-        match self.promotion() {
+        // Held to the end: the birth of the line that was taken over moves the cursors, from those of the line before.
+        let shared = self.shared.read();
+        match &shared.promotion {
             Some(promotion) => {
                 let end = promotion.parent.map_or(WriteSeq(0), |p| p.seq);
                 (end, end)
             }
-            None => (cursors.appended, cursors.durable),
+            None => {
+                let cursors = self.cursors();
+                (cursors.appended, cursors.durable)
+            }
         }
     }
 

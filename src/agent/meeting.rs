@@ -28,6 +28,7 @@
 
 use journal::{Journal, JournalError, LinePart, Parent, tap::Tap};
 use model::{ByteRange, LfcId, VolumeIndex, WriteSeq};
+use std::cmp::Ordering;
 use wire::{Jump, JumpCause, Position, Resume, Welcome};
 
 /// How the stream begins.
@@ -202,7 +203,10 @@ pub fn judge(journal: &Journal, peer: Position, gives_way: bool) -> Result<Verdi
         // The newest part: our own records, or what we have taken over and not added to.
         let cut = journal.awaits_birth() && has_more(journal, parts[i]);
         let behind = peer.seq < parts[i].upto;
-        if (gives_way || cut) && behind || (journal.awaits_birth() && is_stale(journal)) {
+        // What gives way before this host adds to the line is on no map: where the two differ, the rows say.
+        let unmapped =
+            journal.awaits_birth() && (is_stale(journal) || behind && is_freed(journal, parts[i], peer.seq));
+        if (gives_way || cut) && behind || unmapped {
             return Ok(Verdict::Apart);
         }
         return Ok(over_the_gap(journal, peer.seq).map_or(Verdict::Here, Verdict::Jump));
@@ -252,6 +256,19 @@ fn has_more(journal: &Journal, part: LinePart) -> bool {
 fn is_stale(journal: &Journal) -> bool {
     let mut volumes = journal.mapped_volumes().into_iter();
     volumes.any(|volume| journal.next_stale(volume, 0, 1).is_some())
+}
+
+/// Whether redo of a part's generation is freed behind a record of it.
+fn is_freed(journal: &Journal, part: LinePart, seq: WriteSeq) -> bool {
+    let (generation, lfc) = journal.floors().redo;
+    let of_part = journal.generation_by_id(part.id).map(|g| g.no);
+    match Some(generation).cmp(&of_part) {
+        Ordering::Less => false,
+        Ordering::Equal => journal
+            .lfc_row(generation, lfc)
+            .is_none_or(|row| row.last_seq > seq),
+        Ordering::Greater => true,
+    }
 }
 
 /// Whether every container of a part's generation is held. The newest part need not be of the newest generation: that may have

@@ -11,7 +11,7 @@ use super::{
 };
 use Side::{A, B};
 use backstay::roles::{Next, Standing};
-use journal::{Broken, Space, Wanted};
+use journal::{Broken, LfcRow, Space, Wanted};
 use model::{WriteSeq, ports::OrdinalKind};
 use rand::{Rng, RngCore};
 use testkit::with_seeds;
@@ -100,6 +100,88 @@ fn l1_a_failover_from_a_restored_point_that_is_overtaken_applies_nothing() {
     });
     println!("{overtaken} failovers were overtaken");
     assert!(tried < 2 || overtaken > 2, "{overtaken}");
+}
+
+/// A line is left in the middle of a long container, and the one that follows it is short: its numbers are those that the long one
+/// goes on with. It is taken over where the long one is held, and that has no part in it.
+#[test]
+fn l1_a_short_line_beside_a_long_container_that_was_left() {
+    with_seeds("l1 short", 10, |rng| {
+        for crash in [false, true] {
+            let mut world = World::synced(rng);
+            world.put(A, 2, rng);
+            world.calm(rng);
+            world.steps(&[Step::Cut], rng);
+            for region in 0..24 {
+                world.put(A, region % 7, rng);
+            }
+            world.run(B, Command::Failover(FORCE), rng);
+            world.steps(&[Step::Mend], rng);
+            world.run(A, RESYNC, rng);
+            world.run(B, RESYNC, rng);
+            world.put(B, 3, rng);
+            world.calm(rng);
+            let (_, end) = world.up(B).end();
+            let rows = world.up(A).journal.lfc_rows(..);
+            let spans = |row: &LfcRow| row.first_seq <= end && end < row.last_seq;
+            assert!(
+                rows.iter().any(|row| spans(row)),
+                "numbers come twice, up to {end}"
+            );
+            world.run(B, Command::Stop(true), rng);
+            world.run(A, FAILOVER, rng);
+            if crash {
+                world.steps(&[Step::Crash(A), Step::Settle], rng);
+            }
+            world.look_at_pair(A);
+            world.run(B, RESYNC, rng);
+            world.run(A, RESYNC, rng);
+            world.put(A, 5, rng);
+            world.calm(rng);
+            world.look_at_pair(A);
+            // What waits in the overlay reaches the volumes.
+            world.run(A, Command::Stop(true), rng);
+            world.recover(rng);
+        }
+    });
+}
+
+/// A failover is cut in its middle and the old production takes its own line over again. Containers of which the replica lacks records
+/// give way before anything is added: no map has them, and they are copied all the same.
+#[test]
+fn l1_what_gives_way_before_a_line_is_added_to_is_copied() {
+    let mut taken = 0;
+    let tried = with_seeds("l1 gave way", 2, |rng| {
+        for n in 1..16 {
+            let mut world = World::synced(rng);
+            world.put(A, 2, rng);
+            world.stream_all(A, rng);
+            // The rest of this container the replica gets from a production that is told to stop, or not.
+            world.put(A, 3, rng);
+            world.put(A, 4, rng);
+            world.steps(&[Step::Seal(A)], rng);
+            world.put(A, 5, rng);
+            world.steps_with_a_cut(B, n, &[Step::Command(B, Command::Failover(FORCE))], rng);
+            let standing = |world: &World, side| world.up(side).standing().unwrap();
+            if (standing(&world, A), standing(&world, B)) != (Standing::Fenced, Standing::Replica) {
+                continue;
+            }
+            world.steps(&[Step::Cut], rng);
+            world.run(A, Command::Failover(FORCE), rng);
+            let (_, theirs) = world.up(B).end();
+            while world.up(A).journal.floors().redo_seq.seq <= theirs {
+                world.steps(&[Step::Overflow(A)], rng);
+            }
+            taken += 1;
+            world.run(A, Command::Failback, rng);
+            world.steps(&[Step::Mend], rng);
+            world.calm(rng);
+            world.look_at_pair(A);
+            world.recover(rng);
+        }
+    });
+    println!("{taken} lines were taken over again");
+    assert!(tried < 2 || taken > 2, "{taken}");
 }
 
 /// A line is taken over, and the power goes between the opening of its generation and its first record. The host is to follow again:

@@ -104,7 +104,7 @@ fn episode(world: &World, rng: &mut dyn RngCore) -> Vec<Step> {
             }
         }
     };
-    match rng.random_range(0..12) {
+    match rng.random_range(0..13) {
         0 => work(&mut steps, true, rng),
         // The host or the link is gone, or neither.
         1 => {
@@ -193,6 +193,27 @@ fn episode(world: &World, rng: &mut dyn RngCore) -> Vec<Step> {
                 work(&mut steps, true, rng);
                 steps.extend([Step::View(other), Step::Round(acting)]);
             }
+        }
+        // A line is left in the middle of a long container. The one that follows it is short, and its numbers come twice here.
+        11 => {
+            steps.push(Step::Mend);
+            steps.extend((0..6).map(|_| Step::Round(acting)));
+            steps.extend((0..rng.random_range(2..8)).flat_map(|_| [Step::Work(acting), Step::Round(acting)]));
+            steps.push(Step::Cut);
+            steps.extend((0..rng.random_range(10..60)).map(|_| Step::Work(acting)));
+            let forced = How {
+                force: true,
+                inconsistent: false,
+            };
+            steps.push(Step::Command(other, Command::Failover(forced)));
+            steps.push(Step::Mend);
+            let resync = |side| Step::Command(side, Command::Resync(How::default()));
+            steps.extend([resync(acting), resync(other), Step::Settle]);
+            steps.extend((0..rng.random_range(0..3)).flat_map(|_| [Step::Work(other), Step::Round(other)]));
+            steps.extend([Step::Settle, Step::Command(other, Command::Stop(true))]);
+            steps.push(Step::Command(acting, Command::Failover(How::default())));
+            steps.extend([resync(other), resync(acting), Step::Settle]);
+            steps.extend((0..3).flat_map(|_| [Step::Work(acting), Step::Round(acting)]));
         }
         _ => steps.extend((0..6).map(|_| Step::Round(acting))),
     }

@@ -370,6 +370,20 @@ fn l7_the_line_that_is_gone_back_to_has_higher_numbers() {
     });
 }
 
+/// The same, and redo of that line is held behind the number at which the other one stood: all of it is on the volumes.
+#[test]
+fn l7_a_line_that_is_gone_back_to_has_nothing_to_apply() {
+    with_seeds("l7 applied", 5, |rng| {
+        let (mut world, _) = behind_lower_numbers(rng);
+        world.steps(&[Step::Cut], rng);
+        world.run(B, Command::Failover(FORCE), rng);
+        world.put(B, 5, rng);
+        world.steps(&[Step::Seal(B), Step::WriteBack(B)], rng);
+        world.run(B, Command::Stop(true), rng);
+        world.recover(rng);
+    });
+}
+
 /// The replica was consistent when the failover began; while production gave its role up the link brought the beginning of a
 /// resync. What the failover stands on is looked at when nothing more can come.
 #[test]

@@ -433,6 +433,88 @@ fn generations_start_above_all_and_a_rewind_takes_the_cursors_back() {
     assert_eq!(next.first_seq, WriteSeq(10), "above what another line had");
 }
 
+/// A line leaves a generation in the middle of a container, and takes the numbers behind that again.
+#[test]
+fn l1_frames_after_a_record_are_of_the_line_alone() {
+    for (ingested, reopened) in [(false, false), (true, false), (true, true)] {
+        let lab = Lab::new();
+        let j = lab.fresh();
+        // Frames of two records, 1 to 40, in one container. It is left at 11, in a frame.
+        for n in 0..20 {
+            j.append(vec![write(0, n * 4096, [1]), write(0, n * 4096, [2])], at(n))
+                .unwrap();
+        }
+        j.seal(SealFlags::default()).unwrap();
+        let row = j.lfc_rows(..).pop().unwrap();
+        j.set_applied(Ordinal(0), row.generation, row.lfc, row.last_seq)
+            .unwrap();
+        let line = |seq, first_seq, first_lfc| NewGeneration {
+            id: GenId(first_lfc),
+            parent: Some(crate::Parent {
+                id: j.current_generation().unwrap().id,
+                seq: WriteSeq(seq),
+                digest: [1; 32],
+            }),
+            first_seq: Some(WriteSeq(first_seq)),
+            first_lfc: Some(LfcId(first_lfc)),
+        };
+        j.create_generation(line(11, 12, 4)).unwrap();
+        for n in 0..4 {
+            j.append(vec![write(0, n * 4096, [3])], at(30 + n)).unwrap();
+        }
+        // From 15 on it is taken over, with numbers above all that this host has seen.
+        if ingested {
+            j.seal(SealFlags::default()).unwrap();
+            j.ingest_sealed().unwrap();
+        }
+        j.create_generation(line(15, 41, 8)).unwrap();
+        let none_yet = j.frames_after(WriteSeq(15), u64::MAX).unwrap();
+        assert!(none_yet.is_empty(), "{ingested}: {:?}", places(&none_yet));
+        j.append(vec![write(0, 0, [4])], at(40)).unwrap();
+        j.append(vec![write(0, 0, [5])], at(41)).unwrap();
+        j.sync().unwrap();
+        let j = if reopened {
+            drop(j);
+            lab.open().unwrap().0
+        } else {
+            j
+        };
+        let of = |seq| places(&j.frames_after(WriteSeq(seq), u64::MAX).unwrap());
+        let first: Vec<_> = (0..6).map(|n| (1, 1 + 2 * n)).collect();
+        let behind = [(2, 12), (2, 13), (2, 14), (2, 15), (3, 41), (3, 42)];
+        assert_eq!(of(0), [&first[..], &behind].concat());
+        assert_eq!(
+            of(10),
+            [&first[5..], &behind].concat(),
+            "the frame in which it was left"
+        );
+        assert_eq!(of(11), behind);
+        assert_eq!(of(13), behind[2..]);
+        assert_eq!(of(15), behind[4..], "and not what the first one had behind 15");
+        assert_eq!(of(41), behind[5..]);
+        assert_eq!(of(42), []);
+        // One after the other, as they are sent.
+        let (mut at, mut all) = (WriteSeq(11), Vec::new());
+        while let Some(frame) = j.frames_after(at, 1).unwrap().first() {
+            at = frame.last_seq();
+            all.extend(places(std::slice::from_ref(frame)));
+        }
+        assert_eq!(all, behind);
+    }
+}
+
+/// Generation (in the order of their containers' numbers) and first record of each frame.
+fn places(frames: &[std::sync::Arc<crate::Frame>]) -> Vec<(u64, u64)> {
+    frames
+        .iter()
+        .map(|f| match f.generation().0 {
+            8 => (3, f.first_seq().0),
+            4 => (2, f.first_seq().0),
+            _ => (1, f.first_seq().0),
+        })
+        .collect()
+}
+
 #[test]
 fn a_gap_is_skipped_and_remembered() {
     let lab = Lab::new();
