@@ -16,7 +16,7 @@
 //!   one's thread has not begun to work on by then is dropped.
 
 use super::{
-    LinkError, config_digest, flags_of,
+    DEFECT, LinkError, config_digest, flags_of,
     lca::both_production,
     meeting::{self, end_of},
 };
@@ -32,6 +32,7 @@ use model::{ByteRange, ContextId, ContextState, GenNo, LfcId, RecordBody, Role, 
 use snapshot::{RegionCopy, RegionOffer};
 use std::{
     collections::{BTreeMap, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
 use tokio::sync::mpsc;
@@ -80,7 +81,12 @@ pub async fn serve(
     let thread = {
         let (context, outgoing) = (Arc::clone(&context), outgoing.clone());
         let name = format!("c{}-receive", context.id());
-        let work = move || receive(&context, hello, inbox, &outgoing, &runtime);
+        let work = move || {
+            let run = || receive(&context, hello, inbox, &outgoing, &runtime);
+            if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                context.poison("receive", &DEFECT);
+            }
+        };
         std::thread::Builder::new()
             .name(name)
             .spawn(work)
@@ -144,6 +150,7 @@ fn receive(
         };
         drop(working);
         if let Err(e) = step {
+            end.complain(&e);
             break e.to_string();
         }
         event = match inbox.blocking_recv() {
@@ -178,6 +185,15 @@ struct End<'a> {
 impl End<'_> {
     fn send(&self, message: Message) -> Result<(), LinkError> {
         Ok(self.runtime.block_on(self.outgoing.send(message))?)
+    }
+
+    /// Says why what was received is not taken: production would else see a link that ends, and nobody there knew why.
+    fn complain(&self, e: &LinkError) {
+        if !matches!(e, LinkError::Connection(_) | LinkError::Ended) {
+            let refuse = Message::refuse(RefuseCode::Protocol, self.context.term(), e.to_string());
+            // An error means that the connection is gone.
+            let _ = self.send(refuse);
+        }
     }
 
     fn running(&self) -> Result<Arc<Running>, LinkError> {

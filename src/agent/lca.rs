@@ -17,7 +17,7 @@
 //! What the peer has is told to the tap, too, whose answers may wait for it ([`journal::tap::PeerRule`]).
 
 use super::{
-    LinkError, LinkHandle, blocking, config_digest, copier,
+    DEFECT, LinkError, LinkHandle, blocking, caught, config_digest, copier,
     copier::{Ready, Table},
     meeting,
     meeting::{Acquaintance, PeerSet, end_of, over_the_gap},
@@ -30,6 +30,7 @@ use crate::{
 use journal::{Journal, JournalError, tap::Tap};
 use model::{ByteRange, GenId, LfcId, RecordBody, Role, Term, Timestamp, VolumeIndex, WriteSeq};
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -73,13 +74,19 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
         };
         let endpoint = dialed.endpoint;
         let connection = Connection::new(dialed.stream, dialed.peer, ConnectionOptions::default());
-        let ended = Link::new(&context, &tap)
-            .run(connection, &mut dialer, &mut stop)
-            .await;
+        let ended = Link::new(&context, &tap).run(connection, &mut stop).await;
+        // One that refuses what it welcomed would else be asked again many times a second.
+        let is_refused = matches!(
+            ended,
+            Err(LinkError::Refused(_) | LinkError::Failed(_) | LinkError::Defect)
+        );
+        if context.peer().connected && !is_refused {
+            dialer.welcomed();
+        }
         let mut failed = None;
         let refused = match ended {
             Ok(()) => None,
-            Err(LinkError::Refused(text)) => Some(text),
+            Err(e @ (LinkError::Refused(_) | LinkError::Defect)) => Some(e.to_string()),
             Err(LinkError::Failed(text)) => {
                 failed = Some(text.clone());
                 Some(text)
@@ -166,7 +173,6 @@ impl Link {
     async fn run(
         mut self,
         connection: Connection<tokio::net::TcpStream>,
-        dialer: &mut Dialer,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<(), LinkError> {
         let (mut incoming, outgoing) = connection.split();
@@ -181,7 +187,8 @@ impl Link {
                 }
             }
         });
-        let mut result = self.converse(&mut messages, &outgoing, dialer, stop).await;
+        let conversation = caught(self.converse(&mut messages, &outgoing, stop)).await;
+        let mut result = conversation.unwrap_or(Err(LinkError::Defect));
         if matches!(result, Err(LinkError::Connection(ConnError::Closed))) {
             // The reader knows why.
             let why = tokio::time::timeout(WHY_WITHIN, last_word(&mut messages)).await;
@@ -233,12 +240,11 @@ impl Link {
         &mut self,
         messages: &mut mpsc::Receiver<Result<Option<Message>, ConnError>>,
         outgoing: &Outgoing,
-        dialer: &mut Dialer,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<(), LinkError> {
         let (mut durable, mut sealed) = (self.context.bells.durable.ear(), self.context.bells.sealed.ear());
         let (mut sender, greeting) = Sender::new(SenderOptions::default(), self.hello()?);
-        self.act(&mut sender, vec![greeting], outgoing, dialer).await?;
+        self.act(&mut sender, vec![greeting], outgoing).await?;
         loop {
             self.pump(&mut sender, outgoing).await?;
             tokio::select! {
@@ -246,7 +252,7 @@ impl Link {
                     let message = message.ok_or(LinkError::Ended)??.ok_or(LinkError::Ended)?;
                     self.heard = Instant::now();
                     let actions = sender.receive(Timestamp::now(), message)?;
-                    self.act(&mut sender, actions, outgoing, dialer).await?;
+                    self.act(&mut sender, actions, outgoing).await?;
                 }
                 () = durable.listen() => {
                     if let Some(error) = self.journal.poisoned() {
@@ -258,7 +264,7 @@ impl Link {
             }
             let (appended, durable) = self.journal.line_cursors();
             let actions = sender.journal(appended, durable);
-            self.act(&mut sender, actions, outgoing, dialer).await?;
+            self.act(&mut sender, actions, outgoing).await?;
         }
     }
 
@@ -267,7 +273,6 @@ impl Link {
         sender: &mut Sender,
         actions: Vec<SenderAction>,
         outgoing: &Outgoing,
-        dialer: &mut Dialer,
     ) -> Result<(), LinkError> {
         for action in actions {
             match action {
@@ -297,7 +302,6 @@ impl Link {
                             )));
                         }
                     };
-                    dialer.welcomed();
                     self.peer = match sender.version() {
                         Version::V1 => copier::Peer::Old,
                         _ if peer.seq == WriteSeq(0) => copier::Peer::Empty,
@@ -450,11 +454,15 @@ impl Link {
             let appended = || context.bells.durable.ring();
             let complete = || context.bells.sealed.ring();
             let volumes: Vec<_> = context.config.indexed().map(|(index, _)| index).collect();
-            if let Err(e) = copier::run(&table, &tap, &volumes, peer, &appended, &complete) {
-                tracing::error!(context = context.id().0, "copies stopped: {e}");
-                table.failed(e.to_string());
-                context.bells.durable.ring();
-            }
+            let run = || copier::run(&table, &tap, &volumes, peer, &appended, &complete);
+            let failure = match catch_unwind(AssertUnwindSafe(run)) {
+                Ok(Ok(())) => return,
+                Ok(Err(e)) => e.to_string(),
+                Err(_) => DEFECT.to_owned(),
+            };
+            tracing::error!(context = context.id().0, "copies stopped: {failure}");
+            table.failed(failure);
+            context.bells.durable.ring();
         };
         let copier = std::thread::Builder::new().name(name).spawn(work);
         self.copier = Some(copier.expect("a thread can be started"));

@@ -7,7 +7,12 @@ pub mod meeting;
 pub mod offers;
 
 use journal::{JournalError, LfcRow, SealFlags};
-use std::future::Future;
+use std::{
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    task::{Context, Poll},
+};
 use tokio::{sync::watch, task::JoinHandle};
 
 /// A link that runs until it is stopped.
@@ -94,6 +99,19 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     }
 }
 
+/// What is said of work that panicked.
+pub(crate) const DEFECT: &str = "a defect of the program; see the log";
+
+/// Runs to the end of the work, also where that is a panic (`None`): whoever waits for it would else wait for ever.
+pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let step = |cx: &mut Context<'_>| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
+        Ok(step) => step.map(Some),
+        Err(_) => Poll::Ready(None),
+    };
+    poll_fn(step).await
+}
+
 /// What a link ends with.
 #[derive(Debug, thiserror::Error)]
 enum LinkError {
@@ -114,6 +132,8 @@ enum LinkError {
     Failed(String),
     #[error("the peer ended the connection")]
     Ended,
+    #[error("{DEFECT}")]
+    Defect,
     #[error("{1}; for {0} s nothing was acknowledged")]
     Unanswered(u64, Box<LinkError>),
 }
@@ -127,5 +147,24 @@ impl LinkError {
             Self::Connection(Io(e)) => e.kind() == std::io::ErrorKind::InvalidData,
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_panics_is_told_from_work_that_ends() {
+        let later = async |fails: bool| {
+            tokio::task::yield_now().await;
+            assert!(!fails, "as it is to");
+            7
+        };
+        assert_eq!(caught(later(false)).await, Some(7));
+        assert_eq!(caught(later(true)).await, None);
+        // A panic of blocking work is one of who waits for it.
+        let below = blocking(|| -> u32 { panic!("as it is to") });
+        assert_eq!(caught(below).await, None);
     }
 }

@@ -25,7 +25,7 @@ pub use retention::{Retention, owed_to_peer};
 pub use views::{Lifeline, Reader, Snapshot, SnapshotError, Views};
 
 use crate::{
-    agent::LinkHandle,
+    agent::{DEFECT, LinkHandle},
     applying::acting::builds_undo,
     bell::Bell,
     clock::HostClock,
@@ -466,7 +466,7 @@ impl Context {
             .name(format!("c{}-{what}", self.id()))
             .spawn(move || {
                 if std::panic::catch_unwind(AssertUnwindSafe(run)).is_err() {
-                    context.poison(what, &"a defect of the program; see the log");
+                    context.poison(what, &DEFECT);
                 }
                 if context.journal.poisoned().is_some() {
                     ended();
