@@ -32,7 +32,7 @@ use crate::{
     config::{ConfigError, ContextConfig},
     format::{self, FormatError},
     node::Node,
-    roles::Standing,
+    roles::{Standing, row},
     verify::Desk,
 };
 use control::Holder;
@@ -534,11 +534,8 @@ impl Context {
     /// When they could not be made durable; nothing has changed then.
     pub fn set_restore(&self, restore: Option<RestoreRow>, state: ContextState) -> Result<(), JournalError> {
         let row = self.row.lock();
-        let changed = ContextRow {
-            state,
-            since: Timestamp::now(),
-            ..row.clone()
-        };
+        let mut changed = row.clone();
+        row::put_restore(&mut changed, state);
         self.journal.put_restore(restore.as_ref(), Some(&changed))?;
         *self.restore.lock() = restore;
         self.replace_row(row, changed);

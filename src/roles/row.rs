@@ -11,6 +11,9 @@ const FENCED_WHY: &str = "fenced_why";
 /// Name of the note that keeps the state to which a start leads back.
 const BEFORE_STOP: &str = "state_before_stop";
 
+/// Name of the note of a host whose restore began when it had given its line up: the undo of that restore leads back there.
+const GAVE_UP: &str = "gave_up_before_restore";
+
 /// What a row means, stopped or not.
 #[must_use]
 pub fn standing_of(row: &ContextRow) -> Standing {
@@ -39,6 +42,7 @@ pub fn put_standing(row: &mut ContextRow, standing: Standing, term: Term, why: O
     row.term = term;
     row.since = Timestamp::now();
     row.notes.remove(HANDED_BACK);
+    row.notes.remove(GAVE_UP);
     if row.state == ContextState::Stopped && standing != Standing::Fenced {
         row.notes.insert(BEFORE_STOP.into(), state.to_string());
     } else {
@@ -50,6 +54,19 @@ pub fn put_standing(row: &mut ContextRow, standing: Standing, term: Term, why: O
         Some(why) => drop(row.notes.insert(FENCED_WHY.into(), why.to_owned())),
         None => drop(row.notes.remove(FENCED_WHY)),
     }
+}
+
+/// Makes a state that a restore, or the end of its undo, leads to part of a row.
+pub fn put_restore(row: &mut ContextRow, state: ContextState) {
+    if state == ContextState::Restoring && row.state == ContextState::ResyncReady {
+        row.notes.insert(GAVE_UP.into(), String::new());
+    }
+    let is_undone = state == ContextState::Enabled;
+    row.state = match is_undone.then(|| row.notes.remove(GAVE_UP)).flatten() {
+        Some(_) => ContextState::ResyncReady,
+        None => state,
+    };
+    row.since = Timestamp::now();
 }
 
 /// Makes "stopped by an operator", or its end, part of a row.

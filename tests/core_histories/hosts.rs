@@ -3,6 +3,7 @@
 use backstay::{
     applying::{Applier, CopyQueue, acting::replay_by},
     restoring::Owner,
+    roles::row::put_restore,
 };
 use bytes::Bytes;
 use journal::{
@@ -248,9 +249,9 @@ impl Owner for Keeper<'_> {
     }
 
     fn set_restore(&self, row: Option<&RestoreRow>, state: ContextState) -> Result<(), JournalError> {
-        let context = self.journal.context()?.expect("made at boot");
-        self.journal
-            .put_restore(row, Some(&ContextRow { state, ..context }))
+        let mut context = self.journal.context()?.expect("made at boot");
+        put_restore(&mut context, state);
+        self.journal.put_restore(row, Some(&context))
     }
 
     fn keep_restore(&self, row: &RestoreRow) -> Result<(), JournalError> {

@@ -146,6 +146,46 @@ fn l1_a_short_line_beside_a_long_container_that_was_left() {
     });
 }
 
+/// A host that has given its line up loses power when the other one's stream begins, is to take over after all, and loses power on
+/// its way back to its last consistent point. When that is undone it has given its line up still.
+#[test]
+fn l7_the_undo_of_a_way_back_leads_to_a_line_that_was_given_up() {
+    let mut undone = 0;
+    let tried = with_seeds("l7 undone", 2, |rng| {
+        for case in 0..5 * 8 * 4 {
+            let (way, n, rounds) = (1 + case % 5, 1 + case / 5 % 8, 1 + case / 40);
+            let mut world = World::synced(rng);
+            unplanned(&mut world, rng);
+            world.put(A, 2, rng);
+            world.put(B, 3, rng);
+            world.steps(&[Step::Mend], rng);
+            world.run(A, RESYNC, rng);
+            world.run(B, RESYNC, rng);
+            let stream: Vec<Step> = (0..rounds).map(|_| Step::Round(B)).collect();
+            world.steps_with_a_cut(A, n, &stream, rng);
+            let standing = |world: &World| world.up(A).standing().unwrap();
+            let last = world.up(A).journal.consistent().pop();
+            if standing(&world) != Standing::ResyncReady || last.is_none_or(|span| span.until.is_none()) {
+                continue;
+            }
+            world.steps(&[Step::Cut], rng);
+            world.steps_with_a_cut(A, way, &[Step::Command(A, Command::Failover(FORCE))], rng);
+            if standing(&world) != Standing::Restoring {
+                continue;
+            }
+            undone += 1;
+            world.run(A, Command::Undo, rng);
+            assert_eq!(standing(&world), Standing::ResyncReady);
+            world.steps(&[Step::Mend], rng);
+            world.calm(rng);
+            world.look_at_pair(B);
+            world.recover(rng);
+        }
+    });
+    println!("{undone} ways back were undone");
+    assert!(tried < 2 || undone > 0, "{undone}");
+}
+
 /// A failover is cut in its middle and the old production takes its own line over again. Containers of which the replica lacks records
 /// give way before anything is added: no map has them, and they are copied all the same.
 #[test]
