@@ -68,8 +68,15 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
     context.set_peer(false, None);
     loop {
         let tls = node.peers().tls();
+        let unreached = |e: &wire::dial::DialError| {
+            tracing::debug!("{}: {e}", host.name);
+            // What it said when it could be reached is not how it is now.
+            if context.peer().refused.is_some() {
+                context.set_peer(false, None);
+            }
+        };
         let dialed = tokio::select! {
-            dialed = dialer.until_reached(tls, Expect::Key(key), |e| tracing::debug!("{}: {e}", host.name)) => dialed,
+            dialed = dialer.until_reached(tls, Expect::Key(key), unreached) => dialed,
             () = stopped(&mut stop) => break,
         };
         let endpoint = dialed.endpoint;

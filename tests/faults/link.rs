@@ -140,6 +140,21 @@ fn link_silence_is_found_out() {
     });
 }
 
+/// What a peer said when it could be reached is not how it is when it cannot be reached any more.
+#[test]
+fn link_a_refusal_ends_with_the_path_to_who_refused() {
+    let (world, _proxies) = world("refusal", 1);
+    let (pair, looks, why) = (&world.pair, &mut 0, "a peer that is stopped");
+    pair.cli(REC, &["rtstop", "-FSC", "1"]).ok();
+    peer_is(pair, PROD, "stopped", why, looks);
+    pair.stop(REC);
+    peer_is(pair, PROD, "unreachable", why, looks);
+    pair.start(REC);
+    peer_is(pair, PROD, "stopped", why, looks);
+    pair.cli(REC, &["rtstart", "-C", "1"]).ok();
+    peer_is(pair, PROD, "connected", why, looks);
+}
+
 /// Two endpoints of one peer. One is cut, turns away, or lets only the beginning of every connection through; the stream goes on
 /// over the other, and nothing is copied again.
 #[test]

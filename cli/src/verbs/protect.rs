@@ -42,7 +42,7 @@ pub(crate) struct Protect {
     /// Id of the failover context (default: ID + 1000)
     #[arg(long, value_name = "ID")]
     failover_id: Option<u32>,
-    /// How writes are acknowledged (this version: async)
+    /// How writes are acknowledged
     #[arg(long, value_name = "MODE", value_parser = ["async", "mwc", "sync"])]
     mode: Option<String>,
     /// Do not mount now
