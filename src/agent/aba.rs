@@ -82,9 +82,16 @@ pub async fn serve(
         let (context, outgoing) = (Arc::clone(&context), outgoing.clone());
         let name = format!("c{}-receive", context.id());
         let work = move || {
-            let run = || receive(&context, hello, inbox, &outgoing, &runtime);
-            if catch_unwind(AssertUnwindSafe(run)).is_err() {
-                context.poison("receive", &DEFECT);
+            let turn = context.next_receiver();
+            let run = || receive(&context, turn, hello, inbox, &outgoing, &runtime);
+            let why = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+                context.broken("receive");
+                DEFECT.to_owned()
+            });
+            tracing::info!(context = context.id().0, "receiving ended: {why}");
+            // The peer that left through this connection may be here again through a newer one.
+            if context.receiver_turn(turn).is_some() {
+                context.set_peer(false, None);
             }
         };
         std::thread::Builder::new()
@@ -114,13 +121,15 @@ pub async fn serve(
     outgoing.shutdown("the link ends").await;
 }
 
+/// Works on what is heard until the connection is over, and answers why it is.
 fn receive(
     context: &Arc<Context>,
+    turn: u64,
     hello: Message,
     mut inbox: mpsc::Receiver<Event>,
     outgoing: &Outgoing,
     runtime: &tokio::runtime::Handle,
-) {
+) -> String {
     let row = context.row();
     let local = local_of(context.id(), config_digest(&context.config), &row);
     let mut end = End {
@@ -138,8 +147,7 @@ fn receive(
         requests: 0,
     };
     let mut event = Event::Message(hello);
-    let turn = context.next_receiver();
-    let why = loop {
+    loop {
         let Some(working) = context.receiver_turn(turn) else {
             break "a newer connection took over".to_owned();
         };
@@ -157,11 +165,6 @@ fn receive(
             Some(next) => next,
             None => break "the connection is over".to_owned(),
         };
-    };
-    tracing::info!(context = context.id().0, "receiving ended: {why}");
-    // The peer that left through this connection may be here again through a newer one.
-    if context.receiver_turn(turn).is_some() {
-        context.set_peer(false, None);
     }
 }
 
@@ -190,7 +193,11 @@ impl End<'_> {
     /// Says why what was received is not taken: production would else see a link that ends, and nobody there knew why.
     fn complain(&self, e: &LinkError) {
         if !matches!(e, LinkError::Connection(_) | LinkError::Ended) {
-            let refuse = Message::refuse(RefuseCode::Protocol, self.context.term(), e.to_string());
+            let code = match self.context.is_stopped() {
+                true => RefuseCode::Stopped,
+                false => RefuseCode::Protocol,
+            };
+            let refuse = Message::refuse(code, self.context.term(), e.to_string());
             // An error means that the connection is gone.
             let _ = self.send(refuse);
         }

@@ -17,7 +17,7 @@
 //! What the peer has is told to the tap, too, whose answers may wait for it ([`journal::tap::PeerRule`]).
 
 use super::{
-    DEFECT, LinkError, LinkHandle, blocking, caught, config_digest, copier,
+    Below, DEFECT, LinkError, LinkHandle, blocking, caught, config_digest, copier,
     copier::{Ready, Table},
     meeting,
     meeting::{Acquaintance, PeerSet, end_of, over_the_gap},
@@ -71,8 +71,10 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
         let unreached = |e: &wire::dial::DialError| {
             tracing::debug!("{}: {e}", host.name);
             // What it said when it could be reached is not how it is now.
-            if context.peer().refused.is_some() {
+            let peer = context.peer();
+            if peer.refused.is_some() || peer.failed.is_some() {
                 context.set_peer(false, None);
+                context.set_peer_failed(None);
             }
         };
         let dialed = tokio::select! {
@@ -82,23 +84,15 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
         let endpoint = dialed.endpoint;
         let connection = Connection::new(dialed.stream, dialed.peer, ConnectionOptions::default());
         let ended = Link::new(&context, &tap).run(connection, &mut stop).await;
-        // One that refuses what it welcomed would else be asked again many times a second.
-        let is_refused = matches!(
-            ended,
-            Err(LinkError::Refused(_) | LinkError::Failed(_) | LinkError::Defect)
-        );
-        if context.peer().connected && !is_refused {
+        let is_of_path = |e: &LinkError| e.is_of_path();
+        // What fails behind a welcome, here or there, would else be tried again many times a second.
+        if context.peer().connected && ended.as_ref().err().is_none_or(is_of_path) {
             dialer.welcomed();
         }
         let mut failed = None;
         let refused = match ended {
             Ok(()) => None,
-            Err(e @ (LinkError::Refused(_) | LinkError::Defect)) => Some(e.to_string()),
-            Err(LinkError::Failed(text)) => {
-                failed = Some(text.clone());
-                Some(text)
-            }
-            Err(e) => {
+            Err(e) if e.is_of_path() => {
                 tracing::info!(
                     context = context.id().0,
                     peer = host.name,
@@ -108,6 +102,15 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
                     dialer.avoid(endpoint);
                 }
                 None
+            }
+            Err(LinkError::Refused(text)) => Some(text),
+            Err(LinkError::Failed(text)) => {
+                failed = Some(text.clone());
+                Some(text)
+            }
+            Err(e) => {
+                tracing::warn!(context = context.id().0, peer = host.name, "the link ended: {e}");
+                Some(format!("the link to {} ended: {e}", host.name))
             }
         };
         tap.peer_lost();
@@ -121,6 +124,11 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
             () = stopped(&mut stop) => break,
         }
     }
+}
+
+/// What is said of a peer whose context an operator has stopped.
+pub(crate) fn stopped_on(peer: &str) -> String {
+    format!("context is stopped on {peer}")
 }
 
 /// Time between two words to the peer about the copies.
@@ -195,7 +203,13 @@ impl Link {
             }
         });
         let conversation = caught(self.converse(&mut messages, &outgoing, stop)).await;
-        let mut result = conversation.unwrap_or(Err(LinkError::Defect));
+        let mut result = conversation.unwrap_or_else(|panic| {
+            // One of the conversation alone costs the link; what the journal or the tap left half done costs the context.
+            if panic.is::<Below>() {
+                self.context.broken("link");
+            }
+            Err(LinkError::Defect)
+        });
         if matches!(result, Err(LinkError::Connection(ConnError::Closed))) {
             // The reader knows why.
             let why = tokio::time::timeout(WHY_WITHIN, last_word(&mut messages)).await;
@@ -353,10 +367,7 @@ impl Link {
                 SenderAction::Refused { code, text } => {
                     let text = format!("{} refused: {text}", self.context.peer_name());
                     if code == RefuseCode::Stopped {
-                        return Err(LinkError::Refused(format!(
-                            "context is stopped on {}",
-                            self.context.peer_name()
-                        )));
+                        return Err(LinkError::Refused(stopped_on(self.context.peer_name())));
                     }
                     if code == RefuseCode::Internal {
                         return Err(LinkError::Failed(text));
@@ -465,7 +476,10 @@ impl Link {
             let failure = match catch_unwind(AssertUnwindSafe(run)) {
                 Ok(Ok(())) => return,
                 Ok(Err(e)) => e.to_string(),
-                Err(_) => DEFECT.to_owned(),
+                Err(_) => {
+                    context.broken("copies");
+                    DEFECT.to_owned()
+                }
             };
             tracing::error!(context = context.id().0, "copies stopped: {failure}");
             table.failed(failure);

@@ -281,6 +281,10 @@ fn is_held(journal: &Journal, part: LinePart) -> bool {
 /// The jump that a stream needs which stands at `sent`, if the journal gave up what comes next.
 #[must_use]
 pub fn over_the_gap(journal: &Journal, sent: WriteSeq) -> Option<Jump> {
+    // What gives way there is on no map: the two meet again, and are brought together.
+    if journal.awaits_birth() {
+        return None;
+    }
     let newest = journal.current_generation()?.no;
     // What is freed of earlier generations is history, not a gap.
     let in_newest = journal.floors().redo.0 == newest;
@@ -333,8 +337,10 @@ pub fn bring_together(
     peer: Position,
     theirs: Option<&PeerSet>,
 ) -> Result<Jump, JournalError> {
-    // Copies need positions, and those need a generation of our own.
+    // Copies need positions, and those need a generation of our own. The peer is on it as soon as it is told of the jump: a host that
+    // lost its birth with the power would not know it.
     tap.begin_generation()?;
+    journal.sync()?;
     let cause = match (theirs, peer.seq) {
         (_, WriteSeq(0)) => JumpCause::FirstSync,
         (Some(_), _) => JumpCause::Line,

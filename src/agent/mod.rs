@@ -9,7 +9,7 @@ pub mod offers;
 use journal::{JournalError, LfcRow, SealFlags};
 use std::{
     future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::pin,
     task::{Context, Poll},
 };
@@ -95,19 +95,23 @@ fn flags_of(seal: &wire::Seal) -> SealFlags {
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
-        Err(e) => std::panic::resume_unwind(e.into_panic()),
+        // Its own was told when it happened.
+        Err(_) => resume_unwind(Box::new(Below)),
     }
 }
 
 /// What is said of work that panicked.
 pub(crate) const DEFECT: &str = "a defect of the program; see the log";
 
-/// Runs to the end of the work, also where that is a panic (`None`): whoever waits for it would else wait for ever.
-pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
+/// The panic of who waited for [`blocking`] work that panicked.
+pub(crate) struct Below;
+
+/// Runs to the end of the work, also where that is a panic: whoever waits for it would else wait for ever.
+pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> std::thread::Result<T> {
     let mut work = pin!(work);
     let step = |cx: &mut Context<'_>| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
-        Ok(step) => step.map(Some),
-        Err(_) => Poll::Ready(None),
+        Ok(step) => step.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
     };
     poll_fn(step).await
 }
@@ -139,6 +143,11 @@ enum LinkError {
 }
 
 impl LinkError {
+    /// Whether the connection ended by itself, and nothing was wrong at either end of it.
+    const fn is_of_path(&self) -> bool {
+        matches!(self, Self::Connection(_) | Self::Ended | Self::Unanswered(..))
+    }
+
     /// Whether the path to the peer may be at fault, and not the peer: it went silent, left what was sent unanswered, or brought what no peer says.
     fn blames_path(&self) -> bool {
         use wire::ConnError::{Codec, Io, Silent, Truncated};
@@ -161,10 +170,9 @@ mod tests {
             assert!(!fails, "as it is to");
             7
         };
-        assert_eq!(caught(later(false)).await, Some(7));
-        assert_eq!(caught(later(true)).await, None);
-        // A panic of blocking work is one of who waits for it.
+        assert_eq!(caught(later(false)).await.unwrap(), 7);
+        assert!(!caught(later(true)).await.unwrap_err().is::<Below>());
         let below = blocking(|| -> u32 { panic!("as it is to") });
-        assert_eq!(caught(below).await, None);
+        assert!(caught(below).await.unwrap_err().is::<Below>());
     }
 }

@@ -425,6 +425,19 @@ impl Context {
         );
     }
 
+    /// Work that panicked may have left something half done: the context ends with it.
+    pub(crate) fn broken(&self, what: &str) {
+        self.poison(what, &DEFECT);
+        self.tell_poisoned();
+    }
+
+    fn tell_poisoned(&self) {
+        self.bells.durable.ring();
+        if let Some(node) = self.node.upgrade() {
+            node.disown();
+        }
+    }
+
     /// Something waits for room on a disk, or goes on again.
     pub(crate) fn set_no_room(&self, why: Option<String>) {
         let before = std::mem::replace(&mut *self.no_room.lock(), why.clone());
@@ -470,10 +483,7 @@ impl Context {
                 }
                 if context.journal.poisoned().is_some() {
                     ended();
-                    context.bells.durable.ring();
-                    if let Some(node) = context.node.upgrade() {
-                        node.disown();
-                    }
+                    context.tell_poisoned();
                 }
             })
             .expect("a thread can be started")

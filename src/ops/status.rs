@@ -2,6 +2,7 @@
 
 use super::{Answer, Op, next};
 use crate::{
+    agent::lca::stopped_on,
     config::{Mode, OnLinkLoss},
     context::{Context, Running},
     node::Node,
@@ -37,7 +38,7 @@ fn head_context(context: &Context) -> HeadContext {
             name: context.peer_name().to_owned(),
             state: match (peer.connected, &peer.refused) {
                 (true, _) => PeerState::Connected,
-                (false, Some(why)) if why.contains("stopped") => PeerState::Stopped,
+                (false, Some(why)) if *why == stopped_on(context.peer_name()) => PeerState::Stopped,
                 (false, Some(_)) => PeerState::Refused,
                 (false, None) => PeerState::Unreachable,
             },

@@ -7,7 +7,7 @@ use super::{
         unplanned,
     },
     operator::{Command, FORCE, Hint, How, Outcome},
-    world::{Side, Step, World},
+    world::{Side, Step, Stream, World},
 };
 use Side::{A, B};
 use backstay::roles::{Next, Standing};
@@ -209,12 +209,31 @@ fn l1_what_gives_way_before_a_line_is_added_to_is_copied() {
             world.steps(&[Step::Cut], rng);
             world.run(A, Command::Failover(FORCE), rng);
             let (_, theirs) = world.up(B).end();
-            while world.up(A).journal.floors().redo_seq.seq <= theirs {
-                world.steps(&[Step::Overflow(A)], rng);
-            }
+            let give_way = |world: &mut World, rng: &mut dyn RngCore| {
+                while world.up(A).journal.floors().redo_seq.seq <= theirs {
+                    world.steps(&[Step::Overflow(A)], rng);
+                }
+            };
             taken += 1;
+            // Before the two meet, or when they have.
+            let met = n % 2 == 0;
+            if !met {
+                give_way(&mut world, rng);
+            }
             world.run(A, Command::Failback, rng);
             world.steps(&[Step::Mend], rng);
+            if met {
+                while !world.links[A.index()]
+                    .as_ref()
+                    .is_some_and(|link| link.is_greeted())
+                {
+                    world.steps(
+                        &[Step::Link(A, Stream::HearShip), Step::Link(A, Stream::HearFollow)],
+                        rng,
+                    );
+                }
+                give_way(&mut world, rng);
+            }
             world.calm(rng);
             world.look_at_pair(A);
             world.recover(rng);
