@@ -6,11 +6,9 @@
 //! durably, with since when and how much, and shown by `status`.
 
 use super::{Context, ContextError};
+use crate::roles::row::SUPER_TRANSACTION;
 use journal::JournalError;
 use model::Timestamp;
-
-/// Name of the note.
-const NOTE: &str = "super_transaction";
 
 /// What gave way since the replica was last consistent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +47,7 @@ impl Context {
     /// The super transaction that this production is in, if it is.
     #[must_use]
     pub fn super_transaction(&self) -> Option<SuperTransaction> {
-        SuperTransaction::parse(self.row().notes.get(NOTE)?)
+        SuperTransaction::parse(self.row().notes.get(SUPER_TRANSACTION)?)
     }
 
     /// Bytes of redo that production may keep: as configured, or all but a reserve of the file system where that is less.
@@ -74,7 +72,7 @@ impl Context {
             return Ok(());
         }
         tracing::info!(context = self.id().0, "the peer has everything again");
-        self.change_row(|row| drop(row.notes.remove(NOTE)))
+        self.change_row(|row| drop(row.notes.remove(SUPER_TRANSACTION)))
     }
 
     /// Lets the oldest containers give way until the journal is within its limit. `checkpoint` makes the volumes hold more
@@ -129,6 +127,6 @@ impl Context {
             bytes: before.bytes + bytes,
             ..before
         };
-        self.change_row(|row| drop(row.notes.insert(NOTE.to_owned(), now.text())))
+        self.change_row(|row| drop(row.notes.insert(SUPER_TRANSACTION.to_owned(), now.text())))
     }
 }

@@ -11,6 +11,8 @@ const FENCED_WHY: &str = "fenced_why";
 /// Name of the note that keeps the state to which a start leads back.
 const BEFORE_STOP: &str = "state_before_stop";
 
+/// Name of the note of a production whose journal gave way to the state map: what its replica lacks.
+pub const SUPER_TRANSACTION: &str = "super_transaction";
 /// Name of the note of a host whose restore began when it had given its line up: the undo of that restore leads back there.
 const GAVE_UP: &str = "gave_up_before_restore";
 
@@ -43,6 +45,9 @@ pub fn put_standing(row: &mut ContextRow, standing: Standing, term: Term, why: O
     row.since = Timestamp::now();
     row.notes.remove(HANDED_BACK);
     row.notes.remove(GAVE_UP);
+    if role == Role::Recovery {
+        row.notes.remove(SUPER_TRANSACTION);
+    }
     if row.state == ContextState::Stopped && standing != Standing::Fenced {
         row.notes.insert(BEFORE_STOP.into(), state.to_string());
     } else {
@@ -97,4 +102,28 @@ pub fn put_fence(row: &mut ContextRow, term: Term, why: &str) -> bool {
     }
     put_standing(row, Standing::Fenced, term.max(row.term), Some(why));
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_gives_its_role_up_has_no_replica_that_lacks_anything() {
+        let mut row = ContextRow {
+            role: Role::Production,
+            state: ContextState::Enabled,
+            term: Term(1),
+            since: Timestamp::default(),
+            notes: [(SUPER_TRANSACTION.to_owned(), "1 2 3".to_owned())].into(),
+        };
+        for (standing, kept) in [
+            (Standing::Producing, true),
+            (Standing::Fenced, true),
+            (Standing::ResyncReady, false),
+        ] {
+            put_standing(&mut row, standing, Term(2), None);
+            assert_eq!(row.notes.contains_key(SUPER_TRANSACTION), kept, "{standing:?}");
+        }
+    }
 }
