@@ -354,7 +354,7 @@ impl Journal {
     /// [`JournalError::NotHeld`] when they are freed, or a failure.
     pub fn frames_after(&self, seq: WriteSeq, bytes_max: u64) -> Result<Vec<Arc<Frame>>, JournalError> {
         self.guarded(|| {
-            let wanted = {
+            let containers = {
                 let shared = self.shared.read();
                 let line = shared.current_line();
                 let (Some(open), Some(newest)) = (&shared.open, line.last()) else {
@@ -374,11 +374,11 @@ impl Journal {
                     });
                     return Ok(fits.cloned().collect());
                 }
-                wanted_after(&shared, &line, seq)?
+                containers_after(&shared, &line, seq)?
             };
             let mut frames: Vec<Arc<Frame>> = Vec::new();
             let mut bytes = 0;
-            for Wanted { row, in_tail, upto } in wanted {
+            for ToRead { row, in_tail, upto } in containers {
                 if bytes >= bytes_max && bytes > 0 {
                     break;
                 }
@@ -407,10 +407,10 @@ impl Journal {
     }
 }
 
-/// A container of a line, of which some frames are wanted.
-struct Wanted {
+/// A container of a line, of which some frames are to be read.
+struct ToRead {
     row: Arc<LfcRow>,
-    /// Its first wanted frame, if it stands in a tail.
+    /// The first of them, if it stands in a tail.
     in_tail: Option<u32>,
     /// The line leaves its generation behind this record.
     upto: WriteSeq,
@@ -420,7 +420,7 @@ struct Wanted {
 ///
 /// Each part of a line is a world of its own: a generation that was left goes on with numbers that the next one takes again, so that
 /// of its containers only those count that begin on the line and end behind `seq`, and none where the line left it before `seq`.
-fn wanted_after(shared: &Shared, line: &[LineSpan], seq: WriteSeq) -> Result<Vec<Wanted>, JournalError> {
+fn containers_after(shared: &Shared, line: &[LineSpan], seq: WriteSeq) -> Result<Vec<ToRead>, JournalError> {
     let mut out = Vec::new();
     for span in line.iter().filter(|span| seq < span.upto) {
         let (after, upto) = (seq.max(span.after), span.upto);
@@ -431,7 +431,7 @@ fn wanted_after(shared: &Shared, line: &[LineSpan], seq: WriteSeq) -> Result<Vec
                     lfc: row.lfc,
                 });
             }
-            out.push(Wanted {
+            out.push(ToRead {
                 row: Arc::clone(row),
                 in_tail: None,
                 upto,
@@ -440,7 +440,7 @@ fn wanted_after(shared: &Shared, line: &[LineSpan], seq: WriteSeq) -> Result<Vec
         for c in shared.sealed.iter().map(|s| &s.container).chain(&shared.open) {
             let is_wanted = !c.is_empty() && c.last_seq() > after && c.header.start.first_seq <= upto;
             if c.generation == span.generation && is_wanted {
-                out.push(Wanted {
+                out.push(ToRead {
                     row: Arc::new(c.row(crate::SealFlags::default())),
                     in_tail: Some(len32(c.frames.partition_point(|f| f.last_seq() <= after))),
                     upto,

@@ -84,9 +84,8 @@ async fn run(context: Arc<Context>, tap: Arc<Tap>, mut stop: watch::Receiver<boo
         let endpoint = dialed.endpoint;
         let connection = Connection::new(dialed.stream, dialed.peer, ConnectionOptions::default());
         let ended = Link::new(&context, &tap).run(connection, &mut stop).await;
-        let is_of_path = |e: &LinkError| e.is_of_path();
         // What fails behind a welcome, here or there, would else be tried again many times a second.
-        if context.peer().connected && ended.as_ref().err().is_none_or(is_of_path) {
+        if context.peer().connected && ended.as_ref().err().is_none_or(LinkError::is_of_path) {
             dialer.welcomed();
         }
         let mut failed = None;

@@ -95,8 +95,11 @@ fn flags_of(seal: &wire::Seal) -> SealFlags {
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
-        // Its own was told when it happened.
-        Err(_) => resume_unwind(Box::new(Below)),
+        Err(e) => {
+            // It was told of when it happened. Work that never began, because the runtime ends, left nothing half done.
+            drop(e.into_panic());
+            resume_unwind(Box::new(Below))
+        }
     }
 }
 

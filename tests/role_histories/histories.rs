@@ -1,7 +1,7 @@
 //! Random histories: anything in any order, crashes at any durable step, and in the end the way forward.
 
 use super::{
-    operator::{Command, How},
+    operator::{Command, FORCE, How},
     world::{Counts, Side, Step, Stream, World},
 };
 use model::{Target, WriteSeq, target::TargetKind};
@@ -201,11 +201,7 @@ fn episode(world: &World, rng: &mut dyn RngCore) -> Vec<Step> {
             steps.extend((0..rng.random_range(2..8)).flat_map(|_| [Step::Work(acting), Step::Round(acting)]));
             steps.push(Step::Cut);
             steps.extend((0..rng.random_range(10..60)).map(|_| Step::Work(acting)));
-            let forced = How {
-                force: true,
-                inconsistent: false,
-            };
-            steps.push(Step::Command(other, Command::Failover(forced)));
+            steps.push(Step::Command(other, Command::Failover(FORCE)));
             steps.push(Step::Mend);
             let resync = |side| Step::Command(side, Command::Resync(How::default()));
             steps.extend([resync(acting), resync(other), Step::Settle]);
