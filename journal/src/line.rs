@@ -12,7 +12,8 @@ use crate::{
     frame::Digest,
     journal::{Journal, Shared, WriterState},
     keys,
-    rows::{Generation, Parent},
+    role::end_where_taken_over,
+    rows::{Consistent, Generation, Parent},
     tail::{SealFlags, Start},
 };
 use model::{
@@ -380,6 +381,10 @@ impl Journal {
         if promotion.is_some() {
             batch.delete(Family::Meta, keys::PROMOTION);
         }
+        let spans = is_own.then(|| spans_at_birth(&self.shared.read(), generation));
+        if let Some(spans) = &spans {
+            batch.put(Family::Meta, keys::CONSISTENT, Consistent::encode_all(spans));
+        }
         batch.put(Family::Meta, keys::START, encode_start(generation.no, &start));
         batch.put(Family::Meta, keys::CURSORS, moved(self.cursors()).encode());
         self.commit_locked(&mut meta, batch, true)?;
@@ -399,6 +404,9 @@ impl Journal {
                 .filter(|p| p.id == generation.id)
                 .map_or(clock, |p| p.clock);
             shared.promotion = None;
+            if let Some(spans) = spans {
+                shared.consistent = spans;
+            }
             shared.generations.insert(generation.no, generation.clone());
             shared.open = Some(Container::new(tail, header, generation.no, clock));
             shared.ring.clear();
@@ -409,6 +417,17 @@ impl Journal {
         self.see(WriteSeq(start.first_seq.0 - 1), start.lfc);
         self.raise()
     }
+}
+
+/// The consistent spans at the first record of a line that was taken over.
+fn spans_at_birth(shared: &Shared, generation: &Generation) -> Vec<Consistent> {
+    let mut spans = shared.consistent.clone();
+    let first = Position {
+        generation: generation.no,
+        seq: generation.first_seq,
+    };
+    end_where_taken_over(shared, &mut spans, Some(first));
+    spans
 }
 
 /// The cursors where a line that was taken over begins: its volumes stand there, and nothing before it is left to apply. The

@@ -24,6 +24,7 @@
 
 use crate::{
     container::Container,
+    cursors::Cursors,
     error::{JournalError, Position},
     frame::Digest,
     journal::{Journal, Shared},
@@ -423,8 +424,10 @@ impl Journal {
                 None => None,
             };
             let promotion = Promotion { id, parent, clock };
+            let is_restored = self.restore()?.is_some();
             let mut meta = self.meta.lock();
             let mut cursors = self.cursors();
+            let spans = where_taken_over(&self.shared.read(), at, &cursors, is_restored);
             if let Some(newest) = self.shared.read().sealed_rows().next_back() {
                 cursors.applied_lfc = (newest.generation, newest.lfc);
             }
@@ -436,11 +439,13 @@ impl Journal {
             let mut batch = Batch::default();
             batch.put(Family::Meta, keys::PROMOTION, promotion.encode());
             batch.put(Family::Meta, keys::CURSORS, cursors.encode());
+            batch.put(Family::Meta, keys::CONSISTENT, Consistent::encode_all(&spans));
             batch.put(Family::Meta, keys::CONTEXT, row.encode());
             batch.delete(Family::Meta, keys::RESTORE);
             self.commit_locked(&mut meta, batch, true)?;
             let mut shared = self.shared.write();
             shared.promotion = Some(promotion);
+            shared.consistent = spans;
             // It may hold what is past `at`.
             shared.ring.clear();
             self.line_changes.fetch_add(1, Ordering::AcqRel);
@@ -540,10 +545,17 @@ impl Journal {
             cursors.applied_by_peer = WriteSeq(0);
             cursors.peer_durable = WriteSeq(0);
             batch.put(Family::Meta, keys::CURSORS, cursors.encode());
-            batch.put(Family::Meta, keys::CONSISTENT, Consistent::encode_all(&spans));
             batch.put(Family::Meta, keys::CONTEXT, row.encode());
             // A line that was taken over at its end and not added to is what it was: it may go on as that.
             let is_over = self.promotion().is_some() && self.may_go_on();
+            if !is_over {
+                let shared = self.shared.read();
+                // Nothing was added to a generation that was opened for a line that was taken over.
+                let opened = shared.unborn().map(|g| g.no);
+                spans.retain(|s| Some(s.from.generation) != opened);
+                end_where_taken_over(&shared, &mut spans, None);
+            }
+            batch.put(Family::Meta, keys::CONSISTENT, Consistent::encode_all(&spans));
             if is_over {
                 batch.delete(Family::Meta, keys::PROMOTION);
             }
@@ -624,6 +636,53 @@ impl Journal {
             volume: VolumeIndex(0),
             body: generation.birth(),
         })
+    }
+}
+
+/// The consistent spans where a line is taken over at `at`, before its cursors say that nothing is left to apply.
+///
+/// - Where the copies of a span were here and its first position was never applied, it is none: what is held behind that lacks the
+///   copies, which are in no redo, and is never applied now.
+/// - A restored point is consistent, and so is what goes on from it. Volumes that are taken as they are, amid a resync, are not.
+fn where_taken_over(shared: &Shared, at: Position, cursors: &Cursors, is_restored: bool) -> Vec<Consistent> {
+    let mut line = shared.line(at.generation);
+    if let Some(last) = line.last_mut() {
+        last.upto = at.seq;
+    }
+    let is_on_line = |p: Position| {
+        let has = |span: &LineSpan| span.generation == p.generation && p.seq <= span.upto;
+        line.iter().any(has)
+    };
+    let mut spans = shared.consistent.clone();
+    let goes_on = spans.last().is_some_and(|s| s.until.is_none());
+    spans.retain(|span| cursors.has_applied(span.from));
+    let begins_anew = match spans.last_mut() {
+        Some(open) if open.until.is_none() && is_on_line(open.from) => false,
+        // It began behind the point, and is one of what is left behind.
+        Some(open) if open.until.is_none() => {
+            open.until = shared.open.as_ref().map(Container::end);
+            true
+        }
+        _ => goes_on || is_restored,
+    };
+    spans.extend(begins_anew.then_some(Consistent {
+        from: at,
+        until: None,
+    }));
+    spans
+}
+
+/// A span that goes on from just where a line was taken over goes on along that line alone, not along what was left behind the same
+/// place, if anything was. So it ends there, and another one begins with the line's first record (`next`), if it gets one.
+pub(crate) fn end_where_taken_over(shared: &Shared, spans: &mut Vec<Consistent>, next: Option<Position>) {
+    let Some(taken) = shared_end(shared) else { return };
+    let newest = shared.sealed_rows().next_back();
+    let leaves_nothing =
+        newest.is_none_or(|row| (row.generation, row.last_seq) <= (taken.generation, taken.seq));
+    let open = |span: &&mut Consistent| span.until.is_none() && span.from == taken;
+    if let Some(last) = spans.last_mut().filter(open).filter(|_| !leaves_nothing) {
+        last.until = Some(taken);
+        spans.extend(next.map(|from| Consistent { from, until: None }));
     }
 }
 

@@ -24,7 +24,11 @@ use crate::{
     applying::Arrived,
     config::ContextConfig,
     context::{Context, Recovery, Running},
-    roles::{Standing, row::standing_of, rules::TERMS_BELOW},
+    roles::{
+        Standing,
+        row::{gave_up_before_restore, standing_of},
+        rules::TERMS_BELOW,
+    },
 };
 use bytes::Bytes;
 use journal::{ContextRow, Journal, JournalError, NewGeneration, Position};
@@ -293,10 +297,7 @@ impl End<'_> {
                 ReceiverAction::WriteCopy(copy) => self.copy(copy)?,
                 ReceiverAction::Compare(offer) => self.offer(offer)?,
                 ReceiverAction::CopiesComplete { seq } => {
-                    let generation = self.journal.current_generation().map_or(GenNo(0), |g| g.no);
-                    self.journal.set_consistent_from(Position { generation, seq })?;
-                    // What this host knew to differ was part of the set: it is all here.
-                    self.journal.nothing_differs()?;
+                    copies_are_here(&self.journal, seq)?;
                     tracing::info!(context = self.context.id().0, seq = seq.0, "all copies are here");
                     self.context.bells.sealed.ring();
                     self.tell(CONSISTENT, Bytes::copy_from_slice(&seq.0.to_le_bytes()))?;
@@ -561,6 +562,10 @@ pub fn refusal(id: ContextId, row: &ContextRow, is_running: bool) -> Option<Stri
     match standing_of(row) {
         Standing::Fenced => Some(format!("it is fenced: rtdr -C {id} resync there makes it follow")),
         Standing::FailingOver => Some(format!("a failover is under way there: rtdr -C {id} failover")),
+        // What a host has that gave its line up is told at a meeting as one that did, and no later.
+        _ if gave_up_before_restore(row) => Some(format!(
+            "it gave its line up and is restored there: scrt_ra -C {id} --undo makes it follow"
+        )),
         _ if row.role == Role::Production => Some("it is production itself".to_owned()),
         _ if row.state == ContextState::Stopped || !is_running => {
             Some("the context is stopped here".to_owned())
@@ -637,6 +642,29 @@ pub fn follow(journal: &Journal, frame: &wire::Frame) -> Result<(), JournalError
     Ok(())
 }
 
+/// All copies are here: the volumes are consistent from a record of this host's line on.
+///
+/// # Errors
+/// When the journal fails.
+pub fn copies_are_here(journal: &Journal, seq: WriteSeq) -> Result<(), JournalError> {
+    let here = place(journal);
+    journal.set_consistent_from(Position { seq, ..here })?;
+    // What this host knew to differ was part of the set: it is all here.
+    journal.nothing_differs()
+}
+
+/// Where this host's line ends. One that was taken over and not added to ends where it was taken over, whatever is held behind that,
+/// or was opened.
+fn place(journal: &Journal) -> Position {
+    let end = journal
+        .line_head()
+        .and_then(|(id, seq)| journal.position_of(id, seq));
+    end.unwrap_or_else(|| Position {
+        generation: journal.current_generation().map_or(GenNo(0), |g| g.no),
+        seq: WriteSeq(0),
+    })
+}
+
 /// The stream goes on elsewhere: behind records that production dropped, or on production's own line. What was received
 /// stands, later points wait for copies (rule C5). Answers the last record before the gap.
 ///
@@ -651,18 +679,15 @@ pub fn pass_gap(journal: &Journal, jump: &wire::Jump) -> Result<WriteSeq, Journa
         follow()?;
         return Ok(WriteSeq(0));
     };
-    let last = journal.cursors().appended;
+    let last = place(journal);
     // Before the journal goes on behind the gap: no point past it may be shown, whatever happens next.
-    journal.set_consistent_until(Position {
-        generation: generation.no,
-        seq: last,
-    })?;
+    journal.set_consistent_until(last)?;
     if generation.id == jump.to.generation {
         journal.skip_to(jump.lfc, first_seq, jump.to.digest)?;
     } else {
         follow()?;
     }
-    Ok(last)
+    Ok(last.seq)
 }
 
 fn recovery(running: &Running) -> Result<&Recovery, LinkError> {

@@ -140,14 +140,18 @@ impl Retention {
 /// point cannot be reached never can be: it lies before the first consistent point or in a gap.
 fn pin_marks(context: &Context, lost: &mut BTreeSet<(GenNo, WriteSeq)>) -> Result<(), JournalError> {
     let journal = &context.journal;
-    let applied = journal.cursors().applied;
+    let cursors = journal.cursors();
     let now = context.wanted().believe(journal.newest_time());
     for mark in journal.marks() {
         let Some(until) = mark.keep_ns.map(|ns| Timestamp(mark.time.0.saturating_add(ns))) else {
             continue;
         };
         let place = (mark.generation, mark.seq);
-        if until <= now || mark.seq > applied || lost.contains(&place) {
+        let at = journal::Position {
+            generation: mark.generation,
+            seq: mark.seq,
+        };
+        if until <= now || !cursors.has_applied(at) || lost.contains(&place) {
             continue;
         }
         // The mark's own time is the pin's number, or the next free one: it is made once.

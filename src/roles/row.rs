@@ -74,6 +74,12 @@ pub fn put_restore(row: &mut ContextRow, state: ContextState) {
     row.since = Timestamp::now();
 }
 
+/// Whether a restore, under way or done, began when this host had given its line up.
+#[must_use]
+pub fn gave_up_before_restore(row: &ContextRow) -> bool {
+    row.notes.contains_key(GAVE_UP)
+}
+
 /// Makes "stopped by an operator", or its end, part of a row.
 pub fn put_stop(row: &mut ContextRow, by: Option<&str>) {
     match by {

@@ -7,7 +7,7 @@ use super::hosts::{Fallible, Production, Recovery};
 use anyhow::bail;
 use backstay::{
     agent::{
-        aba::{follow, local_of, pass_gap, refusal, welcome_of},
+        aba::{copies_are_here, follow, local_of, pass_gap, refusal, welcome_of},
         meeting::{self, Acquaintance, PeerSet, end_of, over_the_gap},
         offers::{How, owed},
     },
@@ -19,8 +19,7 @@ use backstay::{
 };
 use journal::{ContextRow, Digest, Journal, JournalError, SealFlags, tap::CopyTaken};
 use model::{
-    ByteRange, ContextId, GenId, GenNo, LfcId, Payload, RecordBody, Role, Term, Timestamp, VolumeIndex,
-    WriteSeq,
+    ByteRange, ContextId, GenId, LfcId, Payload, RecordBody, Role, Term, Timestamp, VolumeIndex, WriteSeq,
 };
 use snapshot::{RegionCopy, RegionOffer, piece_digest};
 use std::{
@@ -591,9 +590,7 @@ impl Link {
                     self.may_apply = self.may_apply.min(self.receiver.ack().applied);
                 }
                 ReceiverAction::CopiesComplete { seq } => {
-                    let generation = journal.current_generation().map_or(GenNo(0), |g| g.no);
-                    journal.set_consistent_from(journal::Position { generation, seq })?;
-                    journal.nothing_differs()?;
+                    copies_are_here(journal, seq)?;
                 }
                 ReceiverAction::MayApply { seq } => {
                     self.may_apply = seq;

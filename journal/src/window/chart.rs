@@ -6,6 +6,7 @@ use crate::{
     error::Position,
     journal::Shared,
     line::LineSpan,
+    role::end_where_taken_over,
     rows::{Consistent, RestorePhase, RestoreRow},
 };
 use model::{EventMark, GenNo, LfcId, Ordinal, RedoSpan, Timestamp, WriteSeq, ports::OrdinalKind};
@@ -70,8 +71,12 @@ pub(super) struct Chart {
 }
 
 impl Chart {
-    pub(super) fn new(shared: &Shared, head: GenNo, cursors: &Cursors, restore: Option<&RestoreRow>) -> Self {
-        let line = shared.line(head);
+    pub(super) fn new(
+        shared: &Shared,
+        line: Vec<LineSpan>,
+        cursors: &Cursors,
+        restore: Option<&RestoreRow>,
+    ) -> Self {
         let mut rows: Vec<ChartRow> = Vec::new();
         for (i, span) in line.iter().enumerate() {
             let stored = shared
@@ -152,13 +157,7 @@ impl Chart {
                 && starts_whole
                 && shared.rotten.undo(Ordinal(0)).is_none(),
             rotten,
-            // Copies are on the volumes and in no redo: no point of a span can be shown before its first one is applied.
-            consistent: shared
-                .consistent
-                .iter()
-                .filter(|c| cursors.has_applied(c.from))
-                .copied()
-                .collect(),
+            consistent: consistent(shared, cursors),
             marks: shared
                 .marks
                 .iter()
@@ -396,6 +395,15 @@ impl Chart {
             .filter(|a| self.row_of(*a).is_some())
             .collect()
     }
+}
+
+/// The spans as they are now.
+fn consistent(shared: &Shared, cursors: &Cursors) -> Vec<Consistent> {
+    let mut spans = shared.consistent.clone();
+    end_where_taken_over(shared, &mut spans, None);
+    // Copies are on the volumes and in no redo: no point of a span can be shown before its first one is applied.
+    spans.retain(|c| cursors.has_applied(c.from));
+    spans
 }
 
 fn previous(at: Along) -> Along {

@@ -307,12 +307,18 @@ impl Journal {
         let cursors = self.cursors();
         let mut chart = {
             let shared = self.shared.read();
-            let current = shared.open.as_ref().map(|o| o.generation);
-            let head = line.or(current).ok_or(ResolveError::NoHistory)?;
-            if !shared.generations.contains_key(&head) {
-                return Err(ResolveError::UnknownGeneration(head));
+            let line = match line {
+                Some(head) if !shared.generations.contains_key(&head) => {
+                    return Err(ResolveError::UnknownGeneration(head));
+                }
+                Some(head) => shared.line(head),
+                // A line that was taken over and not added to ends where it was taken over, whatever is held behind that.
+                None => shared.current_line(),
+            };
+            if line.is_empty() {
+                return Err(ResolveError::NoHistory);
             }
-            Chart::new(&shared, head, &cursors, restored.as_ref())
+            Chart::new(&shared, line, &cursors, restored.as_ref())
         };
         for at in chart.clipped_ends() {
             // The row's own last time is that of a later record. Without the frame it is an upper bound.

@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::{
-    Draft, LfcRow, NewGeneration, Parent, Position, RestorePhase, RestoreRow, SealFlags,
+    ContextRow, Draft, LfcRow, NewGeneration, Parent, Position, RestorePhase, RestoreRow, SealFlags,
     tests::{Lab, at, mark, write},
 };
 use bytes::Bytes;
 use model::{
-    BLOCK_SIZE, BlockNo, ByteRange, GenId, Ordinal, Payload, RecordBody, RedoSpan, Target, VolumeIndex,
-    WriteSeq,
+    BLOCK_SIZE, BlockNo, ByteRange, ContextState, GenId, Ordinal, Payload, RecordBody, RedoSpan, Role,
+    Target, Term, VolumeIndex, WriteSeq,
     ports::{History, OrdinalKind, UndoContainer},
     target::TargetKind,
 };
@@ -26,6 +26,23 @@ fn resolve(j: &Journal, target: &str) -> Result<Resolved, ResolveError> {
 
 fn seq(j: &Journal, target: &str) -> u64 {
     resolve(j, target).unwrap().point.seq.0
+}
+
+fn position(point: &Point) -> Position {
+    Position {
+        generation: point.generation,
+        seq: point.seq,
+    }
+}
+
+fn context(role: Role, state: ContextState) -> ContextRow {
+    ContextRow {
+        role,
+        state,
+        term: Term(2),
+        since: at(1),
+        notes: BTreeMap::new(),
+    }
 }
 
 /// A recovery host with one volume and an oracle of every moment.
@@ -215,6 +232,16 @@ impl Host {
         self.j.put_restore(Some(&row), None).unwrap();
         self.j.set_applied_local(ordinal).unwrap();
         (from, before)
+    }
+
+    /// Takes the line over at a restored point.
+    fn promote(&mut self, point: &Point) {
+        self.seal();
+        self.j.ingest_sealed().unwrap();
+        let at = position(point);
+        let row = context(Role::Production, ContextState::FailedOver);
+        self.j.promote(GenId(77), at, point.time, &row).unwrap();
+        self.head = self.moments[&at].clone();
     }
 
     /// Every record of every line: resolves exactly if the window says so, and then shows its bytes. Answers how many did.
@@ -640,6 +667,108 @@ fn c5_inconsistent_points_are_refused() {
         (w.oldest.at.seq, w.newest.at.seq, w.gaps.len()),
         (WriteSeq(4), WriteSeq(10), 1)
     );
+}
+
+/// A replica that was consistent up to record `3`, amid a resync since: all copies are here, and what came with them, and the containers
+/// that hold it are applied or are not. It is then restored to `3`.
+fn restored_to_before_a_resync(rng: &mut dyn RngCore, is_applied: bool) -> (Host, Point) {
+    let mut host = Host::new();
+    let fill = |host: &mut Host, rng: &mut dyn RngCore, byte: u8| {
+        let start = rng.random_range(0..SIZE as u64 - 1000);
+        host.append(vec![write(0, start, vec![byte; 1000])]);
+    };
+    (1..=3).for_each(|byte| fill(&mut host, rng, byte));
+    host.seal();
+    host.j.ingest_sealed().unwrap();
+    host.apply();
+    let end = |host: &Host| host.j.head().unwrap().0;
+    host.j.set_consistent_until(end(&host)).unwrap();
+    let copied = rng.random_range(0..BLOCKS) as usize * BLOCK_SIZE as usize;
+    host.head[copied..copied + BLOCK_SIZE as usize].fill(0xcc);
+    let ordinal = host.overwrite(host.head.clone(), OrdinalKind::Copies);
+    host.j.set_applied_local(ordinal).unwrap();
+    (4..=5).for_each(|byte| fill(&mut host, rng, byte));
+    host.seal();
+    host.j.set_consistent_from(end(&host)).unwrap();
+    fill(&mut host, rng, 6);
+    host.seal();
+    host.j.ingest_sealed().unwrap();
+    while is_applied && host.next_to_apply().is_some() {
+        host.apply();
+    }
+    let point = resolve(&host.j, "seq:3").unwrap().point;
+    host.restore(&point);
+    (host, point)
+}
+
+fn reachable(host: &Host, generation: u32) -> Vec<u64> {
+    let is_there = |n: &u64| resolve(&host.j, &format!("g{generation}:seq:{n}")).is_ok();
+    let newest = host.j.lfc_rows(..).iter().map(|r| r.last_seq.0).max();
+    (1..=newest.unwrap_or(0)).filter(is_there).collect()
+}
+
+/// C5: a failover at a restored point says that nothing is left to apply. Points of what it leaves that were never applied, and so lack
+/// the copies, stay refused; those that were stay there; and the line that goes on is consistent from its first record.
+#[test]
+fn c5_what_was_left_before_its_copies_were_under_it_is_not_shown() {
+    with_seeds("c5 left", 20, |rng| {
+        for is_applied in [false, true] {
+            let (mut host, point) = restored_to_before_a_resync(rng, is_applied);
+            let left: &[u64] = if is_applied { &[1, 2, 3, 5, 6] } else { &[1, 2, 3] };
+            assert_eq!(reachable(&host, 1), left);
+            host.promote(&point);
+            for _ in 0..2 {
+                assert_eq!(reachable(&host, 1), left, "taken over: {is_applied}");
+                assert_eq!(seq(&host.j, "latest"), 3, "today's line ends there");
+                host.check();
+                host.j = host.lab.open().unwrap().0;
+            }
+            let birth = host.j.begin_generation().unwrap();
+            host.append(vec![birth]);
+            host.write(rng);
+            host.seal();
+            host.j.ingest_sealed().unwrap();
+            assert_eq!(reachable(&host, 1), left, "begun: {is_applied}");
+            host.apply();
+            let head = host.j.head().unwrap().0;
+            assert_eq!(seq(&host.j, "latest"), head.seq.0);
+            assert_eq!(reachable(&host, 1), left, "applied: {is_applied}");
+            host.check();
+            host.j = host.lab.open().unwrap().0;
+            assert!(host.j.is_consistent());
+            // The line that goes on has the first three too, and its own behind the six that were there.
+            assert_eq!(host.check().0, left.len() + 3 + (head.seq.0 - 6) as usize);
+        }
+    });
+}
+
+/// L7: a host that took over a restored point, wrote nothing and gave that up goes back to that point, and to no other one.
+#[test]
+fn l7_a_restored_point_that_was_given_up_is_the_last_consistent_one() {
+    with_seeds("l7 given up", 20, |rng| {
+        for (is_applied, is_opened) in [(false, false), (false, true), (true, false), (true, true)] {
+            let (mut host, point) = restored_to_before_a_resync(rng, is_applied);
+            host.promote(&point);
+            let before = reachable(&host, 1);
+            if is_opened {
+                // It was cut off before the first record of its generation.
+                host.j.begin_generation().unwrap();
+            }
+            host.j
+                .give_up(&context(Role::Recovery, ContextState::ResyncReady))
+                .unwrap();
+            // As a stream from behind a gap says before anything else.
+            host.j.set_consistent_until(position(&point)).unwrap();
+            host.j = host.lab.open().unwrap().0;
+            assert_eq!(
+                host.j.last_consistent(),
+                Some(position(&point)),
+                "{is_applied} {is_opened}"
+            );
+            assert_eq!(reachable(&host, 1), before);
+            host.check();
+        }
+    });
 }
 
 /// Nothing that a power cut would take back is shown.
