@@ -333,13 +333,14 @@ impl Journal {
     /// # Errors
     /// When the store fails.
     pub fn forget_old_rows(&self, wanted: &Wanted) -> Result<(), JournalError> {
-        match self.last_old_row(wanted) {
+        let restored = self.restore()?.map(|row| (row.target.generation, row.target.lfc));
+        match self.last_old_row(wanted, restored) {
             Some((generation, lfc)) => self.forget_rows_through(generation, lfc),
             None => Ok(()),
         }
     }
 
-    fn last_old_row(&self, wanted: &Wanted) -> Option<(GenNo, LfcId)> {
+    fn last_old_row(&self, wanted: &Wanted, restored: Option<(GenNo, LfcId)>) -> Option<(GenNo, LfcId)> {
         if wanted.is_unlimited() {
             return None;
         }
@@ -357,6 +358,8 @@ impl Journal {
             // The floor's own row names the oldest point, however old a pin has made it.
             key < shared.floors.redo
                 && key < newest
+                // A failover takes the line over at a restored point, and names its digest.
+                && restored.is_none_or(|restored| key < restored)
                 && oldest.is_none_or(|oldest| r.last_time < oldest)
                 && bytes.is_none_or(|bytes| behind >= bytes)
         };

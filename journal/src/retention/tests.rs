@@ -441,6 +441,39 @@ fn k1_a_floor_never_falls() {
     assert_eq!(j.floors().undo, Ordinal(5));
 }
 
+/// A restore below the floor's container: the replica stood at that moment once more before (an earlier restore), so nothing of what was
+/// applied in between is needed. What names the restored point stays, for a failover there continues it by its digest.
+#[test]
+fn t9_the_row_of_a_restored_point_is_never_forgotten() {
+    let lab = Lab::new();
+    let j = lab.fresh();
+    (1..=8).for_each(|n| container(&j, n).unwrap());
+    let (place, digest) = (WriteSeq(3 * BLOCKS), j.lfc_rows(..)[2].end_digest);
+    let row = RestoreRow {
+        phase: RestorePhase::Done,
+        ..RestoreRow::begun(
+            Point {
+                base: Ordinal(8),
+                redo: Vec::new(),
+                seq: place,
+                lfc: LfcId(6),
+                ..point(1)
+            },
+            "seq".into(),
+            None,
+            Ordinal(8),
+        )
+    };
+    j.put_restore(Some(&row), None).unwrap();
+    j.retain(&seconds(5), Space::Limit(u64::MAX), Vec::new()).unwrap();
+    assert!(j.floors().redo > (G, LfcId(6)), "{:?}", j.floors());
+    assert_eq!(j.lfc_rows(..)[0].lfc, LfcId(6), "what is older went");
+    assert_eq!(j.digest_at(G, place).unwrap(), (place, digest));
+    j.put_restore(None, None).unwrap();
+    j.retain(&seconds(5), Space::Limit(u64::MAX), Vec::new()).unwrap();
+    assert!(j.lfc_rows(..)[0].lfc > LfcId(6));
+}
+
 #[test]
 fn t9_rows_outlive_their_frames_by_four_windows() {
     let lab = Lab::new();
