@@ -98,14 +98,15 @@ pub fn serve(config: &Path) -> anyhow::Result<()> {
 /// Keeps the status on the disk not much older than this.
 const STATUS_EVERY: Duration = Duration::from_secs(30);
 
-/// Writes the status now and then, until the node is gone.
+/// Writes the status now and then, and behind every command that changed something, until the node is gone.
 fn keep_status(node: &Arc<Node>) {
+    let mut changed = node.status_changed().ear();
     let node = Arc::downgrade(node);
     let work = move || {
         while let Some(node) = node.upgrade() {
             node.keep_status();
             drop(node);
-            std::thread::sleep(STATUS_EVERY);
+            changed.wait(STATUS_EVERY);
         }
     };
     std::thread::Builder::new()

@@ -357,16 +357,12 @@ fn open_snapshot(
     writable: bool,
 ) -> Result<Arc<dyn Export>, OpenError> {
     let (id, level) = (context.id(), snapshot.level);
-    let vdev = match &snapshot.vdev {
-        Ok(vdev) => writable.then(|| Arc::clone(vdev)),
-        Err(why) if writable => {
-            return Err(OpenError::Refused(format!(
-                "the overlay of snapshot {level} cannot be used: {why}; read c{id}/rsn{level}, or release it: \
-                 scrt_ra -C {id} -W --level {level}"
-            )));
-        }
-        Err(_) => None,
-    };
+    let vdev = writable.then(|| snapshot.vdev()).transpose().map_err(|why| {
+        OpenError::Refused(format!(
+            "the overlay of snapshot {level} cannot be used: {why}; read c{id}/rsn{level}, or release it: \
+             scrt_ra -C {id} -W --level {level}"
+        ))
+    })?;
     let description = describe_point(context, word(writable), snapshot.point());
     let past = Past::snapshot(
         context,

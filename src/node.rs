@@ -3,6 +3,7 @@
 use crate::{
     activation::HandedOver,
     attach::{AttachError, AttachedDevice, Attacher},
+    bell::Bell,
     clock::HostClock,
     config::{ConfigError, ContextConfig, HostConfig, NbdConfig, NodeConfig, TlsMode, VolumeConfig},
     context::{CommandLock, Context, ContextError, Place},
@@ -61,6 +62,8 @@ pub struct Node {
     since: Timestamp,
     last_alive: Option<Timestamp>,
     nbd: Mutex<Option<nbd::Server>>,
+    /// Rings when what `status` says has changed by a command.
+    status_changed: Bell,
     /// Changes of contexts, for their hooks.
     state_changes: mpsc::Sender<Facts>,
     _lock: File,
@@ -111,6 +114,7 @@ impl Node {
             since: Timestamp::now(),
             last_alive,
             nbd: Mutex::default(),
+            status_changed: Bell::default(),
             state_changes,
             _lock: lock,
         });
@@ -548,6 +552,12 @@ impl Node {
                 .map(|(_, n)| n)
                 .sum()
         })
+    }
+
+    /// Rings when a command has changed something that `status` says.
+    #[must_use]
+    pub const fn status_changed(&self) -> &Bell {
+        &self.status_changed
     }
 
     /// Writes what `status` says to the disk, for the time when nobody can be asked.

@@ -370,6 +370,8 @@ fn t10_a_lost_overlay_breaks_its_vdev_and_nothing_else() {
     drop(client);
     pair.waits(PROD, "drained");
     pair.cli(REC, &["scrt_ra", "-C", "1", "-X"]).ok();
+    // It is made when its vdev is opened.
+    drop(pair.open(REC, "c1/sn10/data"));
     let overlay = pair.scratch.join("state/rec/c1/overlay/sn10");
     let log = overlay.join("log");
     // A file cut short, then the whole folder gone.

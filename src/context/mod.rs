@@ -8,6 +8,7 @@ mod backing;
 mod command_lock;
 mod lease;
 mod overflow;
+mod overlays;
 mod pair;
 mod production;
 mod recovery;

@@ -104,7 +104,7 @@ impl Recovery {
         self.views.close();
         // What was written to vdevs and not flushed would be lost otherwise, as in a disk's cache.
         for snapshot in self.views.all() {
-            if let Ok(vdev) = &snapshot.vdev
+            if let Ok(Some(vdev)) = snapshot.made_vdev()
                 && let Err(e) = vdev.flush()
             {
                 tracing::warn!("vdevs of level {}: {e}", snapshot.level);

@@ -2,18 +2,17 @@
 //!
 //! A snapshot is a pinned [`View`] with a level, and for each volume a [`Vdev`] over it whose writes go to a private overlay.
 //! Its pin is durable before its level is known to anyone (rule V3), so after a restart [`Views::open`] finds it again,
-//! overlays included. One whose overlay is gone or damaged keeps its pin, its level and its point; it only has no vdev until
-//! it is released. A named reader (`c1/data@mark:good`) is the same without a level; it lives as long as its connection.
+//! overlays included. The overlay is made when a vdev is opened for the first time. One whose overlay is gone or damaged keeps its
+//! pin, its level and its point; it only has no vdev until it is released. A named reader (`c1/data@mark:good`) is the same without a level; it lives as long as its connection.
 
-use super::ContextError;
+use super::{ContextError, overlays::OverlayFolder};
 use journal::{Journal, JournalError, PinKind, PinRow, ResolveError};
-use media::{Create, FileMedium};
-use model::{BLOCK_SIZE, Level, Point, Target, Timestamp, ports::History};
+use model::{Level, Point, Target, Timestamp, ports::History};
 use parking_lot::Mutex;
-use snapshot::{Overlay, Vdev, View, Volumes};
+use snapshot::{Vdev, View, Volumes};
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -69,11 +68,35 @@ pub struct Snapshot {
     pub pin: u64,
     /// What it shows.
     pub view: Arc<View>,
-    /// Its read-write devices, one for each volume, over one overlay; or what is wrong with the overlay.
-    pub vdev: Result<Arc<Vdev>, String>,
+    overlay: OverlayFolder,
+    /// `None`: nobody has needed one; or what is wrong with its overlay.
+    made: Mutex<Result<Option<Arc<Vdev>>, String>>,
 }
 
 impl Snapshot {
+    /// Its read-write devices, one for each volume, over one overlay. The first call makes the overlay.
+    ///
+    /// # Errors
+    /// What is wrong with the overlay, or why there cannot be one now.
+    pub fn vdev(&self) -> Result<Arc<Vdev>, String> {
+        let mut made = self.made.lock();
+        if let Some(vdev) = made.as_ref().map_err(Clone::clone)? {
+            return Ok(Arc::clone(vdev));
+        }
+        let overlay = self.overlay.make().map_err(|e| e.to_string())?;
+        let vdev = Arc::new(Vdev::new(Arc::clone(&self.view), overlay));
+        *made = Ok(Some(Arc::clone(&vdev)));
+        Ok(vdev)
+    }
+
+    /// Its read-write devices, if anybody has needed them.
+    ///
+    /// # Errors
+    /// What is wrong with the overlay.
+    pub fn made_vdev(&self) -> Result<Option<Arc<Vdev>>, String> {
+        self.made.lock().clone()
+    }
+
     /// Its point.
     #[must_use]
     pub fn point(&self) -> &Point {
@@ -165,7 +188,7 @@ impl Views {
         for pin in journal.pins()? {
             if let PinKind::Snapshot { level, .. } = &pin.kind {
                 let level = *level;
-                snapshots.insert(level, Arc::new(views.reopen(pin)?));
+                snapshots.insert(level, Arc::new(views.pinned(pin)?));
             }
         }
         if let Ok(folder) = std::fs::read_dir(&views.overlays) {
@@ -193,68 +216,33 @@ impl Views {
         )?))
     }
 
-    /// Data and log file of an overlay: made when they are `new`, else as long as they were made, whatever the limit is now.
-    fn overlay_media(
-        &self,
-        folder: &Path,
-        new: bool,
-    ) -> Result<(Arc<FileMedium>, Arc<FileMedium>), ContextError> {
-        let failed = |path: &Path| {
-            let what = path.display().to_string();
-            move |source| ContextError::Io { what, source }
-        };
-        if new {
-            // The pin will be durable, so the way to its overlay is, too.
-            let context = self.overlays.parent().unwrap_or(&self.overlays);
-            media::make_folders(context, folder).map_err(failed(folder))?;
-        }
-        let open = |name: &str, bytes| {
-            let create = if new { Create::Sparse(bytes) } else { Create::Never };
-            let path = folder.join(name);
-            FileMedium::open(&path, create)
-                .map(Arc::new)
-                .map_err(failed(&path))
-        };
-        let bytes = self.overlay_bytes / BLOCK_SIZE * BLOCK_SIZE;
-        Ok((open("data", bytes)?, open("log", Overlay::log_len(bytes))?))
+    /// The folder of an overlay. The pin will be durable, so the way to it is, too.
+    fn overlay(&self, folder: PathBuf, id: u64) -> OverlayFolder {
+        let context = self.overlays.parent().unwrap_or(&self.overlays);
+        OverlayFolder::new(context.to_owned(), folder, self.overlay_bytes, id)
     }
 
-    /// A new overlay in `folder`; whatever was there is void.
-    fn create_overlay(&self, folder: &Path, id: u64) -> Result<Overlay, ContextError> {
-        let _ = std::fs::remove_dir_all(folder);
-        let (data, log) = self.overlay_media(folder, true)?;
-        Ok(Overlay::create(data, log, id)?)
-    }
-
-    /// The snapshot that a pin keeps, after a restart.
-    fn reopen(&self, pin: PinRow) -> Result<Snapshot, ContextError> {
-        let PinKind::Snapshot { level, .. } = &pin.kind else {
-            return Err(JournalError::Internal("a snapshot of a pin that is none").into());
-        };
-        let overlay = self
-            .overlay_media(&self.overlay_dir(*level), false)
-            .and_then(|(data, log)| Ok(Overlay::open(data, log, pin.created.0)?))
-            .map_err(|e| {
-                tracing::error!("the overlay of snapshot {level} cannot be used: {e}");
-                e.to_string()
-            });
-        self.assemble(pin, overlay)
-    }
-
-    fn assemble(&self, pin: PinRow, overlay: Result<Overlay, String>) -> Result<Snapshot, ContextError> {
+    /// The snapshot that a pin keeps.
+    fn pinned(&self, pin: PinRow) -> Result<Snapshot, ContextError> {
         let PinKind::Snapshot { level, name } = pin.kind else {
             return Err(JournalError::Internal("a snapshot of a pin that is none").into());
         };
         let view = self.view(pin.point)?;
-        let vdev = overlay.map(|overlay| Arc::new(Vdev::new(Arc::clone(&view), overlay)));
+        let overlay = self.overlay(self.overlay_dir(level), pin.created.0);
+        let found = overlay.open().map_err(|e| {
+            tracing::error!("the overlay of snapshot {level} cannot be used: {e}");
+            e.to_string()
+        });
+        let vdev = |overlay| Arc::new(Vdev::new(Arc::clone(&view), overlay));
         Ok(Snapshot {
             level,
             name,
             target: pin.target,
             created: pin.created,
             pin: pin.id,
+            overlay,
+            made: Mutex::new(found.map(|overlay| overlay.map(vdev))),
             view,
-            vdev,
         })
     }
 
@@ -294,8 +282,8 @@ impl Views {
             .next_back()
             .map_or(Level::FIRST, |l| Level(l.0 + 1));
         let created = Timestamp::now();
-        // The overlay comes before the pin: a snapshot that is found after a crash is whole.
-        let overlay = self.create_overlay(&self.overlay_dir(level), created.0)?;
+        // The overlay's folder comes before the pin: a snapshot that is found after a crash is whole.
+        self.overlay(self.overlay_dir(level), created.0).begin()?;
         let pin = PinRow {
             id: created.0,
             kind: PinKind::Snapshot {
@@ -310,7 +298,7 @@ impl Views {
         };
         self.journal.put_pin(&pin)?;
         let id = pin.id;
-        match self.assemble(pin, Ok(overlay)) {
+        match self.pinned(pin) {
             Ok(snapshot) => {
                 let snapshot = Arc::new(snapshot);
                 state.snapshots.insert(level, Arc::clone(&snapshot));
@@ -386,9 +374,10 @@ impl Views {
         };
         if writable {
             let scratch = self.overlays.join(format!("reader{number}"));
-            let overlay = self.create_overlay(&scratch, number)?;
-            reader.vdev = Some(Vdev::new(Arc::clone(&reader.view), overlay));
+            let overlay = self.overlay(scratch.clone(), number);
             reader.scratch = Some(scratch);
+            overlay.begin()?;
+            reader.vdev = Some(Vdev::new(Arc::clone(&reader.view), overlay.make()?));
         }
         Ok(reader)
     }

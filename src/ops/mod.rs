@@ -305,7 +305,7 @@ fn run(node: &Arc<Node>, request: &Request, mut audience: Audience<'_>) -> Outco
             command = request.options.command_line,
             result
         );
-        node.keep_status();
+        node.status_changed().ring();
     }
     let context = context.or_else(|| command.context().and_then(|id| node.context(id)));
     ended(node, context.as_deref(), answer)

@@ -89,7 +89,7 @@ pub fn mount(op: &mut Op<'_>, id: u32, level: Option<u32>, how: &How) -> Answer 
             let snapshot = super::snapshot::choose(op, &context, level)?;
             let point = super::snapshot::info(&context, &snapshot);
             op.resolved(Some(snapshot.level.0), point.clone());
-            if let Some(why) = snapshot.vdev.as_ref().err().filter(|_| !how.read_only) {
+            if let Some(why) = snapshot.made_vdev().err().filter(|_| !how.read_only) {
                 let level = snapshot.level;
                 return Err(
                     refused(format!("the overlay of snapshot {level} cannot be used: {why}"))

@@ -409,14 +409,14 @@ fn kept_warnings(context: &Context) -> Vec<String> {
         for snapshot in r.views.all() {
             let level = snapshot.level;
             let out = format!("scrt_ra -C {id} -W --level {level}");
-            match &snapshot.vdev {
+            match snapshot.made_vdev() {
                 _ if context.is_broken(&snapshot) => warnings.push(format!(
                     "snapshot {level} is broken, its point was given up for room: {out}"
                 )),
                 Err(why) => warnings.push(format!(
                     "snapshot {level} is broken, its overlay cannot be used: {why}: {out}, and take it again"
                 )),
-                Ok(vdev) if vdev.is_full() => warnings.push(format!(
+                Ok(Some(vdev)) if vdev.is_full() => warnings.push(format!(
                     "the overlay of vdev {level} is full, writes to it fail and reads go on: {out}, and take a new \
                      snapshot with a larger overlay_limit"
                 )),
@@ -553,14 +553,15 @@ fn snapshot_status(node: &Node, context: &Context, snapshot: &crate::context::Sn
         format!("c{}/sn{}/", context.id(), snapshot.level),
         format!("c{}/rsn{}/", context.id(), snapshot.level),
     ];
+    let vdev = snapshot.made_vdev();
     SnapshotStatus {
         level: snapshot.level.0,
         name: snapshot.name.clone(),
         point: super::snapshot::info(context, snapshot),
-        broken: context.is_broken(snapshot) || snapshot.vdev.is_err(),
-        overlay_bytes: snapshot
-            .vdev
-            .as_ref()
+        broken: context.is_broken(snapshot) || vdev.is_err(),
+        overlay_bytes: vdev
+            .ok()
+            .flatten()
             .map_or(0, |v| v.overlay().usage().blocks_used * model::BLOCK_SIZE),
         overlay_limit_bytes: Some(context.config.overlay_limit.0),
         mounts: node

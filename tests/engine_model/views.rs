@@ -267,8 +267,7 @@ fn v3_a_pin_is_durable_before_its_name_is_told() {
                     lab.check(&there.view, at);
                     let mut seen = [0; 2];
                     there
-                        .vdev
-                        .as_ref()
+                        .vdev()
                         .unwrap()
                         .read(VolumeIndex(0), 999, &mut seen)
                         .unwrap();
