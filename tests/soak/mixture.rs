@@ -199,6 +199,9 @@ impl Mixture {
                 true => peer_is(pair, production, "unreachable", why, looks),
                 false => thread::sleep(lasts),
             }
+            // A connection of which one end is gone is found out after 20 s, that is, in the steps that follow: the journal would be
+            // full by then, and copies would take numbers that the oracle does not know.
+            link.cut();
             link.calm();
         });
         self.world.load.rest = REST;
