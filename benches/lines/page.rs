@@ -205,7 +205,13 @@ pub fn page(run: &Whole<'_>, all: &[Done]) -> String {
         let line = &done.line;
         let _ = write!(text, "\n**{}. {}.** {}\n", line.number, line.work, line.does);
         match &done.came {
-            Came::Measured(outcome) => details(&mut text, outcome),
+            Came::Measured(outcome) => {
+                details(&mut text, outcome);
+                let missed = |row: &Row| row.aim.reached(row.samples.median()) == Some(false);
+                if !line.bound.is_empty() && outcome.rows.iter().any(missed) {
+                    let _ = write!(text, "\n*What bounds it.* {}\n", line.bound);
+                }
+            }
             Came::Failed(why) => {
                 let _ = write!(text, "\nFAILED: {}\n", why.lines().next().unwrap_or_default());
             }

@@ -24,6 +24,7 @@ pub fn lines() -> Vec<Line> {
         does: "The export, nbdfuse, a loop device, ext4, PostgreSQL with its defaults (every commit is durable), pgbench's own mix. Against the \
                same stack over a qemu-nbd export. Both databases run all the time; one of them is used at a time.",
         run: pgbench,
+        bound: "",
     }]
 }
 

@@ -15,6 +15,7 @@ pub fn lines() -> Vec<Line> {
         work: "4 KiB random write, depth 16, a flush after every 32, truly durable",
         does: "For a while. All of them answer a flush behind an fdatasync: of the journal, or of the file.",
         run: flushes,
+        bound: "",
     }]
 }
 

@@ -33,6 +33,7 @@ pub fn lines() -> Vec<Line> {
                The question takes its time, so the figures are upper bounds; `resolution` is the median between two \
                answers. Idle: a single write, then nothing, ten times.",
         run: lag,
+        bound: "",
     }]
 }
 

@@ -25,6 +25,8 @@ pub struct Line {
     pub does: &'static str,
     /// How it comes by its figures.
     pub run: fn(&Bench) -> Outcome,
+    /// What bounds it, by a profile, where an aim was out of reach; else empty. Said beside the figures when one is missed.
+    pub bound: &'static str,
 }
 
 /// In which order they run: what says most comes first, should the time not do for all.

@@ -16,6 +16,7 @@ pub fn lines() -> Vec<Line> {
         work: "`mwc` and `sync` mode on loopback, 4 KiB FUA writes, depth 16",
         does: "For a while, at random places, over one connection, with the recovery node live. Against `async` with FUA.",
         run: modes,
+        bound: "",
     }]
 }
 

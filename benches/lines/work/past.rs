@@ -33,12 +33,14 @@ pub fn lines() -> Vec<Line> {
                    with a file of the volume's size of which a tenth was overwritten; it holds no history. Nine \
                    times, and each snapshot is released again.",
             run: snapshots,
+            bound: "",
         },
         Line {
             number: 12,
             work: "4 KiB random read, depth 16, from a point in the past, 30 % of blocks changed since",
             does: "fio on the export `c1/data@seq:N` of the recovery node; the history overwrites three of each ten blocks, at random.",
             run: reads,
+            bound: "",
         },
         Line {
             number: 13,
@@ -46,6 +48,7 @@ pub fn lines() -> Vec<Line> {
             does: "fio writes every block of a snapshot's vdev once and flushes; each round takes a new snapshot. nbdkit's cow \
                    filter keeps what is written in a temporary file.",
             run: vdev,
+            bound: "",
         },
     ]
 }

@@ -18,6 +18,7 @@ pub fn lines() -> Vec<Line> {
             does: "For a while, from what the page cache holds. `while writes pend`: a second connection writes 2000 blocks a \
                    second at random meanwhile, on both servers.",
             run: random,
+            bound: "",
         },
         Line {
             number: 7,
@@ -25,6 +26,7 @@ pub fn lines() -> Vec<Line> {
             does: "Reads at depth 1 on one connection while another writes 4 KiB blocks at depth 16 as fast as it can, against \
                    the same reads alone. Production without its peer; the same ratio of qemu-nbd for comparison.",
             run: behind_writes,
+            bound: "",
         },
     ]
 }

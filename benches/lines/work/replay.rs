@@ -31,6 +31,10 @@ pub fn lines() -> Vec<Line> {
                    same image. Restore: the `scrt_ra -F` command, from its start to its end, back over a history of which \
                    many records hit the same blocks, against `dd` of the distinct bytes in block order over a file that has them, with fdatasync.",
             run: replay,
+            bound: "Replay: each block is written once, so there is nothing to coalesce, and both end with the same `fdatasync` of the same blocks. Where a disk takes 2 GiB/s (`dd`) \
+                nbd-trplay comes to 0.17 GiB/s and ten times that is a plain copy. Of ours a third is spent in pwrite(2), a seventh in BLAKE3 and CRC, and reading and checking goes on beside it. \
+                Restore: for 256 MiB that differ, undo and volume are read, undo of the restore itself (the way back) and the volume are written, and each 32 MiB of it is synced before the next; `dd` writes a \
+                quarter of that. One core spends 0.55 s on finding what differs, the other 0.7 s on writing (a quarter of it zstd over noise, a seventh fdatasync), of 1.0 s.",
         },
         Line {
             number: 15,
@@ -38,6 +42,7 @@ pub fn lines() -> Vec<Line> {
             does: "A sparse volume of 100 GiB; production is killed; on the recovery node `scrt_ra -F` to a mark before the last \
                    minute of writing, `rtdr failover`, then an NBD client whose first write is answered.",
             run: failover,
+            bound: "",
         },
     ]
 }

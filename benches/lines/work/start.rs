@@ -26,6 +26,7 @@ pub fn lines() -> Vec<Line> {
                    snapshots that are open and were read. Idle: both daemons together with 16 volumes, over ten seconds; a wake-up is a \
                    voluntary context switch of any thread.",
         run: cost,
+        bound: "",
     }]
 }
 

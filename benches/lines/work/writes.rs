@@ -21,6 +21,7 @@ pub fn lines() -> Vec<Line> {
             does: "fio writes every block of the volume once, in random order, and flushes. Production alone, its peer \
                    away, against the same server without a journal and three others over a plain file.",
             run: capture,
+            bound: "",
         },
         Line {
             number: 2,
@@ -28,12 +29,14 @@ pub fn lines() -> Vec<Line> {
             does: "As line 1, with a live recovery node on the same machine that receives over TLS, journals, and applies \
                    with undo.",
             run: full_path,
+            bound: "",
         },
         Line {
             number: 3,
             work: "4 KiB random write, depth 1, capture: latency",
             does: "One write at a time, for a while; what fio calls completion latency.",
             run: latency,
+            bound: "",
         },
         Line {
             number: 5,
@@ -41,6 +44,7 @@ pub fn lines() -> Vec<Line> {
             does: "fio writes the volume once from its start, and flushes. `device`: as many bytes by pwrite(2) over the \
                    file that the peers serve, and fdatasync.",
             run: sequential,
+            bound: "",
         },
     ]
 }
