@@ -483,7 +483,7 @@ impl Journal {
             };
             let newest = newest.map(|row| (row.generation, row.lfc, row.last_seq));
             let mut added = None;
-            let mut spans = self.consistent();
+            let mut spans = spans_when_given_up(&self.shared.read());
             // A replica in the middle of a resync is at no point, and is none now.
             // So is one that was taken over like that and not added to.
             let is_open = spans.last().is_some_and(|s| s.until.is_none());
@@ -548,13 +548,6 @@ impl Journal {
             batch.put(Family::Meta, keys::CONTEXT, row.encode());
             // A line that was taken over at its end and not added to is what it was: it may go on as that.
             let is_over = self.promotion().is_some() && self.may_go_on();
-            if !is_over {
-                let shared = self.shared.read();
-                // Nothing was added to a generation that was opened for a line that was taken over.
-                let opened = shared.unborn().map(|g| g.no);
-                spans.retain(|s| Some(s.from.generation) != opened);
-                end_where_taken_over(&shared, &mut spans, None);
-            }
             batch.put(Family::Meta, keys::CONSISTENT, Consistent::encode_all(&spans));
             if is_over {
                 batch.delete(Family::Meta, keys::PROMOTION);
@@ -684,6 +677,21 @@ pub(crate) fn end_where_taken_over(shared: &Shared, spans: &mut Vec<Consistent>,
         last.until = Some(taken);
         spans.extend(next.map(|from| Consistent { from, until: None }));
     }
+}
+
+/// The consistent spans of a host that gives its line up: a generation that was opened for it and got no record has none, and what
+/// [`end_where_taken_over`] ended for it goes on.
+fn spans_when_given_up(shared: &Shared) -> Vec<Consistent> {
+    let mut spans = shared.consistent.clone();
+    let opened = shared.unborn().map(|g| g.no);
+    if spans
+        .pop_if(|span| Some(span.from.generation) == opened)
+        .is_some()
+        && let Some(last) = spans.last_mut()
+    {
+        last.until = None;
+    }
+    spans
 }
 
 /// What a line continues that was taken over and has no record of this host yet, whether its generation was opened or not.

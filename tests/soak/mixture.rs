@@ -429,6 +429,8 @@ impl Mixture {
         let replica = self.replica();
         self.world.under_load(why, rng, |_, _| thread::sleep(lasts));
         self.world.shows("@restored", seq);
+        // What was written meanwhile is received and held, once the link is there again: the replica may have been killed.
+        self.world.settle(why);
         let views = self.world.views(recent, 2, rng);
         *self.counts.entry("views").or_default() += views;
         self.insist(replica, &["scrt_ra", "-qC", "1", "--undo"], "ENABLED", why, rng);

@@ -757,6 +757,7 @@ fn l7_a_restored_point_that_was_given_up_is_the_last_consistent_one() {
             host.j
                 .give_up(&context(Role::Recovery, ContextState::ResyncReady))
                 .unwrap();
+            assert!(host.j.is_consistent(), "it stands there");
             // As a stream from behind a gap says before anything else.
             host.j.set_consistent_until(position(&point)).unwrap();
             host.j = host.lab.open().unwrap().0;
