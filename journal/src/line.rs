@@ -47,6 +47,14 @@ pub struct LineSpan {
     pub upto: WriteSeq,
 }
 
+impl LineSpan {
+    /// Whether a record is in it.
+    #[must_use]
+    pub fn has(&self, at: Position) -> bool {
+        at.generation == self.generation && self.after < at.seq && at.seq <= self.upto
+    }
+}
+
 /// A generation to open.
 #[derive(Clone, Copy, Debug)]
 pub struct NewGeneration {
@@ -107,6 +115,22 @@ impl Shared {
     }
 }
 
+/// The records of either of two lines that the other does not have.
+fn apart(a: &[LineSpan], b: &[LineSpan]) -> Vec<LineSpan> {
+    let of = |line: &[LineSpan], generation| line.iter().find(|span| span.generation == generation).copied();
+    let of_a = a.iter().map(|span| match of(b, span.generation) {
+        None => *span,
+        Some(other) => LineSpan {
+            after: span.upto.min(other.upto),
+            upto: span.upto.max(other.upto),
+            ..*span
+        },
+    });
+    let of_b = b.iter().filter(|span| of(a, span.generation).is_none());
+    let all = of_a.chain(of_b.copied());
+    all.filter(|span| span.after < span.upto).collect()
+}
+
 impl Journal {
     /// All generations that this host has met, in that order.
     #[must_use]
@@ -133,6 +157,20 @@ impl Journal {
     pub fn line(&self, head: Option<GenNo>) -> Vec<LineSpan> {
         let shared = self.shared.read();
         head.map_or_else(|| shared.current_line(), |head| shared.line(head))
+    }
+
+    /// What lies between two positions, whatever lines they are on: the records up to one of them that are not up to the other.
+    #[must_use]
+    pub fn between(&self, a: Position, b: Position) -> Vec<LineSpan> {
+        let shared = self.shared.read();
+        let up_to = |at: Position| {
+            let mut line = shared.line(at.generation);
+            if let Some(last) = line.last_mut() {
+                last.upto = at.seq;
+            }
+            line
+        };
+        apart(&up_to(a), &up_to(b))
     }
 
     /// Where the journal ends: last record and chain digest there. `None` before the first generation.
@@ -492,4 +530,36 @@ pub(crate) fn decode_start(bytes: &[u8]) -> Read<(GenNo, Start)> {
     };
     r.end()?;
     Ok((no, start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(spans: &[(u32, u64, u64)]) -> Vec<LineSpan> {
+        let span = |&(generation, after, upto): &(u32, u64, u64)| LineSpan {
+            generation: GenNo(generation),
+            after: WriteSeq(after),
+            upto: WriteSeq(upto),
+        };
+        spans.iter().map(span).collect()
+    }
+
+    #[test]
+    fn what_lies_between_two_positions_is_of_one_line_alone() {
+        let home = line(&[(1, 0, 50), (3, 60, 90)]);
+        for (to, between) in [
+            (line(&[(1, 0, 50), (3, 60, 90)]), line(&[])),
+            (line(&[(1, 0, 50), (3, 60, 70)]), line(&[(3, 70, 90)])),
+            (line(&[(1, 0, 20)]), line(&[(1, 20, 50), (3, 60, 90)])),
+            // The line that was left at 50 went on to 65: its numbers are there twice.
+            (line(&[(1, 0, 65)]), line(&[(1, 50, 65), (3, 60, 90)])),
+            (
+                line(&[(1, 0, 40), (2, 40, 80)]),
+                line(&[(1, 40, 50), (3, 60, 90), (2, 40, 80)]),
+            ),
+        ] {
+            assert_eq!(apart(&home, &to), between);
+        }
+    }
 }

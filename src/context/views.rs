@@ -2,8 +2,9 @@
 //!
 //! A snapshot is a pinned [`View`] with a level, and for each volume a [`Vdev`] over it whose writes go to a private overlay.
 //! Its pin is durable before its level is known to anyone (rule V3), so after a restart [`Views::open`] finds it again,
-//! overlays included. The overlay is made when a vdev is opened for the first time. One whose overlay is gone or damaged keeps its
-//! pin, its level and its point; it only has no vdev until it is released. A named reader (`c1/data@mark:good`) is the same without a level; it lives as long as its connection.
+//! overlays included. The overlay is made when a vdev is opened for the first time. One whose overlay is gone or damaged keeps
+//! its pin, its level and its point; it only has no vdev until it is released. A named reader (`c1/data@mark:good`) is the same
+//! without a level; it lives as long as its connection.
 
 use super::{ContextError, overlays::OverlayFolder};
 use journal::{Journal, JournalError, PinKind, PinRow, ResolveError};

@@ -16,8 +16,8 @@ use control::{
     reply::{PlanReply, RestoreReply},
     request::RestoreTo,
 };
-use journal::{JournalError, PinKind, RestoreRow};
-use model::{ContextState, Point, Target, VolumeIndex, ports::History};
+use journal::{JournalError, LfcRow, LineSpan, PinKind, Position, RestoreRow};
+use model::{ContextState, GenNo, Point, Target, VolumeIndex, WriteSeq, ports::History};
 use snapshot::{Restore, Restored, SnapshotError};
 use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
@@ -225,14 +225,20 @@ fn last_released(context: &Context) -> Result<(Point, String), Failure> {
 
 /// The last record that the replica holds, restores left aside.
 fn applied_info(context: &Context) -> PointInfo {
-    let applied = context.journal.cursors().applied;
-    let rows = context.journal.lfc_rows(..);
-    rows.iter()
-        .rev()
-        .find(|r| r.last_seq <= applied)
-        .map_or_else(PointInfo::default, |r| {
-            PointInfo::new(r.generation.0, r.last_seq, r.lfc, r.last_time)
-        })
+    let journal = &context.journal;
+    let (cursors, line) = (journal.cursors(), journal.line(None));
+    let is_applied = |row: &LfcRow| {
+        let end = Position {
+            generation: row.generation,
+            seq: row.last_seq,
+        };
+        cursors.has_applied(end) && line.iter().any(|span| span.has(end))
+    };
+    let rows = journal.lfc_rows(..);
+    let newest = rows.iter().rev().find(|row| is_applied(row));
+    newest.map_or_else(PointInfo::default, |r| {
+        PointInfo::new(r.generation.0, r.last_seq, r.lfc, r.last_time)
+    })
 }
 
 /// From where to where, and what lies between.
@@ -247,18 +253,36 @@ struct Way {
 
 impl Way {
     fn between(context: &Context, from: PointInfo, to: PointInfo, undo: bool) -> Self {
-        let (low, high) = (from.seq.min(to.seq), from.seq.max(to.seq));
+        let place = |point: &PointInfo| Position {
+            generation: GenNo(point.generation),
+            seq: WriteSeq(point.seq),
+        };
+        let (from_at, to_at) = (place(&from), place(&to));
+        let between = context.journal.between(from_at, to_at);
         let rows = context.journal.lfc_rows(..);
         let passed = || {
-            rows.iter()
-                .filter(|r| r.first_seq.0 <= high && r.last_seq.0 > low)
+            let touches = |row: &LfcRow| {
+                let on = |span: &LineSpan| {
+                    span.generation == row.generation
+                        && row.first_seq <= span.upto
+                        && row.last_seq > span.after
+                };
+                between.iter().any(on)
+            };
+            rows.iter().filter(move |row| touches(row))
         };
+        let is_passed = |at: Position| at != to_at && between.iter().any(|span| span.has(at));
         let marks = context.journal.marks().into_iter().rev();
         Self {
             writes: passed().map(|r| r.writes).sum(),
             bytes: passed().map(|r| r.bytes).sum(),
             marks: marks
-                .filter(|m| m.seq.0 > low && m.seq.0 <= high && m.seq.0 != to.seq)
+                .filter(|m| {
+                    is_passed(Position {
+                        generation: m.generation,
+                        seq: m.seq,
+                    })
+                })
                 .map(|m| m.name)
                 .collect(),
             from,

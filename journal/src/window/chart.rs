@@ -146,10 +146,7 @@ impl Chart {
             .first()
             .zip(line.first())
             .is_some_and(|(r, s)| r.first == s.after.next());
-        let on_line = |p: &Position| {
-            line.iter()
-                .position(|s| s.generation == p.generation && s.after < p.seq && p.seq <= s.upto)
-        };
+        let on_line = |p: &Position| line.iter().position(|span| span.has(*p));
         Self {
             segments: segments(&line, &rows, &boundaries),
             from_zero: builds_undo
