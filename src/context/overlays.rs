@@ -2,7 +2,7 @@
 //!
 //! # Overview
 //!
-//! Most snapshots are only read. A snapshot is taken with an empty folder for its overlay, which costs one sync; the overlay's two
+//! Most snapshots are only read. A snapshot is taken with an empty folder for its overlay, which costs two syncs; the overlay's two
 //! media (`docs/formats/overlay.md`) are made when its vdev is opened for the first time.
 //!
 //! # Crash consistency
