@@ -20,6 +20,7 @@ mod views;
 pub use command_lock::{CommandGuard, CommandLock, Scope};
 pub use lease::Lease;
 pub use overflow::SuperTransaction;
+pub(crate) use overlays::OverlayFolder;
 pub use production::Production;
 pub use recovery::Recovery;
 pub use retention::{Retention, owed_to_peer};

@@ -23,10 +23,10 @@
 
 use super::ContextError;
 use media::{Create, FileMedium};
-use model::BLOCK_SIZE;
+use model::{BLOCK_SIZE, ports::Medium};
 use snapshot::Overlay;
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -71,14 +71,25 @@ impl OverlayFolder {
     /// # Errors
     /// When it is lost or damaged, or cannot be read.
     pub fn open(&self) -> Result<Option<Overlay>, ContextError> {
+        self.open_over(|path| Ok(Arc::new(FileMedium::open(path, Create::Never)?)))
+    }
+
+    /// [`OverlayFolder::open`] over media of one's own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_over(
+        &self,
+        medium: impl Fn(&Path) -> io::Result<Arc<dyn Medium>>,
+    ) -> Result<Option<Overlay>, ContextError> {
         if self.is_unmade().map_err(failed(&self.folder))? {
             return Ok(None);
         }
-        let (data, log) = (
-            medium(&self.at("data"), Create::Never)?,
-            medium(&self.at("log"), Create::Never)?,
-        );
-        Ok(Some(Overlay::open(data, log, self.id)?))
+        let open = |name: &str| {
+            let path = self.at(name);
+            medium(&path).map_err(failed(&path))
+        };
+        Ok(Some(Overlay::open(open("data")?, open("log")?, self.id)?))
     }
 
     /// Makes the overlay in the folder that was begun.
@@ -90,8 +101,12 @@ impl OverlayFolder {
         for left in [&data, &partial] {
             let _ = fs::remove_file(left);
         }
-        let index = medium(&partial, Create::Sparse(Overlay::log_len(self.bytes)))?;
-        let slots = medium(&data, Create::Sparse(self.bytes))?;
+        let sparse = |path: &Path, bytes| {
+            let medium = FileMedium::open(path, Create::Sparse(bytes)).map_err(failed(path))?;
+            Ok::<_, ContextError>(Arc::new(medium))
+        };
+        let index = sparse(&partial, Overlay::log_len(self.bytes))?;
+        let slots = sparse(&data, self.bytes)?;
         let overlay = Overlay::create(slots, index, self.id)?;
         fs::rename(&partial, &log)
             .and_then(|()| media::sync_parent(&log))
@@ -99,18 +114,14 @@ impl OverlayFolder {
         Ok(overlay)
     }
 
-    fn is_unmade(&self) -> std::io::Result<bool> {
+    fn is_unmade(&self) -> io::Result<bool> {
         let has = |name: &str| self.at(name).try_exists();
-        let is_empty = || Ok::<_, std::io::Error>(fs::read_dir(&self.folder)?.next().is_none());
+        let is_empty = || Ok::<_, io::Error>(fs::read_dir(&self.folder)?.next().is_none());
         Ok(!has("log")? && (has("log.partial")? || is_empty()?))
     }
 }
 
-fn medium(path: &Path, create: Create) -> Result<Arc<FileMedium>, ContextError> {
-    FileMedium::open(path, create).map(Arc::new).map_err(failed(path))
-}
-
-fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> ContextError {
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> ContextError {
     let what = path.display().to_string();
     move |source| ContextError::Io { what, source }
 }

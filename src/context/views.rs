@@ -431,6 +431,8 @@ impl Views {
             };
             let left = Some(&left).filter(|pin| self.journal.is_kept(&pin.point));
             self.journal.delete_pin(snapshot.pin, left)?;
+            // Whoever has it still makes nothing in a folder that may be another one's by then.
+            *snapshot.made.lock() = Err("the snapshot was released".to_owned());
             state.snapshots.remove(level);
             let _ = std::fs::remove_dir_all(self.overlay_dir(*level));
         }

@@ -1,7 +1,10 @@
 //! `fsck-journal`: what is damaged, what it means, and what to do (`docs/DAMAGE.md` in the words of a command).
 
 use super::{Done, Stopped, failed, progress};
-use crate::format::{self, FormatError};
+use crate::{
+    context::OverlayFolder,
+    format::{self, FormatError},
+};
 use control::{
     Reply,
     client::Listener,
@@ -14,7 +17,6 @@ use journal::{
 };
 use media::FileMedium;
 use model::ports::Medium;
-use snapshot::Overlay;
 use std::{path::Path, sync::Arc};
 
 pub(super) fn check(node: &Stopped, listener: &mut dyn Listener) -> Done {
@@ -103,8 +105,12 @@ fn formats(node: &Stopped) -> Done<Option<FindingInfo>> {
     Ok(None)
 }
 
-/// Opens the overlay of every snapshot, over a shadow; answers how many there are.
+/// Opens the overlay of every snapshot whose vdev was ever opened, over a shadow; answers how many there are.
 fn overlays(node: &Stopped, journal: &Journal, findings: &mut Vec<FindingInfo>) -> u64 {
+    let shadow = |path: &Path| -> std::io::Result<Arc<dyn Medium>> {
+        let below = FileMedium::open_read_only(path)?;
+        Ok(Arc::new(ShadowMedium::new(Some(Arc::new(below)), 0)))
+    };
     let mut count = 0;
     // Pins that cannot be read were found already.
     for pin in journal.pins().unwrap_or_default() {
@@ -112,16 +118,10 @@ fn overlays(node: &Stopped, journal: &Journal, findings: &mut Vec<FindingInfo>) 
             continue;
         };
         let folder = node.folder().join("overlay").join(format!("sn{level}"));
-        let medium = |name: &str| -> std::io::Result<Arc<dyn Medium>> {
-            let below = FileMedium::open_read_only(&folder.join(name))?;
-            Ok(Arc::new(ShadowMedium::new(Some(Arc::new(below)), 0)))
-        };
-        let opened = medium("data")
-            .and_then(|data| Ok((data, medium("log")?)))
-            .map_err(|e| e.to_string())
-            .and_then(|(data, log)| Overlay::open(data, log, pin.created.0).map_err(|e| e.to_string()));
-        count += 1;
-        if let Err(what) = opened {
+        let overlay = OverlayFolder::new(node.folder(), folder.clone(), 0, pin.created.0);
+        let opened = overlay.open_over(shadow);
+        count += u64::from(!matches!(opened, Ok(None)));
+        if let Err(what) = opened.map_err(|e| e.to_string()) {
             let place = folder.join("log").display().to_string();
             findings.push(FindingInfo {
                 kind: "overlay".into(),
