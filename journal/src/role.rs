@@ -413,8 +413,14 @@ impl Journal {
             let parent = match known {
                 Some((id, no)) => {
                     // What was taken over there before knows the digest, when the catalog has forgotten it.
-                    let before = taken_over(&self.shared.read()).filter(|p| (p.id, p.seq) == (id, at.seq));
-                    let digest = match before {
+                    // So does a generation that continues it.
+                    let known = {
+                        let shared = self.shared.read();
+                        let parents = shared.generations.values().filter_map(|g| g.parent);
+                        let mut known = parents.chain(taken_over(&shared));
+                        known.find(|p| (p.id, p.seq) == (id, at.seq))
+                    };
+                    let digest = match known {
                         Some(parent) => parent.digest,
                         None => self.digest_at(no, at.seq)?.1,
                     };
@@ -429,7 +435,7 @@ impl Journal {
             let mut cursors = self.cursors();
             let spans = where_taken_over(&self.shared.read(), at, &cursors, is_restored);
             if let Some(newest) = self.shared.read().sealed_rows().next_back() {
-                cursors.applied_lfc = (newest.generation, newest.lfc);
+                cursors.applied_lfc = cursors.applied_lfc.max((newest.generation, newest.lfc));
             }
             cursors.applied = cursors.appended;
             cursors.written_back = cursors.appended;
@@ -647,15 +653,20 @@ fn where_taken_over(shared: &Shared, at: Position, cursors: &Cursors, is_restore
         line.iter().any(has)
     };
     let mut spans = shared.consistent.clone();
+    if shared_end(shared) != Some(at) {
+        // It is not the place of a line that this host took over before and leaves now.
+        end_where_taken_over(shared, &mut spans, None);
+    }
     let goes_on = spans.last().is_some_and(|s| s.until.is_none());
     spans.retain(|span| cursors.has_applied(span.from));
+    let end = shared.open.as_ref().map(Container::end);
     let begins_anew = match spans.last_mut() {
-        Some(open) if open.until.is_none() && is_on_line(open.from) => false,
-        // It began behind the point, and is one of what is left behind.
-        Some(open) if open.until.is_none() => {
-            open.until = shared.open.as_ref().map(Container::end);
+        Some(open) if open.until.is_none() && open.from != at && (is_restored || !is_on_line(open.from)) => {
+            // What is held behind the point, or beside the line, is left behind, and stays what it is.
+            open.until = end;
             true
         }
+        Some(open) if open.until.is_none() => false,
         _ => goes_on || is_restored,
     };
     spans.extend(begins_anew.then_some(Consistent {

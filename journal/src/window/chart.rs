@@ -63,7 +63,10 @@ pub(super) struct Chart {
     from_zero: bool,
     /// States that cannot be stood on, and the damaged undo that is why.
     rotten: Vec<(Position, Ordinal)>,
-    consistent: Vec<Consistent>,
+    /// Whether there is a consistent point on any line.
+    is_consistent_anywhere: bool,
+    /// The consistent spans as far as they are on the line.
+    consistent: Vec<(Along, Option<Along>)>,
     /// Marks on the line.
     pub(super) marks: Vec<EventMark>,
     /// Clock steps on the line: place, clock before, clock after.
@@ -147,6 +150,7 @@ impl Chart {
             .zip(line.first())
             .is_some_and(|(r, s)| r.first == s.after.next());
         let on_line = |p: &Position| line.iter().position(|span| span.has(*p));
+        let spans = consistent(shared, cursors);
         Self {
             segments: segments(&line, &rows, &boundaries),
             from_zero: builds_undo
@@ -154,7 +158,11 @@ impl Chart {
                 && starts_whole
                 && shared.rotten.undo(Ordinal(0)).is_none(),
             rotten,
-            consistent: consistent(shared, cursors),
+            is_consistent_anywhere: !spans.is_empty(),
+            consistent: spans
+                .iter()
+                .filter_map(|span| on_this(shared, &line, span))
+                .collect(),
             marks: shared
                 .marks
                 .iter()
@@ -257,28 +265,18 @@ impl Chart {
     }
 
     pub(super) fn is_consistent_anywhere(&self) -> bool {
-        !self.consistent.is_empty()
-    }
-
-    /// The consistent spans as places of this line.
-    fn consistent(&self) -> impl Iterator<Item = (Along, Option<Along>)> {
-        self.consistent.iter().filter_map(|c| {
-            let from = self.along(c.from)?;
-            match c.until {
-                None => Some((from, None)),
-                Some(until) => Some((from, Some(self.along(until)?))),
-            }
-        })
+        self.is_consistent_anywhere
     }
 
     pub(super) fn is_consistent(&self, at: Along) -> bool {
-        self.consistent()
-            .any(|(from, until)| from <= at && until.is_none_or(|until| at <= until))
+        let has =
+            |(from, until): &(Along, Option<Along>)| *from <= at && until.is_none_or(|until| at <= until);
+        self.consistent.iter().any(has)
     }
 
     /// Whether every consistent point is after `at`.
     pub(super) fn is_before_consistent(&self, at: Along) -> bool {
-        self.consistent().all(|(from, _)| at < from)
+        self.consistent.iter().all(|(from, _)| at < *from)
     }
 
     /// What can be reached: stretches of places, both ends included, oldest first.
@@ -315,14 +313,37 @@ impl Chart {
         }
         let mut clipped = Vec::new();
         for (from, to) in out {
-            for (first, until) in self.consistent() {
+            for &(first, until) in &self.consistent {
                 let (a, b) = (from.max(first), until.map_or(to, |until| to.min(until)));
                 if a <= b && self.row_of(a).is_some() && self.row_of(b).is_some() {
                     clipped.push((a, b));
                 }
             }
         }
+        // Spans meet and overlap where a line was taken over.
+        clipped.sort_unstable();
+        clipped.dedup_by(|next, last| {
+            let joins = next.0 <= last.1 || next.0 == self.next(last.1);
+            if joins {
+                last.1 = last.1.max(next.1);
+            }
+            joins
+        });
         clipped
+    }
+
+    /// The place behind another: where a generation was left, the first of the next one.
+    fn next(&self, at: Along) -> Along {
+        match (self.line.get(at.span), self.line.get(at.span + 1)) {
+            (Some(span), Some(next)) if span.upto == at.seq => Along {
+                span: at.span + 1,
+                seq: next.after.next(),
+            },
+            _ => Along {
+                seq: at.seq.next(),
+                ..at
+            },
+        }
     }
 
     /// How a place is reached (`rules.md` V1); says nothing about consistency.
@@ -401,6 +422,29 @@ fn consistent(shared: &Shared, cursors: &Cursors) -> Vec<Consistent> {
     // Copies are on the volumes and in no redo: no point of a span can be shown before its first one is applied.
     spans.retain(|c| cursors.has_applied(c.from));
     spans
+}
+
+/// A span as far as it is on a line: one that ends on another line is on this one up to where the two part.
+fn on_this(shared: &Shared, line: &[LineSpan], span: &Consistent) -> Option<(Along, Option<Along>)> {
+    let place = |generation| line.iter().position(|s| s.generation == generation);
+    let from = Along {
+        span: place(span.from.generation)?,
+        seq: span.from.seq,
+    };
+    let Some(until) = span.until else {
+        return Some((from, None));
+    };
+    let mut other = shared.line(until.generation);
+    if let Some(last) = other.last_mut() {
+        last.upto = until.seq;
+    }
+    let common = |theirs: &LineSpan| {
+        let span = place(theirs.generation)?;
+        let seq = theirs.upto.min(line[span].upto);
+        Some(Along { span, seq })
+    };
+    let until = other.iter().filter_map(common).max()?;
+    (from <= until).then_some((from, Some(until)))
 }
 
 fn previous(at: Along) -> Along {

@@ -772,6 +772,125 @@ fn l7_a_restored_point_that_was_given_up_is_the_last_consistent_one() {
     });
 }
 
+/// What was rolled back stays what it was, whatever becomes of the host that took over there: its points were consistent.
+#[test]
+fn c5_what_was_rolled_back_can_be_reached() {
+    with_seeds("c5 rolled back", 10, |rng| {
+        let mut host = Host::new();
+        for _ in 0..2 {
+            for _ in 0..3 {
+                let start = rng.random_range(0..SIZE as u64 - 1000);
+                host.append(vec![write(0, start, vec![rng.random(); 1000])]);
+            }
+            host.seal();
+            host.j.ingest_sealed().unwrap();
+            host.apply();
+        }
+        let point = resolve(&host.j, "seq:3").unwrap().point;
+        host.restore(&point);
+        host.promote(&point);
+        assert_eq!(seq(&host.j, "latest"), 3);
+        assert_eq!(reachable(&host, 1), [1, 2, 3, 4, 5, 6]);
+        host.j
+            .give_up(&context(Role::Recovery, ContextState::ResyncReady))
+            .unwrap();
+        host.j.set_consistent_until(position(&point)).unwrap();
+        host.j = host.lab.open().unwrap().0;
+        assert_eq!(reachable(&host, 1), [1, 2, 3, 4, 5, 6]);
+        let window = host.j.window(Some(GenNo(1))).unwrap();
+        assert_eq!(
+            (window.newest.at.seq, window.gaps.len()),
+            (WriteSeq(6), 0),
+            "{window:?}"
+        );
+        host.check();
+    });
+}
+
+/// A host gave up what it took over at a restored point, and is restored to another one: what lacks its copies is no more there than
+/// before.
+#[test]
+fn c5_a_second_restored_point_shows_no_more_than_the_first() {
+    with_seeds("c5 twice", 20, |rng| {
+        for (is_applied, to) in [(false, 2), (true, 2), (true, 6)] {
+            let (mut host, point) = restored_to_before_a_resync(rng, is_applied);
+            host.promote(&point);
+            let before = reachable(&host, 1);
+            host.j
+                .give_up(&context(Role::Recovery, ContextState::ResyncReady))
+                .unwrap();
+            let other = resolve(&host.j, &format!("g1:seq:{to}")).unwrap().point;
+            host.restore(&other);
+            host.promote(&other);
+            assert_eq!(reachable(&host, 1), before, "{is_applied} {to}");
+            assert_eq!(seq(&host.j, "latest"), to);
+            host.check();
+            let birth = host.j.begin_generation().unwrap();
+            host.append(vec![birth]);
+            host.seal();
+            host.j.ingest_sealed().unwrap();
+            host.apply();
+            assert_eq!(reachable(&host, 1), before, "{is_applied} {to}");
+            assert_eq!(seq(&host.j, "latest"), host.j.head().unwrap().0.seq.0);
+            host.check();
+        }
+    });
+}
+
+/// A span that ends on another line is one of this line too, up to where they part: a drill took over at 6 and wrote, and the line that
+/// the host follows since left at 4.
+#[test]
+fn c5_a_span_that_ends_on_another_line_is_on_this_one_as_far() {
+    let mut host = Host::new();
+    let rng = &mut rand::rng();
+    (0..3).for_each(|_| host.append(vec![write(0, 0, vec![rng.random(); 1000])]));
+    host.append(vec![write(0, 0, vec![1; 1000])]);
+    host.append(vec![write(0, 0, vec![2; 1000])]);
+    host.append(vec![write(0, 0, vec![3; 1000])]);
+    host.seal();
+    host.j.ingest_sealed().unwrap();
+    host.apply();
+    let at = |seq| Position {
+        generation: GenNo(1),
+        seq: WriteSeq(seq),
+    };
+    let row = context(Role::Production, ContextState::FailedOver);
+    host.j
+        .promote(GenId(77), at(6), crate::tests::at(1), &row)
+        .unwrap();
+    let birth = host.j.begin_generation().unwrap();
+    host.append(vec![birth]);
+    host.seal();
+    host.j.ingest_sealed().unwrap();
+    host.apply();
+    host.j
+        .give_up(&context(Role::Recovery, ContextState::ResyncReady))
+        .unwrap();
+    let end = host.j.head().unwrap().0;
+    host.j.set_consistent_until(end).unwrap();
+    let (seq, digest) = host.j.digest_at(GenNo(1), WriteSeq(4)).unwrap();
+    let id = host.j.generations()[0].id;
+    host.j
+        .follow_behind_gap(
+            GenId(88),
+            Some(Parent { id, seq, digest }),
+            LfcId(end.seq.0 * 2 + 100),
+            WriteSeq(50),
+            [1; 32],
+        )
+        .unwrap();
+    host.j = host.lab.open().unwrap().0;
+    for n in 1..=4 {
+        assert_eq!(seq_of(&host.j, &format!("seq:{n}")), Some(n));
+    }
+    assert_eq!(seq_of(&host.j, "seq:5"), None, "not of this line");
+    assert_eq!(seq_of(&host.j, "g1:seq:6"), Some(6));
+}
+
+fn seq_of(j: &Journal, target: &str) -> Option<u64> {
+    resolve(j, target).ok().map(|r| r.point.seq.0)
+}
+
 /// Nothing that a power cut would take back is shown.
 #[test]
 fn latest_is_durable() {
