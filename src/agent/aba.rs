@@ -247,8 +247,13 @@ impl End<'_> {
         if goes_on && self.context.standing() == Standing::ResyncReady {
             // The acting production has our part of the set: from here on this is a replica like any other.
             self.act(actions)?;
-            let term = self.context.term();
-            self.context.set_standing(Standing::Replica, term, None)?;
+            // A restore may have begun meanwhile: then the two meet again behind it.
+            if !self
+                .context
+                .change_standing(Standing::ResyncReady, Standing::Replica)?
+            {
+                return Err(LinkError::Refused("a restore began here".into()));
+            }
             self.context.bells.applied.ring();
             return self.acknowledge();
         }
@@ -423,7 +428,12 @@ impl End<'_> {
             crate::ops::role::follow_again(&self.context);
         }
         if let Some(why) = refusal(id, &row, self.context.is_running()) {
-            let actions = self.receiver.refuse(RefuseCode::Stopped, &why);
+            // Who hears that it is stopped says no more than that.
+            let code = match gave_up_before_restore(&row) {
+                true => RefuseCode::Role,
+                false => RefuseCode::Stopped,
+            };
+            let actions = self.receiver.refuse(code, &why);
             return self.act(actions);
         }
         if let Some(error) = self.journal.poisoned() {
