@@ -562,7 +562,6 @@ pub fn local_of(context: ContextId, config: [u8; 32], row: &ContextRow) -> Recei
         },
         term: row.term,
         config,
-        gives_way: standing == Standing::ResyncReady,
     }
 }
 

@@ -576,7 +576,8 @@ impl World {
             give!(Outcome::Done);
         }
         let applied = up.journal.cursors().applied_ordinal;
-        let idle = up.recovery().is_some() && up.row()?.state == ContextState::Enabled;
+        let idle = up.recovery().is_some()
+            && matches!(up.row()?.state, ContextState::Enabled | ContextState::ResyncReady);
         if !idle || applied != up.journal.published() {
             give!(refused(Next::Undo));
         }

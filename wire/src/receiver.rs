@@ -49,8 +49,6 @@ pub struct ReceiverLocal {
     pub term: Term,
     /// Digest of its configuration as we have it.
     pub config: Digest,
-    /// Whether an operator has given up our own line: the sender may take us over to its own.
-    pub gives_way: bool,
 }
 
 /// What the owner has to do, in order.
@@ -136,6 +134,8 @@ pub struct Receiver {
     open: Option<LfcId>,
     /// The highest container seen.
     newest_lfc: LfcId,
+    /// Our welcome said that our own line is given up: the sender may take us over to its own.
+    gives_way: bool,
     /// No frame has come on this connection yet.
     fresh: bool,
     /// First record of the last frame: where a copy's stub may be.
@@ -172,6 +172,7 @@ impl Receiver {
             },
             open: None,
             newest_lfc: LfcId(0),
+            gives_way: false,
             fresh: true,
             frame_first: zero,
             last_copy: zero,
@@ -300,6 +301,7 @@ impl Receiver {
         );
         assert!(welcome.applied <= welcome.received.seq, "applied past received");
         self.state = State::Receiving;
+        self.gives_way = welcome.gives_way;
         self.local.term = term;
         self.received = welcome.received;
         self.settled = welcome.received.seq;
@@ -418,9 +420,9 @@ impl Receiver {
     }
 
     /// Goes over to the sender's line: what was received of our own counts for nothing there. Only at the very start of the
-    /// stream, and only for a node whose own line was given up ([`ReceiverLocal::gives_way`]).
+    /// stream, and only for a node that said in its welcome that its own line is given up.
     fn other_line(&mut self, j: Jump) -> Result<Vec<ReceiverAction>, ProtocolError> {
-        if !self.local.gives_way || !self.fresh {
+        if !self.gives_way || !self.fresh {
             return Err(ProtocolError::Unexpected {
                 kind: Kind::Jump,
                 state: "its own line was not given up",
@@ -433,7 +435,7 @@ impl Receiver {
         self.open = Some(j.lfc);
         self.newest_lfc = j.lfc;
         self.fresh = false;
-        self.local.gives_way = false;
+        self.gives_way = false;
         self.told = self.told.min(base);
         self.may_apply = self.may_apply.min(base);
         self.ack = Ack {

@@ -273,7 +273,6 @@ impl World {
             role: Role::Recovery,
             term: TERM,
             config: [9; 32],
-            gives_way: false,
         };
         let forth = VecDeque::from([greeting]);
         self.production.sealed_to = LfcId(0);

@@ -158,10 +158,7 @@ fn a_foreign_position_is_divergence() {
 
 /// A receiver whose own line ends at 100 and was given up.
 fn giving_way() -> Receiver {
-    let mut r = Receiver::new(ReceiverLocal {
-        gives_way: true,
-        ..local(Role::Recovery, 3)
-    });
+    let mut r = Receiver::new(local(Role::Recovery, 3));
     r.receive(Message::Hello(hello(3))).unwrap();
     r.welcome(Welcome {
         gives_way: true,

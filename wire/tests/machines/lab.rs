@@ -112,7 +112,6 @@ pub fn local(role: Role, term: u64) -> ReceiverLocal {
         role,
         term: Term(term),
         config: [9; 32],
-        gives_way: false,
     }
 }
 
