@@ -550,7 +550,12 @@ impl Context {
         row::put_restore(&mut changed, state);
         self.journal.put_restore(restore.as_ref(), Some(&changed))?;
         *self.restore.lock() = restore;
+        let gave_up = row::gave_up_before_restore(&changed);
         self.replace_row(row, changed);
+        if gave_up {
+            // Whoever met it as a host that gave its line up meets it again, behind the restore.
+            self.end_link();
+        }
         Ok(())
     }
 

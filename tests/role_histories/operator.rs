@@ -13,7 +13,7 @@ use backstay::{
         change::{At, ChangeError},
         decide,
         peer::PeerStanding,
-        row::{HANDED_BACK, put_standing, put_stop},
+        row::{HANDED_BACK, gave_up_before_restore, put_standing, put_stop},
         rules::{Ground, Keeps, Opponent, TakeBack, has_better_right, is_contested, is_outdone},
     },
 };
@@ -585,7 +585,11 @@ impl World {
             give!(Outcome::Refused(Hint::Wait));
         };
         let row = RestoreRow::begun(resolved.point, target.to_string(), None, applied);
-        self.run_restore(side, Work::Begin(row))?;
+        let done = self.run_restore(side, Work::Begin(row));
+        if gave_up_before_restore(&self.up(side).row()?) {
+            self.part(side);
+        }
+        done?;
         Ok(Outcome::Done)
     }
 

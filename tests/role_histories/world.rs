@@ -485,9 +485,14 @@ impl World {
     /// Ends what runs on a host, and its links.
     pub fn halt(&mut self, side: Side) -> Fallible {
         self.unlink(side);
-        self.links[side.other().index()] = None;
-        self.older[side.other().index()] = None;
+        self.part(side);
         self.up_mut(side).halt()
+    }
+
+    /// The replica's end of a link ends; production is told nothing.
+    pub fn part(&mut self, side: Side) {
+        let there = side.other().index();
+        (self.links[there], self.older[there]) = (None, None);
     }
 
     /// Production's end of a link ends in order: it says goodbye, and the other end hears it.
