@@ -157,7 +157,15 @@ impl Kept {
             // The point before it is what `--undo` goes back to.
             let before = self.steps.partition_point(|s| s.ordinal <= restore.from);
             let target = self.keeps(&restore.target).unwrap_or(before);
-            claims.push(claim(None, before.min(target)));
+            // In mid-container the point's digest is in its frames: a failover there names it.
+            let place = (restore.target.generation, restore.target.seq);
+            let within =
+                |c: &Applied| (c.generation, c.first_seq) <= place && place < (c.generation, c.last_seq);
+            let of_frames = self
+                .steps
+                .iter()
+                .position(|s| s.applied.as_ref().is_some_and(within));
+            claims.push(claim(None, before.min(target).min(of_frames.unwrap_or(before))));
         }
         claims
     }

@@ -474,6 +474,31 @@ fn t9_the_row_of_a_restored_point_is_never_forgotten() {
     assert!(j.lfc_rows(..)[0].lfc > LfcId(6));
 }
 
+/// The same in the middle of a container: its frames stay, for the digest there is in no row.
+#[test]
+fn t9_the_frames_of_a_restored_point_stay() {
+    let lab = Lab::new();
+    let j = lab.fresh();
+    (1..=8).for_each(|n| container(&j, n).unwrap());
+    let place = WriteSeq(3 * BLOCKS - 1);
+    let digest = j.digest_at(G, place).unwrap();
+    let target = Point {
+        base: Ordinal(8),
+        redo: Vec::new(),
+        seq: place,
+        lfc: LfcId(6),
+        ..point(1)
+    };
+    let row = RestoreRow {
+        phase: RestorePhase::Done,
+        ..RestoreRow::begun(target, "seq".into(), None, Ordinal(8))
+    };
+    j.put_restore(Some(&row), None).unwrap();
+    j.retain(&seconds(5), Space::Limit(1), Vec::new()).unwrap();
+    assert_eq!(j.floors().redo, (G, LfcId(4)));
+    assert_eq!(j.digest_at(G, place).unwrap(), digest);
+}
+
 #[test]
 fn t9_rows_outlive_their_frames_by_four_windows() {
     let lab = Lab::new();
