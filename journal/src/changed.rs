@@ -57,9 +57,7 @@ impl Journal {
     }
 
     fn parts_between(&self, from: Position, to: Position) -> Option<Vec<Part>> {
-        let mut line = self.line(Some(to.generation));
-        let last = line.last_mut()?;
-        last.upto = last.upto.min(to.seq);
+        let line = self.shared.read().line_to(to);
         let begins = line.iter().position(|span| holds(span, from))?;
         let mut rows: Vec<LfcRow> = self.lfc_rows(..).iter().map(|row| LfcRow::clone(row)).collect();
         rows.extend(self.open_row());

@@ -113,6 +113,15 @@ impl Shared {
         spans.reverse();
         spans
     }
+
+    /// The line that ends at a position.
+    pub(crate) fn line_to(&self, at: Position) -> Vec<LineSpan> {
+        let mut line = self.line(at.generation);
+        if let Some(last) = line.last_mut() {
+            last.upto = at.seq;
+        }
+        line
+    }
 }
 
 /// The records of either of two lines that the other does not have.
@@ -163,14 +172,7 @@ impl Journal {
     #[must_use]
     pub fn between(&self, a: Position, b: Position) -> Vec<LineSpan> {
         let shared = self.shared.read();
-        let up_to = |at: Position| {
-            let mut line = shared.line(at.generation);
-            if let Some(last) = line.last_mut() {
-                last.upto = at.seq;
-            }
-            line
-        };
-        apart(&up_to(a), &up_to(b))
+        apart(&shared.line_to(a), &shared.line_to(b))
     }
 
     /// Where the journal ends: last record and chain digest there. `None` before the first generation.

@@ -81,19 +81,11 @@ impl Shared {
 
     /// The line that this host is on.
     pub(crate) fn current_line(&self) -> Vec<LineSpan> {
-        let Some(promotion) = &self.promotion else {
+        if self.promotion.is_none() {
             return self.open.as_ref().map_or(Vec::new(), |o| self.line(o.generation));
-        };
-        let parent = promotion.parent.as_ref();
-        let known = parent.and_then(|p| Some((p.seq, self.generation_by_id(p.id)?.no)));
-        let Some((upto, generation)) = known else {
-            return Vec::new();
-        };
-        let mut line = self.line(generation);
-        if let Some(last) = line.last_mut() {
-            last.upto = upto;
         }
-        line
+        // Of a generation that is not known here nothing is.
+        shared_end(self).map_or(Vec::new(), |end| self.line_to(end))
     }
 }
 
@@ -551,10 +543,10 @@ impl Journal {
             cursors.applied_by_peer = WriteSeq(0);
             cursors.peer_durable = WriteSeq(0);
             batch.put(Family::Meta, keys::CURSORS, cursors.encode());
+            batch.put(Family::Meta, keys::CONSISTENT, Consistent::encode_all(&spans));
             batch.put(Family::Meta, keys::CONTEXT, row.encode());
             // A line that was taken over at its end and not added to is what it was: it may go on as that.
             let is_over = self.promotion().is_some() && self.may_go_on();
-            batch.put(Family::Meta, keys::CONSISTENT, Consistent::encode_all(&spans));
             if is_over {
                 batch.delete(Family::Meta, keys::PROMOTION);
             }
@@ -644,10 +636,7 @@ impl Journal {
 ///   copies, which are in no redo, and is never applied now.
 /// - A restored point is consistent, and so is what goes on from it. Volumes that are taken as they are, amid a resync, are not.
 fn where_taken_over(shared: &Shared, at: Position, cursors: &Cursors, is_restored: bool) -> Vec<Consistent> {
-    let mut line = shared.line(at.generation);
-    if let Some(last) = line.last_mut() {
-        last.upto = at.seq;
-    }
+    let line = shared.line_to(at);
     let is_on_line = |p: Position| {
         let has = |span: &LineSpan| span.generation == p.generation && p.seq <= span.upto;
         line.iter().any(has)

@@ -260,17 +260,11 @@ impl Way {
         let (from_at, to_at) = (place(&from), place(&to));
         let between = context.journal.between(from_at, to_at);
         let rows = context.journal.lfc_rows(..);
-        let passed = || {
-            let touches = |row: &LfcRow| {
-                let on = |span: &LineSpan| {
-                    span.generation == row.generation
-                        && row.first_seq <= span.upto
-                        && row.last_seq > span.after
-                };
-                between.iter().any(on)
-            };
-            rows.iter().filter(move |row| touches(row))
+        let touches = |row: &LfcRow, span: &LineSpan| {
+            span.generation == row.generation && row.first_seq <= span.upto && row.last_seq > span.after
         };
+        let is_between = |row: &&Arc<LfcRow>| between.iter().any(|span| touches(row, span));
+        let passed = || rows.iter().filter(is_between);
         let is_passed = |at: Position| at != to_at && between.iter().any(|span| span.has(at));
         let marks = context.journal.marks().into_iter().rev();
         Self {

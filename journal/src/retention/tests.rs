@@ -441,6 +441,21 @@ fn k1_a_floor_never_falls() {
     assert_eq!(j.floors().undo, Ordinal(5));
 }
 
+/// A restore to a record of container 3 that stands on the newest ordinal.
+fn restored_in_container_3(seq: WriteSeq) -> RestoreRow {
+    let target = Point {
+        base: Ordinal(8),
+        redo: Vec::new(),
+        seq,
+        lfc: LfcId(6),
+        ..point(1)
+    };
+    RestoreRow {
+        phase: RestorePhase::Done,
+        ..RestoreRow::begun(target, "seq".into(), None, Ordinal(8))
+    }
+}
+
 /// A restore below the floor's container: the replica stood at that moment once more before (an earlier restore), so nothing of what was
 /// applied in between is needed. What names the restored point stays, for a failover there continues it by its digest.
 #[test]
@@ -449,22 +464,8 @@ fn t9_the_row_of_a_restored_point_is_never_forgotten() {
     let j = lab.fresh();
     (1..=8).for_each(|n| container(&j, n).unwrap());
     let (place, digest) = (WriteSeq(3 * BLOCKS), j.lfc_rows(..)[2].end_digest);
-    let row = RestoreRow {
-        phase: RestorePhase::Done,
-        ..RestoreRow::begun(
-            Point {
-                base: Ordinal(8),
-                redo: Vec::new(),
-                seq: place,
-                lfc: LfcId(6),
-                ..point(1)
-            },
-            "seq".into(),
-            None,
-            Ordinal(8),
-        )
-    };
-    j.put_restore(Some(&row), None).unwrap();
+    j.put_restore(Some(&restored_in_container_3(place)), None)
+        .unwrap();
     j.retain(&seconds(5), Space::Limit(u64::MAX), Vec::new()).unwrap();
     assert!(j.floors().redo > (G, LfcId(6)), "{:?}", j.floors());
     assert_eq!(j.lfc_rows(..)[0].lfc, LfcId(6), "what is older went");
@@ -482,18 +483,8 @@ fn t9_the_frames_of_a_restored_point_stay() {
     (1..=8).for_each(|n| container(&j, n).unwrap());
     let place = WriteSeq(3 * BLOCKS - 1);
     let digest = j.digest_at(G, place).unwrap();
-    let target = Point {
-        base: Ordinal(8),
-        redo: Vec::new(),
-        seq: place,
-        lfc: LfcId(6),
-        ..point(1)
-    };
-    let row = RestoreRow {
-        phase: RestorePhase::Done,
-        ..RestoreRow::begun(target, "seq".into(), None, Ordinal(8))
-    };
-    j.put_restore(Some(&row), None).unwrap();
+    j.put_restore(Some(&restored_in_container_3(place)), None)
+        .unwrap();
     j.retain(&seconds(5), Space::Limit(1), Vec::new()).unwrap();
     assert_eq!(j.floors().redo, (G, LfcId(4)));
     assert_eq!(j.digest_at(G, place).unwrap(), digest);

@@ -434,10 +434,7 @@ fn on_this(shared: &Shared, line: &[LineSpan], span: &Consistent) -> Option<(Alo
     let Some(until) = span.until else {
         return Some((from, None));
     };
-    let mut other = shared.line(until.generation);
-    if let Some(last) = other.last_mut() {
-        last.upto = until.seq;
-    }
+    let other = shared.line_to(until);
     let common = |theirs: &LineSpan| {
         let span = place(theirs.generation)?;
         let seq = theirs.upto.min(line[span].upto);
