@@ -265,7 +265,7 @@ impl NodeExports {
                     Running::Production(p) => Ok(Arc::new(HeadExport::new(
                         &running,
                         Arc::clone(&p.tap),
-                        (index, p.size(index)),
+                        (index, context.volume_size(index)),
                         format!("protected volume {volume} of context {}", context.id()),
                     ))),
                     Running::Recovery(_) => Err(OpenError::Refused(format!(

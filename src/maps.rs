@@ -4,7 +4,7 @@
 //! `cN/maps/<UTC time>-<what>.map`, in the format that `map load` takes (`docs/formats/state-map.md`), so that every change
 //! can be taken back (R26). Nothing removes these files: each is one command of an operator.
 
-use crate::config::ContextConfig;
+use crate::{config::ContextConfig, context::extent_of};
 use journal::{Cell, Journal, JournalError};
 use model::{Timestamp, VolumeIndex};
 use std::{
@@ -39,7 +39,8 @@ pub fn save(context_folder: &Path, text: &str, what: &str) -> io::Result<PathBuf
 /// When the journal fails.
 pub fn require(journal: &Journal, config: &ContextConfig) -> Result<(), JournalError> {
     for (index, volume) in config.indexed() {
-        if let Some(why) = journal.require_map(index, volume.size.0, config.region_size.0)? {
+        let extent = extent_of(journal, index, volume.size.0);
+        if let Some(why) = journal.require_map(index, extent, config.region_size.0)? {
             tracing::warn!(
                 context = config.id,
                 volume = volume.name,

@@ -598,6 +598,7 @@ async fn done_for(node: Arc<Node>, asker: String, kind: u16, body: Bytes) -> Res
         | roles::peer::STALE
         | roles::peer::GIVE_UP
         | roles::peer::ACTIVATE
+        | roles::peer::EXTEND
         | roles::peer::PAIR => roles::peer::answer(&node, &asker, kind, &body),
         verify::COMPARE => verify::answer(&node, &asker, &body),
         jobs::log::ENTRIES => jobs::log::answer(&node, &asker, &body),

@@ -230,6 +230,10 @@ impl Medium for Withholding {
         })
     }
 
+    fn extend(&self, len: u64) -> io::Result<()> {
+        self.below.extend(len)
+    }
+
     fn sync(&self) -> io::Result<()> {
         if !self.has_any() {
             return self.below.sync();

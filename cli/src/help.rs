@@ -176,6 +176,16 @@ fn page(short: &str) -> Page {
                 "scconfig -B -G -C 2",
             ],
         ),
+        "grow" => (
+            "Makes a volume larger on both hosts while it is written. The recovery host's storage is made ready first, then this\n\
+             host's; only then the volume has the new size. What is new is zero. A file is made longer; a device must be as long\n\
+             already, on both hosts. Without --size the volume gets the size of what it stands on here. A client sees it when\n\
+             it connects again. Points from before keep the size that they had.",
+            &[
+                "backstay grow -C 1 -L data --size 2T",
+                "extend_replica_lv -C 1 -L data",
+            ],
+        ),
         "map" => (
             "A state map has one cell for each region of a volume: 0 clean, f stale (it differs from the other host and no\n\
              journal covers it). view exits 2 when a cell is not clean. dump writes what load reads. clean declares\n\

@@ -101,7 +101,7 @@ names! {
     "dr" = "rtdr", Recover, true, "fail over, resync, fail back";
     "config" = "scconfig", Maintain, true, "make state maps dirty, so that regions are copied anew";
     "attr" = "rtattr", Maintain, false, "attributes of a context";
-    "grow" = "extend_replica_lv", Maintain, false, "grow a volume";
+    "grow" = "extend_replica_lv", Maintain, true, "make a volume larger, on both hosts";
     "map", Maintain, true, "look at state maps, keep them, change them";
     "verify", Maintain, true, "compare the volumes of both hosts, and repair what differs";
     "size", Maintain, false, "how large a journal should be";

@@ -158,6 +158,7 @@ impl Run<'_> {
             "protect" => self.ask::<protect::Protect>(words, console),
             "dr" => self.ask::<role::Role>(words, console),
             "config" => self.ask::<map::Config>(words, console),
+            "grow" => self.ask::<other::Grow>(words, console),
             "map" => self.ask::<map::Map>(words, console),
             "status" => self.ask::<other::Status>(words, console),
             "pins" => self.ask::<other::Pins>(words, console),

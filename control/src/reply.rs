@@ -39,6 +39,8 @@ pub enum Reply {
     Role(RoleReply),
     /// `scconfig -M`, `-B -G`.
     Dirty(DirtyReply),
+    /// `grow`.
+    Grow(GrowReply),
     /// `map`.
     Map(MapReply),
     /// `protect`.
@@ -232,6 +234,21 @@ pub struct MarkInfo {
     pub seq: u64,
     /// When it was taken.
     pub time: Moment,
+}
+
+/// `grow`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrowReply {
+    /// The context, primary id.
+    pub context: u32,
+    /// The volume.
+    pub volume: String,
+    /// Bytes that it had.
+    pub bytes_before: u64,
+    /// Bytes that it has.
+    pub bytes: u64,
+    /// The record from which on it has them; none when it had them already.
+    pub seq: Option<u64>,
 }
 
 /// `rtmark --list`.

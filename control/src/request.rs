@@ -220,6 +220,15 @@ pub enum Command {
         /// `-B -G`: all volumes, and the full resync begins now.
         full: bool,
     },
+    /// `grow`: a volume gets larger on both hosts.
+    Grow {
+        /// The context.
+        context: u32,
+        /// `-L`: the volume.
+        volume: String,
+        /// `--size`: its new size; else that of what it stands on.
+        bytes: Option<u64>,
+    },
     /// `map`.
     Map {
         /// The context.
@@ -345,6 +354,7 @@ impl Command {
             | Self::Resync { context, .. }
             | Self::Failback { context, .. }
             | Self::Dirty { context, .. }
+            | Self::Grow { context, .. }
             | Self::Map { context, .. }
             | Self::Stop { context, .. }
             | Self::ReleasePin { context, .. }

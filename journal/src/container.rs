@@ -5,6 +5,7 @@ use crate::{
     error::Position,
     frame::{Digest, Frame},
     rows::LfcRow,
+    sizes::SizeChange,
     tail::{FrameLoc, HEADER_BYTES, SealFlags, TailHeader},
 };
 use model::{BLOCK_SIZE, BlockNo, ByteRange, EventMark, GenNo, RecordBody, Timestamp, VolumeIndex, WriteSeq};
@@ -24,6 +25,7 @@ pub(crate) struct Events {
     pub(crate) marks: Vec<EventMark>,
     /// Position, clock before, clock after.
     pub(crate) steps: Vec<(WriteSeq, Timestamp, Timestamp)>,
+    pub(crate) sizes: Vec<(WriteSeq, SizeChange)>,
 }
 
 /// The frames of one container in a tail, and what is known of them.
@@ -167,6 +169,10 @@ impl Container {
                     keep_ns: *keep_ns,
                 }),
                 RecordBody::ClockStep { from, to } => self.events.steps.push((record.seq, *from, *to)),
+                RecordBody::Size { size } => {
+                    let (volume, size) = (record.volume, *size);
+                    self.events.sizes.push((record.seq, SizeChange { volume, size }));
+                }
                 _ => {}
             }
         }

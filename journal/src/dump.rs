@@ -17,6 +17,7 @@ use crate::{
         decode_mark, decode_step, decode_touched,
     },
     shadow::{media_of, store_of},
+    sizes::{Extents, SizeChange},
     superblock,
     tail::{self, ENVELOPE_BYTES},
     withheld::Withheld,
@@ -343,6 +344,10 @@ fn catalog(key: &[u8], value: &[u8]) -> Option<String> {
             let (no, seq) = (GenNo(p.u32()?), WriteSeq(p.u64()?));
             format!("g{no}:{seq}: ClockStep {}", shown(decode_step(value)))
         }
+        keys::SIZE => {
+            let (no, seq) = (GenNo(p.u32()?), WriteSeq(p.u64()?));
+            format!("g{no}:{seq}: {}", shown(SizeChange::decode(value)))
+        }
         keys::TOUCHED => {
             let (no, lfc) = (GenNo(p.u32()?), LfcId(p.u64()?));
             let ranges = decode_touched(value).map(|ranges| {
@@ -377,6 +382,7 @@ fn meta(key: &[u8], value: &[u8]) -> String {
         keys::CONSISTENT => shown(Consistent::decode_all(value)),
         keys::PROMOTION => shown(Promotion::decode(value)),
         keys::WITHHELD => shown(Withheld::decode(value)),
+        keys::EXTENTS => shown(Extents::decode(value)),
         [keys::PIN, id @ ..] => shown(PinRow::decode(Parts(id).u64().unwrap_or_default(), value)),
         _ => "the key has another form".into(),
     }

@@ -1,6 +1,6 @@
 //! Parsers that are private, for `make fuzz`; in no other build. What they answer does not matter: they must answer.
 
-use crate::{Cursors, line, map, rows, superblock::Superblock, tail};
+use crate::{Cursors, line, map, rows, sizes, superblock::Superblock, tail};
 use model::{GenNo, LfcId, Ordinal, WriteSeq, ports::Medium};
 use std::sync::Arc;
 
@@ -34,6 +34,8 @@ pub fn rows(bytes: &[u8]) {
     let _ = rows::decode_mark(GenNo(1), WriteSeq(1), bytes);
     let _ = rows::decode_step(bytes);
     let _ = rows::decode_touched(bytes);
+    let _ = sizes::SizeChange::decode(bytes);
+    let _ = sizes::Extents::decode(bytes);
     let _ = Cursors::decode(bytes);
     let _ = line::decode_start(bytes);
     map::rows(bytes);

@@ -240,6 +240,10 @@ impl Journal {
                 encode_step(*from, *to),
             );
         }
+        for (seq, change) in &sealed.container.events.sizes {
+            let key = keys::event(keys::SIZE, generation, *seq);
+            batch.put(Family::Catalog, key, change.encode());
+        }
         if let Some(floors) = floors {
             batch.put(Family::Meta, keys::FLOORS, floors.encode());
         }
@@ -359,7 +363,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Removes the rows (and marks and clock steps) of containers up to `lfc`, whose frames must be freed already.
+    /// Removes the rows (and marks and clock steps, not sizes) of containers up to `lfc`, whose frames must be freed already.
     ///
     /// # Errors
     /// [`JournalError::Refused`] when frames of them are still held, or a failure.

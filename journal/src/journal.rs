@@ -20,6 +20,7 @@ use crate::{
     rotten::Rotten,
     row_table::RowTable,
     rows::{Consistent, Floors, Generation, LfcRow, OrdinalRow, Promotion},
+    sizes::{Extents, SizeChange},
     tail::{ENVELOPE_BYTES, FrameLoc, SealFlags, Start, TailHeader, fill_envelope},
     withheld::Withheld,
 };
@@ -74,6 +75,8 @@ pub(crate) struct Shared {
     pub(crate) generations: BTreeMap<GenNo, Generation>,
     pub(crate) marks: BTreeMap<Position, EventMark>,
     pub(crate) steps: BTreeMap<Position, (Timestamp, Timestamp)>,
+    pub(crate) sizes: BTreeMap<Position, SizeChange>,
+    pub(crate) extents: Extents,
     pub(crate) ordinals: BTreeMap<Ordinal, OrdinalRow>,
     pub(crate) floors: Floors,
     pub(crate) consistent: Vec<Consistent>,
@@ -105,6 +108,7 @@ impl Shared {
     pub(crate) fn absorb(&mut self, loc: FrameLoc, frame: &Arc<Frame>, recent_bytes: u64) {
         if let Some(open) = &mut self.open {
             let (marks, steps) = (open.events.marks.len(), open.events.steps.len());
+            let sizes = open.events.sizes.len();
             open.absorb(loc, frame);
             let generation = open.generation;
             for m in &open.events.marks[marks..] {
@@ -124,6 +128,10 @@ impl Shared {
                     },
                     (*from, *to),
                 );
+            }
+            for (seq, change) in &open.events.sizes[sizes..] {
+                let seq = *seq;
+                self.sizes.insert(Position { generation, seq }, *change);
             }
             self.ring.push(Arc::clone(frame), recent_bytes);
         }

@@ -22,6 +22,7 @@ pub(crate) const ORDINAL: u8 = 3;
 pub(crate) const MARK: u8 = 4;
 pub(crate) const CLOCK_STEP: u8 = 5;
 pub(crate) const TOUCHED: u8 = 6;
+pub(crate) const SIZE: u8 = 7;
 
 /// Rows of the metadata, by first byte.
 pub(crate) const META_SEQ: &[u8] = &[1];
@@ -34,6 +35,7 @@ pub(crate) const START: &[u8] = &[7];
 pub(crate) const CONSISTENT: &[u8] = &[8];
 pub(crate) const PROMOTION: &[u8] = &[9];
 pub(crate) const WITHHELD: &[u8] = &[10];
+pub(crate) const EXTENTS: &[u8] = &[11];
 
 /// A key under construction.
 pub(crate) struct Key(Vec<u8>);

@@ -56,6 +56,7 @@ mod rotten;
 mod row_table;
 mod rows;
 mod shadow;
+mod sizes;
 mod superblock;
 mod tables;
 mod tail;
@@ -85,6 +86,7 @@ pub use rows::{
     RestorePhase, RestoreRow,
 };
 pub use shadow::{ShadowMedium, ShadowStore};
+pub use sizes::SizeChange;
 pub use superblock::{Bounds, SUPERBLOCK_BYTES};
 pub use tail::{SealFlags, tail_bytes};
 pub use window::{Gap, GapCause, Reached, ResolveError, Resolved, Window};

@@ -11,6 +11,7 @@ use crate::{
         Consistent, Floors, Generation, LfcRow, OrdinalRow, Promotion, bad_key, checked, decode_mark,
         decode_step,
     },
+    sizes::{Extents, SizeChange},
     tail::Start,
     withheld::Withheld,
 };
@@ -29,6 +30,8 @@ pub(crate) struct Tables {
     pub(crate) ordinals: BTreeMap<Ordinal, OrdinalRow>,
     pub(crate) marks: BTreeMap<Position, EventMark>,
     pub(crate) steps: BTreeMap<Position, (Timestamp, Timestamp)>,
+    pub(crate) sizes: BTreeMap<Position, SizeChange>,
+    pub(crate) extents: Extents,
     pub(crate) cursors: Cursors,
     pub(crate) floors: Floors,
     pub(crate) start: Option<(GenNo, Start)>,
@@ -62,6 +65,9 @@ impl Tables {
         }
         if let Some(value) = store.get(Family::Meta, keys::WITHHELD)? {
             t.withheld = checked("meta", keys::WITHHELD, Withheld::decode(&value))?;
+        }
+        if let Some(value) = store.get(Family::Meta, keys::EXTENTS)? {
+            t.extents = checked("meta", keys::EXTENTS, Extents::decode(&value))?;
         }
         t.maps = Loaded::read(store)?;
         let mut fault = None;
@@ -101,16 +107,23 @@ impl Tables {
                     checked("catalog", key, OrdinalRow::decode(ordinal, value))?,
                 );
             }
-            keys::MARK | keys::CLOCK_STEP => {
+            keys::MARK | keys::CLOCK_STEP | keys::SIZE => {
                 let generation = GenNo(p.u32().ok_or_else(bad)?);
                 let seq = WriteSeq(p.u64().ok_or_else(bad)?);
                 let at = Position { generation, seq };
-                if kind == keys::MARK {
-                    self.marks
-                        .insert(at, checked("catalog", key, decode_mark(generation, seq, value))?);
-                } else {
-                    self.steps
-                        .insert(at, checked("catalog", key, decode_step(value))?);
+                match kind {
+                    keys::MARK => {
+                        let mark = decode_mark(generation, seq, value);
+                        self.marks.insert(at, checked("catalog", key, mark)?);
+                    }
+                    keys::CLOCK_STEP => {
+                        self.steps
+                            .insert(at, checked("catalog", key, decode_step(value))?);
+                    }
+                    _ => {
+                        let change = SizeChange::decode(value);
+                        self.sizes.insert(at, checked("catalog", key, change)?);
+                    }
                 }
             }
             keys::TOUCHED => {}

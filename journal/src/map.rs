@@ -132,7 +132,7 @@ pub struct MapShape {
 }
 
 pub(crate) struct StateMaps {
-    all: Mutex<BTreeMap<VolumeIndex, VolumeMap>>,
+    pub(crate) all: Mutex<BTreeMap<VolumeIndex, VolumeMap>>,
     lost: Mutex<lost::Lost>,
     /// Some cell may be suspect. Raised and lowered with `all` locked.
     suspect: AtomicBool,
@@ -177,6 +177,22 @@ impl VolumeMap {
                 first < cells && cell.is_suspect()
             })
         })
+    }
+
+    /// Makes it cover more of its volume. Both hosts have zeroes there: what is wholly new is clean, whatever the default is.
+    pub(crate) fn grow(&mut self, volume: VolumeIndex, size: u64, batch: &mut Batch) {
+        if size <= self.size {
+            return;
+        }
+        let before = self.cells();
+        self.size = size;
+        self.put_row(batch, volume);
+        if self.default == Cell::Clean {
+            return;
+        }
+        for chunk in self.change(before, self.cells(), |_| Cell::Clean) {
+            self.put_chunk(batch, volume, chunk);
+        }
     }
 
     /// Sets every cell, and the default with them; answers the chunks that are gone.
@@ -520,7 +536,7 @@ impl Journal {
     }
 
     /// Commits rows of maps, which the caller has locked.
-    fn commit_maps(&self, batch: Batch, relied: bool) -> Result<(), JournalError> {
+    pub(crate) fn commit_maps(&self, batch: Batch, relied: bool) -> Result<(), JournalError> {
         if batch.0.is_empty() {
             return Ok(());
         }

@@ -425,6 +425,8 @@ fn build(parts: Parts, options: Options, superblock: Superblock, t: Tables, coun
             generations: t.generations,
             marks: t.marks,
             steps: t.steps,
+            sizes: t.sizes,
+            extents: t.extents,
             ordinals: t.ordinals,
             floors: t.floors,
             consistent: t.consistent,
@@ -468,6 +470,13 @@ impl Journal {
                 seq: *seq,
             };
             shared.steps.insert(at, (*from, *to));
+        }
+        for (seq, change) in &container.events.sizes {
+            let at = Position {
+                generation: container.generation,
+                seq: *seq,
+            };
+            shared.sizes.insert(at, *change);
         }
         for (_, frame) in &frames {
             shared.ring.push(Arc::clone(frame), self.options.recent_bytes);

@@ -15,6 +15,7 @@ use std::{
     io,
     os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -23,7 +24,8 @@ use std::{
 pub struct FileMedium {
     file: File,
     path: PathBuf,
-    len: u64,
+    /// Only ever more.
+    len: AtomicU64,
     is_device: bool,
 }
 
@@ -90,7 +92,7 @@ impl FileMedium {
         Ok(Self {
             file,
             path: path.to_owned(),
-            len,
+            len: AtomicU64::new(len),
             is_device,
         })
     }
@@ -109,7 +111,7 @@ impl FileMedium {
             Ok(Self {
                 file,
                 path: path.to_owned(),
-                len,
+                len: AtomicU64::new(len),
                 is_device,
             })
         };
@@ -130,13 +132,13 @@ impl FileMedium {
 
     fn check(&self, at: u64, len: u64) -> io::Result<()> {
         match at.checked_add(len) {
-            Some(end) if end <= self.len => Ok(()),
+            Some(end) if end <= self.len() => Ok(()),
             _ => Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 format!(
                     "{}: {len} bytes at {at} pass the end at {}",
                     self.path.display(),
-                    self.len
+                    self.len()
                 ),
             )),
         }
@@ -228,7 +230,7 @@ fn lock(file: &File, how: FlockOperation) -> io::Result<()> {
 
 impl Medium for FileMedium {
     fn len(&self) -> u64 {
-        self.len
+        self.len.load(Ordering::Acquire)
     }
 
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
@@ -252,7 +254,7 @@ impl Medium for FileMedium {
         }
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         // The file's last block is a short one: to its end, or the file system has to read it to keep what is not there.
-        let whole = match at + len == self.len && !self.is_device {
+        let whole = match at + len == self.len() && !self.is_device {
             true => (at + len).next_multiple_of(BLOCK_SIZE) - at,
             false => len,
         };
@@ -276,6 +278,25 @@ impl Medium for FileMedium {
         self.file.sync_data().map_err(|e| self.name("sync", 0, &e))
     }
 
+    fn extend(&self, len: u64) -> io::Result<()> {
+        let there = length(&self.file, self.is_device).map_err(|e| self.name("length", 0, &e))?;
+        if there < len {
+            if self.is_device {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!(
+                        "{}: the device has {there} bytes, {len} are needed: make it larger first",
+                        self.path.display()
+                    ),
+                ));
+            }
+            let longer = self.file.set_len(len).and_then(|()| self.file.sync_all());
+            longer.map_err(|e| self.name("extend", there, &e))?;
+        }
+        self.len.fetch_max(there.max(len), Ordering::AcqRel);
+        Ok(())
+    }
+
     fn forget(&self, at: u64, len: u64) {
         if let Some(len) = std::num::NonZeroU64::new(len) {
             // A hint that is not taken costs memory, nothing else.
@@ -284,30 +305,25 @@ impl Medium for FileMedium {
     }
 
     fn next_data(&self, at: u64) -> io::Result<Option<ByteRange>> {
-        if at >= self.len {
+        let len = self.len();
+        if at >= len {
             return Ok(None);
         }
         if self.is_device {
-            return Ok(Some(ByteRange {
-                start: at,
-                end: self.len,
-            }));
+            return Ok(Some(ByteRange { start: at, end: len }));
         }
         // The descriptor's own offset is used by nothing else, so concurrent seeks cannot disturb reads and writes.
         let start = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
             Ok(start) => start,
             Err(rustix::io::Errno::NXIO) => return Ok(None),
             Err(_) => {
-                return Ok(Some(ByteRange {
-                    start: at,
-                    end: self.len,
-                }));
+                return Ok(Some(ByteRange { start: at, end: len }));
             }
         };
-        let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start)).unwrap_or(self.len);
-        Ok((start < self.len).then_some(ByteRange {
+        let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start)).unwrap_or(len);
+        Ok((start < len).then_some(ByteRange {
             start,
-            end: end.min(self.len),
+            end: end.min(len),
         }))
     }
 }

@@ -68,6 +68,18 @@ pub trait Medium: Send + Sync {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Makes the medium at least `len` bytes long; durable when it returns. What a file gains is zero, what a device has there is as it
+    /// is. One that is as long already stays as it is; what a device has become by itself is seen.
+    ///
+    /// # Errors
+    /// When it cannot be made longer; a device grows only by itself.
+    fn extend(&self, len: u64) -> io::Result<()> {
+        match len <= self.len() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// A hint: what is durable of these bytes will not be read soon, and need not stay in memory.
     fn forget(&self, _at: u64, _len: u64) {}
 

@@ -11,7 +11,7 @@ use std::{
 /// How often a block is read before it is taken for one that cannot be.
 const READ_TRIES: u32 = 3;
 
-/// One volume: its name, what holds it, and how much of that is served.
+/// One volume: its name, what holds it, and how large it was at first.
 #[derive(Clone)]
 pub struct Volume {
     name: String,
@@ -32,13 +32,13 @@ impl Volume {
         &self.medium
     }
 
-    /// Bytes served now; a view has its own (`rules.md` V3).
+    /// Bytes that it had at first; each point has its own size (`rules.md` V3, K3).
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// Bytes of the backing, at least [`Volume::size`]; what lies between belongs to other points (`rules.md` K3).
+    /// Bytes of the backing, at least [`Volume::size`]: the volume may have grown, or the backing be longer than it.
     #[must_use]
     pub fn backing(&self) -> u64 {
         self.medium.len()
@@ -103,7 +103,7 @@ impl Volumes {
         self.volumes.iter().map(|(index, volume)| (*index, volume))
     }
 
-    /// The sizes served now, by volume.
+    /// The sizes at first, by volume.
     #[must_use]
     pub fn sizes(&self) -> BTreeMap<VolumeIndex, u64> {
         self.iter().map(|(index, volume)| (index, volume.size)).collect()

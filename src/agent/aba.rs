@@ -22,7 +22,6 @@ use super::{
 };
 use crate::{
     applying::Arrived,
-    config::ContextConfig,
     context::{Context, Recovery, Running},
     roles::{
         Standing,
@@ -279,10 +278,10 @@ impl End<'_> {
                 ReceiverAction::Greeted(_) => self.greeted()?,
                 ReceiverAction::AppendFrame(frame) => {
                     follow(&self.journal, &frame)?;
-                    let config = &self.context.config;
+                    let context = &self.context;
                     let appended = self
                         .journal
-                        .append_received_if(frame.bytes, |frame| check_records(config, frame))?;
+                        .append_received_if(frame.bytes, |frame| check_records(context, frame))?;
                     self.stubs = appended
                         .records()
                         .iter()
@@ -523,14 +522,14 @@ impl End<'_> {
 const TIMES_BELOW: u64 = 1 << 63;
 
 /// What lies outside the volumes could never be applied, nor could anything behind it.
-fn check_records(config: &ContextConfig, frame: &journal::Frame) -> Result<(), JournalError> {
+fn check_records(context: &Context, frame: &journal::Frame) -> Result<(), JournalError> {
     for record in frame.records() {
-        let range = match &record.body {
-            RecordBody::Copy { range, .. } => Some(*range),
-            _ => record.changed(),
+        let end = match &record.body {
+            RecordBody::Copy { range, .. } => Some(range.end),
+            RecordBody::Size { size } => Some(*size),
+            _ => record.changed().map(|range| range.end),
         };
-        let volume = config.volumes.get(usize::from(record.volume.0));
-        let is_inside = range.is_none_or(|range| volume.is_some_and(|v| range.end <= v.size.0));
+        let is_inside = end.is_none_or(|end| end <= context.extent(record.volume));
         if !is_inside || record.time.0 >= TIMES_BELOW {
             return Err(JournalError::Refused(format!(
                 "record {} lies outside the volumes of the context, or in no time",

@@ -159,6 +159,8 @@ struct Link {
     /// The container whose frames were sent last and whose seal was not.
     unsealed: Option<(GenId, LfcId)>,
     completing: bool,
+    /// The peer may not be told that all is there before it has this record.
+    completes_behind: WriteSeq,
     /// When the peer was last told how far the copies are.
     told: Option<Instant>,
     /// When the peer last said anything.
@@ -177,6 +179,7 @@ impl Link {
             table: Arc::default(),
             unsealed: None,
             completing: false,
+            completes_behind: WriteSeq(0),
             told: None,
             heard: Instant::now(),
             copier: None,
@@ -421,7 +424,7 @@ impl Link {
             return Ok(());
         }
         self.told = Some(Instant::now());
-        let total: u64 = self.context.config.volumes.iter().map(|v| v.size.0).sum();
+        let total = self.context.all_bytes();
         let mut body = Vec::with_capacity(16);
         body.extend_from_slice(&self.context.stale_bytes().to_le_bytes());
         body.extend_from_slice(&total.to_le_bytes());
@@ -488,6 +491,22 @@ impl Link {
         self.copier = Some(copier.expect("a thread can be started"));
     }
 
+    /// Says again how large the volumes are that have grown: the record that said so may be among those that gave way, or of a
+    /// generation that the peer never saw. Before the first point that it shows behind its copies.
+    async fn tell_sizes(&mut self) -> Result<(), JournalError> {
+        let (context, tap) = (Arc::clone(&self.context), Arc::clone(&self.tap));
+        let last = blocking(move || {
+            let mut last = WriteSeq(0);
+            for (index, _) in context.extended() {
+                last = tap.resize(index, context.volume_size(index))?;
+            }
+            Ok::<_, JournalError>(last)
+        });
+        self.completes_behind = self.completes_behind.max(last.await?);
+        self.context.bells.durable.ring();
+        Ok(())
+    }
+
     /// Sends what may be sent now.
     async fn pump(&mut self, sender: &mut Sender, outgoing: &Outgoing) -> Result<(), LinkError> {
         if !sender.is_streaming() {
@@ -496,7 +515,10 @@ impl Link {
         if let Some(why) = self.table.failure() {
             return Err(LinkError::Refused(format!("copies stopped: {why}")));
         }
-        self.completing |= self.table.take_complete();
+        if self.table.take_complete() {
+            self.completing = true;
+            self.tell_sizes().await?;
+        }
         loop {
             self.seal(sender, outgoing).await?;
             self.complete(sender, outgoing).await?;
@@ -593,7 +615,8 @@ impl Link {
 
     /// Says that all copies are there, right behind a seal.
     async fn complete(&mut self, sender: &mut Sender, outgoing: &Outgoing) -> Result<(), LinkError> {
-        if !self.completing || sender.copies_in_flight() > 0 {
+        let lacks_sizes = sender.cursors().sent < self.completes_behind;
+        if !self.completing || lacks_sizes || sender.copies_in_flight() > 0 {
             return Ok(());
         }
         if self.context.is_stale() {
@@ -668,6 +691,10 @@ impl Acquaintance for Known<'_> {
 
 /// Finds out how the stream begins.
 fn meet(context: &Context, tap: &Tap, peer: Position, welcome: &wire::Welcome) -> Result<Resume, LinkError> {
+    // Nothing of a volume may arrive there before there is room for it.
+    for (index, bytes) in context.extended() {
+        roles::peer::ask_to_extend(context, index, bytes)?;
+    }
     let met = meeting::meet(&context.journal, tap, peer, welcome, &Known(context))?;
     let (id, name) = (context.id().0, context.peer_name());
     if met.is_new {

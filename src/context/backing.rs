@@ -55,22 +55,22 @@ impl Context {
                     source,
                 })?;
             }
+            let extent = self.extent(index);
             let create = if volume.backing.contains_key(&self.node_name) {
                 Create::Never
             } else {
-                Create::Sparse(volume.size.0)
+                Create::Sparse(extent)
             };
             let medium = self.open_backing(&volume.name, &path, create)?;
-            if medium.len() < volume.size.0 {
+            if medium.len() < extent {
                 return Err(ContextError::Io {
                     what: format!("volume {}", volume.name),
                     source: std::io::Error::new(
                         std::io::ErrorKind::InvalidInput,
                         format!(
-                            "{} has {} bytes, {} are configured",
+                            "{} has {} bytes, {extent} are needed",
                             path.display(),
-                            medium.len(),
-                            volume.size.0
+                            medium.len()
                         ),
                     ),
                 });

@@ -14,6 +14,7 @@ mod production;
 mod recovery;
 mod retention;
 mod room;
+mod sizes;
 mod standing;
 mod views;
 
@@ -24,6 +25,7 @@ pub(crate) use overlays::OverlayFolder;
 pub use production::Production;
 pub use recovery::Recovery;
 pub use retention::{Retention, owed_to_peer};
+pub use sizes::{extent_of, make_ready, size_fault, sizes_at};
 pub use views::{Lifeline, Reader, Snapshot, SnapshotError, Views};
 
 use crate::{
@@ -296,6 +298,8 @@ pub struct Context {
     no_room: Mutex<Option<String>>,
     /// Held while the context starts or stops: whoever stops it knows that it has stopped.
     changing: Mutex<()>,
+    /// Held while storage is made longer.
+    extending: Mutex<()>,
     pair: Mutex<pair::Pair>,
 }
 
@@ -356,6 +360,7 @@ impl Context {
             running: RwLock::default(),
             held_back: Mutex::default(),
             changing: Mutex::default(),
+            extending: Mutex::default(),
             pair: Mutex::new(pair::Pair::of(&config, &node.name())),
             verify: Desk::default(),
             config,
@@ -786,14 +791,5 @@ impl Context {
         wait: Duration,
     ) -> Result<CommandGuard, Holder> {
         self.commands.lock(scopes, holder, wait)
-    }
-
-    /// A volume's size.
-    #[must_use]
-    pub fn volume_size(&self, index: VolumeIndex) -> u64 {
-        self.config
-            .volumes
-            .get(usize::from(index.0))
-            .map_or(0, |v| v.size.0)
     }
 }

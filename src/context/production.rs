@@ -15,7 +15,7 @@ use crate::{
     roles::Standing,
 };
 use journal::tap::{Tap, TapLimits};
-use model::{VolumeIndex, WriteSeq};
+use model::WriteSeq;
 use parking_lot::Mutex;
 use snapshot::{ChangeSet, Volumes, write_back};
 use std::{
@@ -137,12 +137,6 @@ impl Production {
             link.stop();
         }
         *link = Some(agent::lca::start(context, &self.tap));
-    }
-
-    /// A volume's index by name is in the context's file; this is its size.
-    #[must_use]
-    pub fn size(&self, index: VolumeIndex) -> u64 {
-        self.volumes.get(index).map_or(0, snapshot::Volume::size)
     }
 }
 

@@ -6,7 +6,7 @@
 //! its pin, its level and its point; it only has no vdev until it is released. A named reader (`c1/data@mark:good`) is the same
 //! without a level; it lives as long as its connection.
 
-use super::{ContextError, overlays::OverlayFolder};
+use super::{ContextError, overlays::OverlayFolder, sizes_at};
 use journal::{Journal, JournalError, PinKind, PinRow, ResolveError};
 use model::{Level, Point, Target, Timestamp, ports::History};
 use parking_lot::Mutex;
@@ -209,12 +209,8 @@ impl Views {
     fn view(&self, point: Point) -> Result<Arc<View>, ContextError> {
         let history: Arc<dyn History> = Arc::clone(&self.journal) as Arc<dyn History>;
         let volumes = Volumes::clone(&self.volumes);
-        Ok(Arc::new(View::new(
-            point,
-            self.volumes.sizes(),
-            volumes,
-            history,
-        )?))
+        let sizes = sizes_at(&self.journal, &volumes, &point);
+        Ok(Arc::new(View::new(point, sizes, volumes, history)?))
     }
 
     /// The folder of an overlay. The pin will be durable, so the way to it is, too.

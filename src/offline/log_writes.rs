@@ -29,6 +29,7 @@ use super::{
     Done, Stopped, progress, refused,
     salvage::{Image, before, may_write, resolve, shown, view},
 };
+use crate::context::sizes_at;
 use control::{Code, Failure, Reply, client::Listener, event::Unit, offline::LogWritesReply};
 use journal::{Journal, Position};
 use model::{ByteRange, Payload, Point, Record, RecordBody, Target, VolumeIndex, target::TargetKind};
@@ -69,8 +70,11 @@ pub(super) fn export(
         }
     };
     let to = resolve(node, &journal, to)?;
-    let size = volumes.get(index).map_err(|e| refused(e.to_string()))?.size();
-    if size % SECTOR != 0 {
+    let at_first = volumes.get(index).map_err(|e| refused(e.to_string()))?.size();
+    let size = sizes_at(&journal, &volumes, &to)
+        .remove(&index)
+        .unwrap_or(at_first);
+    if !size.is_multiple_of(SECTOR) {
         return Err(refused(format!(
             "volume {name} has {size} bytes: not whole sectors"
         )));

@@ -16,7 +16,7 @@
 //! An image is written beside its place, synced, and takes its name when it is whole: a file of that name is never half of one.
 
 use super::{Done, Stopped, failed, progress, refused};
-use crate::applying::acting::builds_undo;
+use crate::{applying::acting::builds_undo, context::sizes_at};
 use control::{
     Code, Event, Failure, PointInfo, Reply,
     client::Listener,
@@ -232,7 +232,7 @@ impl Source {
             Self::Head(volumes) | Self::Broken(volumes) => {
                 let volume = volumes.get(index).map_err(|e| refused(e.to_string()))?;
                 let medium = volume.medium();
-                let size = volume.size();
+                let size = journal.size_now(index).unwrap_or(volume.size());
                 let zero = |range: ByteRange| match medium.next_data(range.start) {
                     Ok(Some(data)) if data.start > range.start => Some(data.start),
                     Ok(None) => Some(size),
@@ -324,7 +324,8 @@ fn not_reached(node: &Stopped, error: &ResolveError) -> Box<Failure> {
 /// The volumes at a point.
 pub(super) fn view(journal: &Arc<Journal>, volumes: &Volumes, point: Point) -> Done<View> {
     let history: Arc<dyn History> = Arc::clone(journal) as Arc<dyn History>;
-    View::new(point, volumes.sizes(), volumes.clone(), history).map_err(|e| refused(e.to_string()))
+    let sizes = sizes_at(journal, volumes, &point);
+    View::new(point, sizes, volumes.clone(), history).map_err(|e| refused(e.to_string()))
 }
 
 /// What cannot be read, by name.

@@ -49,8 +49,8 @@ pub fn dirty(op: &mut Op<'_>, id: u32, names: &[String], full: bool) -> Answer {
     let bytes: u64 = context
         .config
         .indexed()
-        .map(|(index, volume)| match volumes.contains(&index) {
-            true => volume.size.0,
+        .map(|(index, _)| match volumes.contains(&index) {
+            true => context.extent(index),
             false => journal.stale_bytes(index),
         })
         .sum();
@@ -78,7 +78,7 @@ pub fn dirty(op: &mut Op<'_>, id: u32, names: &[String], full: bool) -> Answer {
     let reply = DirtyReply {
         context: context.id().0,
         bytes,
-        whole: bytes == context.config.volumes.iter().map(|v| v.size.0).sum::<u64>(),
+        whole: bytes == context.all_bytes(),
         eta_s,
     };
     let command = match context.standing() {
@@ -339,7 +339,7 @@ fn peer_is_away(op: &Op<'_>, context: &Context, what: &str) -> Result<(), Failur
     .with_hint_command(format!("rtstop -C {}", context.id()), op.node.name()))
 }
 
-fn volume_of(context: &Context, name: &str) -> Result<VolumeIndex, Failure> {
+pub(super) fn volume_of(context: &Context, name: &str) -> Result<VolumeIndex, Failure> {
     let found = context.config.volume(name).map(|(index, _)| index);
     found.ok_or_else(|| {
         let names: Vec<_> = context.config.volumes.iter().map(|v| v.name.as_str()).collect();

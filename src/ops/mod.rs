@@ -8,6 +8,7 @@
     reason = "a failure ends a command: it is made once and never passed in a loop"
 )]
 
+mod grow;
 mod jobs;
 pub(crate) mod lifecycle;
 mod lock;
@@ -390,6 +391,11 @@ fn dispatch(op: &mut Op<'_>, command: &Command) -> Answer {
             volumes,
             full,
         } => map::dirty(op, *context, volumes, *full),
+        Command::Grow {
+            context,
+            volume,
+            bytes,
+        } => grow::grow(op, *context, volume, *bytes),
         Command::Map { context, verb } => map::map(op, *context, verb),
         Command::Stop {
             context,

@@ -268,7 +268,7 @@ fn ready(
 
 /// Shows the first sync until it is complete and applied, or for [`SYNC_SHOWN`].
 fn show_sync(op: &mut Op<'_>, context: &Arc<Context>) -> Option<Progress> {
-    let total: u64 = context.config.volumes.iter().map(|v| v.size.0).sum();
+    let total = context.all_bytes();
     let started = Instant::now();
     op.may_stop(true);
     loop {

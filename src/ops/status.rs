@@ -324,7 +324,7 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
 
 /// How far the copies are, with the rate since they began.
 fn copies(node: &Node, context: &Context, stale: u64) -> ResyncStatus {
-    let total: u64 = context.config.volumes.iter().map(|v| v.size.0).sum();
+    let total = context.all_bytes();
     let rate = copy_rate(context, stale);
     ResyncStatus {
         bytes_left: stale.min(total),
@@ -533,7 +533,7 @@ fn volumes(node: &Node, context: &Context) -> Vec<VolumeStatus> {
         let attached = node.attacher().find(&export).filter(|_| production);
         VolumeStatus {
             name: v.name.clone(),
-            bytes: v.size.0,
+            bytes: context.volume_size(index),
             device: attached.as_ref().map(|a| a.name.display().to_string()),
             filesystem: v.filesystem.map(|f| f.name().to_owned()),
             mount: v.mount.as_ref().map(|m| m.display().to_string()),

@@ -157,7 +157,11 @@ fn reply(context: &Context, repair: bool, ended: &Ended, live: &Live) -> VerifyR
         context: context.id().0,
         peer: context.peer_name().to_owned(),
         compared_bytes: ended.compared,
-        total_bytes: context.config.volumes.iter().map(|v| v.size.0).sum(),
+        total_bytes: context
+            .config
+            .indexed()
+            .map(|(index, _)| context.volume_size(index))
+            .sum(),
         sample: ended.sample,
         repair,
         repaired_bytes: ended.repaired.iter().map(crate::verify::Differs::len).sum(),

@@ -4,7 +4,7 @@ use super::{Answer, Op, refused};
 use crate::context::{Context, Running};
 use control::{
     Code, Command, Failure, Progress, Reply, WaitFor,
-    reply::{ProbeReply, WaitReply},
+    reply::{GrowReply, ProbeReply, WaitReply},
 };
 use model::{ContextState, Role};
 use std::{
@@ -60,6 +60,7 @@ pub(super) fn to_the_end(op: &mut Op<'_>, command: &Command, reply: &Reply) -> R
             WaitFor::Resynced
         }
         (Command::Start { .. } | Command::Failback { .. }, _) => WaitFor::Enabled,
+        (Command::Grow { .. }, Reply::Grow(GrowReply { seq: Some(seq), .. })) => WaitFor::Applied(*seq),
         (Command::Mark { .. }, Reply::Mark(mark)) => WaitFor::Applied(mark.seq),
         _ => return Ok(()),
     };

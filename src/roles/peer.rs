@@ -7,6 +7,7 @@
 //! | 22 | context, term, whether a running production is to be stopped | gives its role up, durably: [`PeerStanding`] after that |
 //! | 24 | context, configured production, failover id | keeps that as its configuration: nothing |
 //! | 23 | context | the acting production begins to ship: [`PeerStanding`] |
+//! | 29 | context, volume, bytes | makes the volume's storage ready for so many bytes, durably (rule K3): nothing |
 //!
 //! All are answered to the context's peer alone, stopped or not. Bodies are JSON: they are few and small.
 
@@ -37,6 +38,8 @@ pub const GIVE_UP: u16 = 22;
 pub const PAIR: u16 = 24;
 /// Request kind: ship what is to be resynced.
 pub const ACTIVATE: u16 = 23;
+/// Request kind: make a volume's storage ready for a larger size.
+pub const EXTEND: u16 = 29;
 /// Regions of one answer.
 const PAGE: usize = 16_384;
 
@@ -186,6 +189,14 @@ struct PairQuestion {
     lock: Option<u64>,
 }
 
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExtendQuestion {
+    context: u32,
+    volume: u16,
+    bytes: u64,
+}
+
 fn json(value: &impl Serialize) -> Bytes {
     Bytes::from(serde_json::to_vec(value).expect("plain values"))
 }
@@ -263,6 +274,22 @@ pub fn ask_to_pair(context: &Context, production: &str, failover_id: u32) -> Res
     });
     node.peers()
         .request(&node, context.peer_name(), PAIR, body)
+        .map(drop)
+}
+
+/// Asks the peer to make a volume's storage ready for so many bytes.
+///
+/// # Errors
+/// When it cannot be reached, or its storage cannot be made so long.
+pub fn ask_to_extend(context: &Context, volume: VolumeIndex, bytes: u64) -> Result<(), PeerError> {
+    let node = context.node();
+    let body = json(&ExtendQuestion {
+        context: context.id().0,
+        volume: volume.0,
+        bytes,
+    });
+    node.peers()
+        .request(&node, context.peer_name(), EXTEND, body)
         .map(drop)
 }
 
@@ -350,6 +377,18 @@ pub(crate) fn answer(node: &Arc<Node>, asker: &str, kind: u16, body: &[u8]) -> R
                 let pair = context.set_pair(&question.production, id);
                 pair.map(drop).map_err(|e| e.to_string())
             })?;
+            Ok(Bytes::new())
+        }
+        EXTEND => {
+            let question: ExtendQuestion = serde_json::from_slice(body).map_err(form)?;
+            let context = context(question.context)?;
+            let volume = VolumeIndex(question.volume);
+            if context.config.volumes.len() <= usize::from(volume.0) {
+                return Err(format!("context {} has no volume {volume}", context.id()));
+            }
+            context
+                .extend(volume, question.bytes)
+                .map_err(|e| e.to_string())?;
             Ok(Bytes::new())
         }
         STALE => {

@@ -18,20 +18,16 @@ pub(super) fn smaller(context: &Context, sample: Option<u64>) -> Option<u64> {
 
 /// Regions of all volumes.
 fn regions(context: &Context) -> u64 {
-    context
-        .config
-        .volumes
-        .iter()
-        .map(|v| v.size.0.div_ceil(REGION))
-        .sum()
+    let of_volume = |(index, _)| context.volume_size(index).div_ceil(REGION);
+    context.config.indexed().map(of_volume).sum()
 }
 
 /// The stretches of a pass, in order.
 pub(super) fn stretches(context: &Context, sample: Option<Sample>) -> Vec<(VolumeIndex, ByteRange)> {
     let step = if sample.is_some() { REGION } else { STRETCH };
     let mut all = Vec::new();
-    for (index, volume) in context.config.indexed() {
-        let size = volume.size.0;
+    for (index, _) in context.config.indexed() {
+        let size = context.volume_size(index);
         let starts = (0..size.div_ceil(step)).map(|n| n * step);
         all.extend(starts.map(|start| {
             let end = (start + step).min(size);

@@ -144,6 +144,13 @@ impl Workload {
         }
     }
 
+    /// A volume has another size from now on.
+    pub fn resize(&mut self, volume: VolumeIndex, size: u64) {
+        let index = usize::from(volume.0);
+        self.sizes[index] = size;
+        self.ends[index] = self.ends[index].min(size);
+    }
+
     /// The next operation.
     pub fn next(&mut self, rng: &mut dyn RngCore) -> Operation {
         let shape = self.shape.clone();

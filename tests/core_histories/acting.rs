@@ -1,7 +1,7 @@
 //! A production that holds earlier points, because it was recovery before: its write-back is apply (rule W2).
 
 use super::{
-    hosts::{Fallible, LFC, context_row, open_journal, volumes},
+    hosts::{Fallible, LFC, context_row, open_journal, storage, volumes},
     tap::{PATIENCE, Stops, write},
 };
 use backstay::applying::acting::{apply_waiting, builds_undo, catch_up};
@@ -195,7 +195,7 @@ fn w2_a_production_with_earlier_points_keeps_every_one_of_them() {
 fn w2_whole_sealed_containers_in_order_and_the_open_one_in_the_overlay() {
     let power = SimPower::new();
     let host = Acting::boot(&power).unwrap();
-    let volume = power.medium("v0", SIZES[0]);
+    let volume = power.medium("v0", storage(SIZES[0]));
     let put = |offset, byte| {
         let told = host.ask(Some(write(offset, byte, 10)));
         assert!(told.try_recv().unwrap());

@@ -4,8 +4,8 @@ use super::world::{Counts, Step, World, draw};
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use testkit::{with_seeds, workload::Shape};
 
-/// Small volumes of odd sizes.
-pub const SMALL: [u64; 2] = [90 * 1024 + 777, 37_001];
+/// Small volumes of odd sizes, and one that can grow.
+pub const SMALL: [u64; 3] = [90 * 1024 + 777, 37_001, 20 << 10];
 
 pub fn small() -> Shape {
     Shape {
@@ -16,7 +16,7 @@ pub fn small() -> Shape {
 }
 
 /// A history that has everything in it: a first sync under writes, marks, seals, an overflow and its resync, restores and
-/// their undo.
+/// their undo, and a volume that grows before and amid all that.
 fn script(rng: &mut dyn RngCore) -> Vec<Step> {
     let mut steps = Vec::new();
     let work = |steps: &mut Vec<Step>, n| (0..n).for_each(|_| steps.push(Step::Work));
@@ -38,7 +38,9 @@ fn script(rng: &mut dyn RngCore) -> Vec<Step> {
     steps.extend([Step::WriteBack, Step::Checkpoint]);
     stream(&mut steps, 6);
     steps.extend([Step::Apply; 4]);
+    stream(&mut steps, 6);
     for _ in 0..4 {
+        steps.push(Step::Grow);
         work(&mut steps, 5);
         stream(&mut steps, 2);
         steps.extend([
@@ -53,6 +55,7 @@ fn script(rng: &mut dyn RngCore) -> Vec<Step> {
     // The link breaks and the journal gives way; the replica is restored to its last point amid the resync.
     steps.push(Step::Cut);
     for _ in 0..3 {
+        steps.push(Step::Grow);
         work(&mut steps, 5);
         steps.extend([Step::Sync, Step::WriteBack, Step::WriteBack]);
     }
@@ -67,8 +70,9 @@ fn script(rng: &mut dyn RngCore) -> Vec<Step> {
     steps.extend([Step::Apply, Step::View, Step::Restore, Step::View]);
     stream(&mut steps, 1);
     steps.extend([Step::Undo, Step::Apply, Step::Apply]);
-    stream(&mut steps, 8);
+    stream(&mut steps, 6);
     steps.extend([Step::Apply; 4]);
+    stream(&mut steps, 6);
     steps.extend([
         Step::Checkpoint,
         Step::Drop,

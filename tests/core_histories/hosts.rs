@@ -2,6 +2,7 @@
 
 use backstay::{
     applying::{Applier, CopyQueue, acting::replay_by},
+    context::{extent_of, make_ready},
     restoring::Owner,
     roles::row::put_restore,
 };
@@ -12,7 +13,7 @@ use journal::{
     tap::{Tap, TapLimits},
 };
 use model::{
-    ContextState, GenId, Role, Term, Timestamp, VolumeIndex, WriteSeq,
+    BLOCK_SIZE, ContextState, GenId, Role, Term, Timestamp, VolumeIndex, WriteSeq,
     ports::{History, Medium},
 };
 use snapshot::{ChangeSet, Volumes, write_back};
@@ -25,6 +26,9 @@ pub type Fallible<T = ()> = anyhow::Result<T>;
 /// Bytes of a container: small, so that a short history has many.
 pub const LFC: u64 = 48 << 10;
 const REGION: u64 = 16 << 10;
+
+/// Bytes by which a volume may grow.
+const ROOM: u64 = 12 * BLOCK_SIZE;
 
 /// The file system of a host whose journal stands on the real store and real files.
 const FILES: &str = "journal";
@@ -60,12 +64,36 @@ pub fn indexes(sizes: &[u64]) -> impl Iterator<Item = (VolumeIndex, u64)> {
     (0..).map(VolumeIndex).zip(sizes.iter().copied())
 }
 
+/// Bytes of the storage below a volume of this size: one of whole blocks has room to grow, with garbage in it ([`fill`]).
+pub const fn storage(size: u64) -> u64 {
+    if size.is_multiple_of(BLOCK_SIZE) {
+        size + ROOM
+    } else {
+        size
+    }
+}
+
+/// A volume grows on this host, as far as it is this host's part: its storage is made ready.
+pub fn grows(journal: &Journal, volumes: &Volumes, index: VolumeIndex, bytes: u64) -> Fallible {
+    let volume = volumes.get(index)?;
+    let ready = extent_of(journal, index, volume.size());
+    if bytes > ready {
+        make_ready(journal, index, &**volume.medium(), ready, bytes)?;
+    }
+    Ok(())
+}
+
 pub fn volumes(power: &SimPower, sizes: &[u64]) -> Volumes {
     let mut volumes = Volumes::new();
     for (index, size) in indexes(sizes) {
         let name = format!("v{}", index.0);
         volumes
-            .insert(index, name.clone(), Arc::new(power.medium(&name, size)), size)
+            .insert(
+                index,
+                name.clone(),
+                Arc::new(power.medium(&name, storage(size))),
+                size,
+            )
             .unwrap();
     }
     volumes
@@ -262,7 +290,9 @@ impl Owner for Keeper<'_> {
 /// Writes what volumes hold before they are protected.
 pub fn fill(power: &SimPower, sizes: &[u64], data: impl Fn(VolumeIndex) -> Option<(u64, Bytes)>) {
     for (index, size) in indexes(sizes) {
-        let medium = power.medium(&format!("v{}", index.0), size);
+        let medium = power.medium(&format!("v{}", index.0), storage(size));
+        let room = usize::try_from(storage(size) - size).unwrap();
+        medium.write_at(size, &vec![0xa5; room]).unwrap();
         if let Some((at, bytes)) = data(index) {
             medium.write_at(at, &bytes).unwrap();
         }

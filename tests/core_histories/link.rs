@@ -130,6 +130,8 @@ pub struct Link {
     to_a: VecDeque<Message>,
     unsealed: Option<(GenId, LfcId)>,
     completing: bool,
+    /// The peer may not be told that all is there before it has this record.
+    completes_behind: WriteSeq,
     copier: Option<Copier>,
     waiting: BTreeMap<WriteSeq, (VolumeIndex, CopyTaken, How)>,
     /// What the peer lacks of offers, and what it seems to hold.
@@ -201,6 +203,7 @@ impl Link {
             to_a: VecDeque::new(),
             unsealed: None,
             completing: false,
+            completes_behind: WriteSeq(0),
             copier: None,
             waiting: BTreeMap::new(),
             owed: VecDeque::new(),
@@ -349,6 +352,21 @@ impl Link {
             self.copier = Some(Copier::default());
         } else {
             self.completing = true;
+            self.tell_sizes(a)?;
+        }
+        Ok(())
+    }
+
+    /// As the LCA does.
+    fn tell_sizes(&mut self, a: &impl Ships) -> Fallible {
+        let Production {
+            journal,
+            tap,
+            volumes,
+        } = a.production();
+        for (index, volume) in volumes.iter().filter(|v| journal.extent(v.0).is_some()) {
+            let size = journal.size_now(index).unwrap_or(volume.size());
+            self.completes_behind = tap.resize(index, size)?;
         }
         Ok(())
     }
@@ -490,7 +508,8 @@ impl Link {
     }
 
     fn complete(&mut self, a: &impl Ships) -> Fallible {
-        if !self.completing || self.sender.copies_in_flight() > 0 {
+        let lacks_sizes = self.sender.cursors().sent < self.completes_behind;
+        if !self.completing || lacks_sizes || self.sender.copies_in_flight() > 0 {
             return Ok(());
         }
         if self.stale(a, (VolumeIndex(0), 0)).is_some() {

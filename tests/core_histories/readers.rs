@@ -3,6 +3,7 @@
 
 use super::{
     histories::{SMALL, small},
+    hosts::storage,
     world::{Ends, Step, World},
 };
 use model::{Point, Target, Timestamp, WriteSeq, target::TargetKind};
@@ -45,7 +46,7 @@ fn v2_views_are_true_while_a_container_is_applied() {
             let points = points(&world);
             let look = |world: &World| points.iter().for_each(|p| world.compare_view(p.clone()).unwrap());
             let holds = (0..).zip(SMALL).map(|(v, size)| {
-                let medium = world.b_power.medium(&format!("v{v}"), size);
+                let medium = world.b_power.medium(&format!("v{v}"), storage(size));
                 medium.hold(Op::Write, pass)
             });
             let holds: Vec<_> = holds.collect();

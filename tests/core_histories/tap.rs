@@ -2,7 +2,7 @@
 //! (C1), many threads, and failures that must reach everyone who waits.
 
 use super::{
-    hosts::{Production, volumes},
+    hosts::{Production, storage, volumes},
     world::Ends,
 };
 use bytes::Bytes;
@@ -63,7 +63,7 @@ impl Lab {
     }
 
     pub fn volume(&self) -> SimMedium {
-        self.power.medium("v0", SIZE)
+        self.power.medium("v0", storage(SIZE))
     }
 
     pub fn ask(&self, change: Option<VolumeChange>, durable: bool) -> mpsc::Receiver<Answer> {

@@ -3,18 +3,21 @@
 mod keep;
 
 use super::{
-    hosts::{Fallible, Keeper, Production, Recovery, below, fill, indexes},
+    hosts::{Fallible, Keeper, Production, Recovery, below, fill, grows, indexes, storage},
     link::Link,
 };
-use backstay::restoring::{Replica, Work};
+use backstay::{
+    context::sizes_at,
+    restoring::{Replica, Work},
+};
 use bytes::Bytes;
 use journal::{
     Journal, RestorePhase, RestoreRow,
     tap::{Request, VolumeChange},
 };
 use model::{
-    ByteRange, ContextState, GenId, Point, Record, RecordBody, Target, Timestamp, VolumeIndex, WriteSeq,
-    ports::History, target::TargetKind,
+    BLOCK_SIZE, ByteRange, ContextState, GenId, Point, Record, RecordBody, Target, Timestamp, VolumeIndex,
+    WriteSeq, ports::History, target::TargetKind,
 };
 use rand::{Rng, RngCore};
 use snapshot::View;
@@ -48,6 +51,8 @@ pub enum Step {
     /// Production's journal is at its limit.
     Overflow,
     Bound,
+    /// A volume grows on both hosts.
+    Grow,
     /// Connects, or moves frames, copies and answers.
     Copy,
     Ship,
@@ -66,7 +71,7 @@ pub enum Step {
 }
 
 /// Steps with how often they come, as the clock of a random history.
-pub const STEPS: [(Step, u32); 20] = [
+pub const STEPS: [(Step, u32); 21] = [
     (Step::Work, 34),
     (Step::Sync, 8),
     (Step::WriteBack, 6),
@@ -75,13 +80,14 @@ pub const STEPS: [(Step, u32); 20] = [
     (Step::Drop, 2),
     (Step::Overflow, 1),
     (Step::Bound, 1),
-    (Step::Copy, 14),
-    (Step::Ship, 14),
-    (Step::HearB, 14),
-    (Step::HearA, 8),
+    (Step::Grow, 1),
+    (Step::Copy, 18),
+    (Step::Ship, 18),
+    (Step::HearB, 18),
+    (Step::HearA, 14),
     (Step::Cut, 1),
     (Step::Keep, 6),
-    (Step::Apply, 8),
+    (Step::Apply, 12),
     (Step::View, 4),
     (Step::Restore, 1),
     (Step::Undo, 2),
@@ -146,6 +152,7 @@ pub struct Counts {
     pub overflows: u32,
     pub jumps: u32,
     pub retained: u32,
+    pub grown: u32,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -158,6 +165,7 @@ impl std::ops::AddAssign for Counts {
         self.overflows += o.overflows;
         self.jumps += o.jumps;
         self.retained += o.retained;
+        self.grown += o.grown;
     }
 }
 
@@ -331,8 +339,11 @@ impl World {
             assert!(there, "mark {name} at {seq} is gone");
         }
         for (index, v) in a.volumes.iter() {
+            let size = self.oracle.size(index, c.appended);
+            assert_eq!(a.journal.size_now(index).unwrap_or(v.size()), size);
+            self.workload.resize(index, size);
             let mut read = |_, at, out: &mut [u8]| v.medium().read_at(at, out);
-            let whole = ByteRange::at(0, self.sizes[usize::from(index.0)]);
+            let whole = ByteRange::at(0, size);
             let same = self.oracle.compare_range(c.appended, index, whole, &mut read);
             same.unwrap_or_else(|e| panic!("volume and replay: {e}"));
         }
@@ -369,6 +380,7 @@ impl World {
                 self.a().journal.raise_bound()?;
                 Ok(self.b().journal.raise_bound()?)
             }
+            Step::Grow => self.grow(rng),
             Step::Cut => {
                 self.link = None;
                 Ok(())
@@ -496,6 +508,31 @@ impl World {
         }
     }
 
+    /// As the operator's command does.
+    fn grow(&mut self, rng: &mut dyn RngCore) -> Fallible {
+        let head = self.oracle.head();
+        let room = |(index, size): &(VolumeIndex, u64)| self.oracle.size(*index, head) < storage(*size);
+        let Some((index, size)) = indexes(&self.sizes).find(room) else {
+            return Ok(());
+        };
+        let now = self.oracle.size(index, head);
+        let blocks = rng.random_range(1..=3);
+        let wanted = (now + blocks * BLOCK_SIZE).min(storage(size));
+        grows(&self.b().journal, &self.b().volumes, index, wanted)?;
+        grows(&self.a().journal, &self.a().volumes, index, wanted)?;
+        let before = self.a().journal.cursors().appended;
+        let done = self.a().tap.resize(index, wanted);
+        if self.a().journal.cursors().appended > before {
+            let seq = before.next();
+            self.oracle.resize(seq, Timestamp(seq.0), index, wanted);
+            self.workload.resize(index, wanted);
+        }
+        let seq = done?;
+        self.flushed.fetch_max(seq.0, Ordering::Relaxed);
+        self.counts.grown += 1;
+        Ok(())
+    }
+
     fn stream(&mut self, step: Step, times: u32) -> Fallible {
         let (a, b) = (self.a.as_ref().expect("up"), self.b.as_ref().expect("up"));
         let link = match &mut self.link {
@@ -511,16 +548,17 @@ impl World {
                     let done = link.copy(a);
                     // The stub takes a position, whatever became of the copy.
                     let after = a.journal.cursors().appended;
-                    if after > before {
-                        assert_eq!(after, before.next());
+                    // So do the sizes that are told again at the end.
+                    for seq in before.0 + 1..=after.0 {
+                        let seq = WriteSeq(seq);
                         self.counts.copies += 1;
                         let body = RecordBody::Copy {
                             range: ByteRange::at(0, 0),
                             digest: [0; 32],
                         };
                         self.oracle.record(&Record {
-                            seq: after,
-                            time: Timestamp(after.0),
+                            seq,
+                            time: Timestamp(seq.0),
                             volume: VolumeIndex(0),
                             body,
                         });
@@ -567,7 +605,7 @@ impl World {
             return;
         }
         let restored = b.journal.restore().unwrap().is_some();
-        for (index, size) in indexes(&self.sizes) {
+        for (index, _) in indexes(&self.sizes) {
             let at = match only {
                 Some(only) if only != index => None,
                 _ if restored => Some(target),
@@ -578,7 +616,7 @@ impl World {
                 continue;
             };
             let mut read = |v, at, out: &mut [u8]| b.volumes.read(v, at, out).map_err(io::Error::other);
-            let whole = ByteRange::at(0, size);
+            let whole = ByteRange::at(0, self.oracle.size(index, at));
             let same = self.oracle.compare_range(at, index, whole, &mut read);
             same.unwrap_or_else(|e| panic!("the replica at {at}: {e}"));
         }
@@ -636,7 +674,11 @@ impl World {
         let b = self.b();
         let at = point.seq;
         let history: Arc<dyn History> = Arc::clone(&b.journal) as Arc<dyn History>;
-        let view = View::new(point, b.volumes.sizes(), b.volumes.clone(), history)?;
+        let sizes = sizes_at(&b.journal, &b.volumes, &point);
+        for (index, size) in &sizes {
+            assert_eq!(*size, self.oracle.size(*index, at), "the size at {at}");
+        }
+        let view = View::new(point, sizes, b.volumes.clone(), history)?;
         let mut read = |v, at, out: &mut [u8]| view.read(v, at, out).map_err(io::Error::other);
         let same = self.oracle.compare(at, &mut read);
         same.unwrap_or_else(|e| panic!("the view at {at}: {e}"));

@@ -1,7 +1,7 @@
 //! What a request becomes on its way to the volume: write-back (W1), discards and zeroes (W5), bytes (W6).
 
 use super::{
-    hosts::{LFC, Production, volumes},
+    hosts::{LFC, Production, storage, volumes},
     tap::{Lab, lab, write},
 };
 use journal::tap::VolumeChange;
@@ -47,7 +47,7 @@ fn w1_the_volume_is_never_ahead_of_the_journal() {
         drop(lab);
         power.cut(rng);
         let whole = ByteRange::at(1000, 3000);
-        let before = power.medium("v0", super::tap::SIZE).live(whole);
+        let before = power.medium("v0", storage(super::tap::SIZE)).live(whole);
         assert_eq!(before, vec![1; 3000], "W1 and nothing of W2");
         let host = Production::boot(&power, &[super::tap::SIZE]).unwrap();
         let mut there = vec![0; 3000];
@@ -120,7 +120,7 @@ fn w5_one_huge_discard_is_many_records_in_many_containers() {
     }
     lab.host.write_back(u64::MAX).unwrap();
     assert_eq!(lab.read(ByteRange::at(5000, 10_000)), vec![0; 10_000]);
-    let volume = lab.power.medium("v0", size);
+    let volume = lab.power.medium("v0", storage(size));
     assert_eq!(volume.live(ByteRange::at(5000, 10_000)), vec![0; 10_000]);
 }
 

@@ -66,6 +66,7 @@ pub(crate) fn reply(reply: &Reply, view: &View) -> String {
         Reply::Stop(r) => run::stop(r),
         Reply::Role(r) => role::changed(r, view),
         Reply::Dirty(r) => map::dirty(r),
+        Reply::Grow(r) => run::grow(r),
         Reply::Map(r) => map::maps(r),
         Reply::Protect(r) => run::protect(r),
         Reply::Pins(r) => run::pins(r, view),

@@ -3,8 +3,8 @@
 use super::{View, about, map, point, table::Table};
 use crate::size::bytes;
 use control::reply::{
-    MarkInfo, MountInfo, MountReply, NodeInfoReply, PairJoinReply, PairOpenReply, PinInfo, PinsReply,
-    PlanReply, ProbeReply, ProtectReply, StartReply, StopReply, UnmountReply, WaitReply,
+    GrowReply, MarkInfo, MountInfo, MountReply, NodeInfoReply, PairJoinReply, PairOpenReply, PinInfo,
+    PinsReply, PlanReply, ProbeReply, ProtectReply, StartReply, StopReply, UnmountReply, WaitReply,
 };
 use std::fmt::Write as _;
 
@@ -17,6 +17,18 @@ pub(crate) fn mark(m: &MarkInfo, view: &View) -> String {
         m.time.seconds(),
         view.zone.date_zone(m.time)
     )
+}
+
+pub(crate) fn grow(r: &GrowReply) -> String {
+    let (volume, now) = (&r.volume, bytes(r.bytes));
+    match r.seq {
+        Some(seq) => format!(
+            "Volume {volume}: {} -> {now} on both hosts, from record {seq} on.\n\
+             A client sees it when it connects again; then its file system can be made larger.\n",
+            bytes(r.bytes_before)
+        ),
+        None => format!("Volume {volume} has {now} already.\n"),
+    }
 }
 
 pub(crate) fn mount(r: &MountReply) -> String {

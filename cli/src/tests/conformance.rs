@@ -43,6 +43,7 @@ const ROWS: &[(&str, &str, Done)] = &[
     ("dr", "rtdr -C 1 failover", Done::OfContext),
     ("config", "scconfig -C 1 -M", Done::OfContext),
     ("map", "map view -C 1", Done::OfContext),
+    ("grow", "grow -C 1 -L data --size 2G", Done::OfContext),
     ("verify", "verify -C 1", Done::OfContext),
     ("fsck-journal", "fsck-journal -C 1", Done::Offline),
     ("dump", "dump -C 1", Done::Offline),

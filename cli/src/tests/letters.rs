@@ -214,6 +214,11 @@ fn letters_of_the_other_commands() {
         unmount,
         drain,
     };
+    let grow = |bytes| Command::Grow {
+        context: 1,
+        volume: "data".into(),
+        bytes,
+    };
     let mark = |name: &str, description: &str, sync| Command::Mark {
         context: 1,
         name: name.into(),
@@ -270,6 +275,8 @@ fn letters_of_the_other_commands() {
             wait(WaitFor::Mark("good".into())),
         ),
         ("backstay probe -C 1", Command::Probe { context: 1 }),
+        ("extend_replica_lv -C1 -L data", grow(None)),
+        ("backstay grow -C 1 -L data --size 2G", grow(Some(2 << 30))),
         (
             "backstay verify -C 1",
             Command::Verify {

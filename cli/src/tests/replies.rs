@@ -11,9 +11,9 @@ use control::{
         SalvagedVolume,
     },
     reply::{
-        LfcInfo, LostInfo, MarkInfo, MountInfo, MountReply, PinInfo, PinsReply, PlanReply, ProtectReply,
-        ProtectedVolume, ReleaseReply, ReleasedSnapshot, RestoreReply, SnapshotReply, SnapshotVolume,
-        WindowsReply,
+        GrowReply, LfcInfo, LostInfo, MarkInfo, MountInfo, MountReply, PinInfo, PinsReply, PlanReply,
+        ProtectReply, ProtectedVolume, ReleaseReply, ReleasedSnapshot, RestoreReply, SnapshotReply,
+        SnapshotVolume, WindowsReply,
     },
     status::{
         ContextStatus, Cursors, ResyncStatus, Rpo, SnapshotStatus, StatusReply, Stopped, Verified,
@@ -52,6 +52,16 @@ pub(super) fn head() -> HeadLine {
                 since: Some(ago(0)),
             }),
         }),
+    }
+}
+
+pub(super) fn grow() -> GrowReply {
+    GrowReply {
+        context: 1,
+        volume: "data".into(),
+        bytes_before: 1 << 30,
+        bytes: 3 << 30,
+        seq: Some(812_443),
     }
 }
 

@@ -1,9 +1,10 @@
-//! `status`, `pins`, `wait`, `probe`, `verify`, and the local commands.
+//! `status`, `pins`, `wait`, `probe`, `verify`, `grow`, and the local commands.
 
 use super::{Given, Shape, Verb, at_most_one, only_where};
 use crate::{
     args::{Common, ContextArg},
     error::CliError,
+    size,
 };
 use clap::Args;
 use control::{Command, WaitFor};
@@ -133,6 +134,34 @@ impl Verb for Verify {
             sample: self.sample,
         })
     }
+}
+
+/// Letters of `grow`.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Grow {
+    #[command(flatten)]
+    context: ContextArg,
+    /// The volume
+    #[arg(short = 'L', long, value_name = "VOLUME")]
+    volume: Option<String>,
+    /// Its new size: 2T (default: that of the device or file it stands on)
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    size: Option<u64>,
+}
+
+impl Verb for Grow {
+    fn command(&self, _: &Given<'_>) -> Result<Command, CliError> {
+        let volume = self.volume.clone();
+        Ok(Command::Grow {
+            context: self.context.required()?,
+            volume: volume.ok_or_else(|| CliError::usage("which volume? -L VOLUME is missing"))?,
+            bytes: self.size,
+        })
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    size::parse(text).ok_or_else(|| "a number, or one with K, M, G, T or P".to_owned())
 }
 
 /// Letters of `links`; done here, without a daemon.

@@ -8,6 +8,7 @@ use crate::{
     keys,
     load::Tables,
     rows::{LfcRow, decode_touched},
+    sizes::SizeChange,
 };
 use bytes::Bytes;
 use model::{
@@ -274,6 +275,13 @@ impl Container<'_> {
             RecordBody::ClockStep { from, to } if self.tables.steps.get(&at) != Some(&(*from, *to)) => {
                 self.found
                     .add(FindingKind::Metadata, catalog(), "a clock step has no row");
+            }
+            RecordBody::Size { size } => {
+                let (volume, size) = (record.volume, *size);
+                if self.tables.sizes.get(&at) != Some(&SizeChange { volume, size }) {
+                    self.found
+                        .add(FindingKind::Metadata, catalog(), "a size has no row");
+                }
             }
             _ => {}
         }

@@ -9,6 +9,7 @@ use crate::{
     load::Tables,
     map::lost::Loaded,
     rows::{Consistent, ContextRow, Floors, PinRow, Promotion, RestoreRow, bad_key, checked, decode_touched},
+    sizes::Extents,
     withheld::Withheld,
 };
 use model::ports::{Family, Store};
@@ -102,6 +103,7 @@ fn meta(key: &[u8], value: &[u8]) -> Result<(), JournalError> {
         keys::CONSISTENT => read(Consistent::decode_all(value).map(drop)),
         keys::PROMOTION => read(Promotion::decode(value).map(drop)),
         keys::WITHHELD => read(Withheld::decode(value).map(drop)),
+        keys::EXTENTS => read(Extents::decode(value).map(drop)),
         [keys::PIN, ..] if key.len() == 9 => read(PinRow::decode(0, value).map(drop)),
         _ => Err(bad_key("meta", key)),
     }

@@ -30,6 +30,7 @@
 //! It does not write volumes, ship frames or ingest containers; threads of the daemon do, through the methods here.
 
 mod copy;
+mod events;
 mod flush;
 mod peer;
 mod watch;
@@ -499,50 +500,6 @@ impl Tap {
                 return Ok(None);
             }
             self.seal_locked(SealFlags::default()).map(Some)
-        })
-    }
-
-    /// Sets an event mark: everything answered before the call is in it, and durable when it returns. The mark ends its
-    /// container.
-    ///
-    /// # Errors
-    /// When the journal fails.
-    pub fn mark(&self, name: String, description: String) -> Result<(Record, Arc<LfcRow>), JournalError> {
-        self.mark_kept(name, description, None)
-    }
-
-    /// As [`Tap::mark`]; the recovery host pins its point for so many nanoseconds.
-    ///
-    /// # Errors
-    /// When the journal fails.
-    pub fn mark_kept(
-        &self,
-        name: String,
-        description: String,
-        keep_ns: Option<u64>,
-    ) -> Result<(Record, Arc<LfcRow>), JournalError> {
-        self.as_owner(|owner| {
-            let body = RecordBody::Mark {
-                name,
-                description,
-                keep_ns,
-            };
-            let frame = self.append_one(
-                owner,
-                Draft {
-                    volume: VolumeIndex(0),
-                    body,
-                },
-            )?;
-            let row = self.seal_locked(SealFlags {
-                mark: true,
-                ..SealFlags::default()
-            })?;
-            let record = frame.records().last().cloned();
-            Ok((
-                record.ok_or(JournalError::Internal("a frame without a record"))?,
-                row,
-            ))
         })
     }
 

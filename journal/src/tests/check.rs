@@ -28,6 +28,8 @@ fn lab() -> Lab {
         };
         let volume = VolumeIndex(0);
         j.append(vec![Draft { volume, body }], now).unwrap();
+        let body = RecordBody::Size { size: 1 << 20 };
+        j.append(vec![Draft { volume, body }], at(50)).unwrap();
         let row = j.seal(SealFlags::default()).unwrap();
         j.ingest_sealed().unwrap();
         if round < 2 {
@@ -79,7 +81,7 @@ fn what_is_whole_is_read_to_its_end_and_nothing_is_found() {
     let checked = checked(&lab());
     assert_eq!(checked.findings.all, []);
     let c = checked.counts;
-    assert_eq!((c.generations, c.containers, c.frames, c.records), (1, 4, 26, 26));
+    assert_eq!((c.generations, c.containers, c.frames, c.records), (1, 4, 29, 29));
     assert_eq!((c.undo_blocks, c.index_entries), (8, 3 * 6 + 8));
     assert!(c.rows > 12 && c.bytes > 3 * 6 * 3000);
     assert!(checked.journal.is_some());
@@ -90,7 +92,7 @@ fn what_is_whole_is_read_to_its_end_and_nothing_is_found() {
 fn everything_that_contradicts_something_else_is_found_and_named() {
     use Change::{Delete, Put};
     type Case = (&'static str, fn(&dyn Store) -> Change, FindingKind, &'static str);
-    let cases: [Case; 15] = [
+    let cases: [Case; 16] = [
         (
             "a frame is gone",
             |_| Delete(Family::Redo, keys::redo(FIRST.0, FIRST.1, 3)),
@@ -220,6 +222,12 @@ fn everything_that_contradicts_something_else_is_found_and_named() {
             },
             FindingKind::Metadata,
             "record 8",
+        ),
+        (
+            "a size's row is gone",
+            |_| Delete(Family::Catalog, keys::event(keys::SIZE, FIRST.0, WriteSeq(9))),
+            FindingKind::Metadata,
+            "record 9",
         ),
         (
             "what it touched is gone",

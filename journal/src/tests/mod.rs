@@ -14,6 +14,7 @@ mod overflow;
 mod past;
 mod rocks;
 mod room;
+mod sizes;
 mod tails;
 mod told;
 mod versions;

@@ -68,7 +68,7 @@ fn take_back(op: &mut Op<'_>, context: &Arc<Context>, mounted: bool, already: bo
             .map_err(|e| part_way(&e))?;
         context.halt();
         let row = row_of(context, Standing::Producing, term);
-        let maps = maps(&context.config);
+        let maps = maps(context);
         changed(context, |host| host.take_over(&At::Newest, &maps, &row))?;
         context.took_over(row);
         if context.config.history_on_production == HistoryOnProduction::Drop {
@@ -276,7 +276,7 @@ fn follow(context: &Arc<Context>, peer: &PeerStanding) -> Result<(), Failure> {
     let row = row_of(context, Standing::Replica, term);
     context.halt();
     changed(context, |host| {
-        host.give_way(&peer.line(), false, &maps(&context.config), &row)
+        host.give_way(&peer.line(), false, &maps(context), &row)
     })?;
     context.took_over(row);
     start(context)

@@ -265,7 +265,7 @@ fn take_role(op: &mut Op<'_>, context: &Arc<Context>, peer: &Peer, ground: &Grou
         )
         .with_hint_command(format!("rtdr -C {} failover", context.id()), op.node.name()));
     }
-    let shapes = maps(&context.config);
+    let shapes = maps(context);
     if matches!(ground, Ground::Inconsistent) {
         // Before the step that is gone on with: nobody knows which regions differ.
         let set = |(volume, shape): &(_, _)| context.journal.set_map(*volume, *shape);

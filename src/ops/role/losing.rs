@@ -84,7 +84,7 @@ impl Losing {
 
 /// Whether one of the two maps says that everything differs.
 pub(super) fn is_whole(context: &Context, peer: &PeerStanding) -> bool {
-    let all: u64 = context.config.volumes.iter().map(|v| v.size.0).sum();
+    let all = context.all_bytes();
     context.stale_bytes() >= all || peer.stale_bytes >= all
 }
 

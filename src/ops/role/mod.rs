@@ -18,7 +18,6 @@ pub use setup::set_up;
 
 use super::{Answer, Op, next, part_way, refused};
 use crate::{
-    config::ContextConfig,
     context::Context,
     hooks::{Facts, HookEvent},
     peer::PeerError,
@@ -132,7 +131,7 @@ fn ask_peer(op: &Op<'_>, context: &Context) -> Result<PeerStanding, Failure> {
     crate::roles::peer::ask(context).map_err(|e| peer_failure(op, context, &e))
 }
 
-fn peer_failure(op: &Op<'_>, context: &Context, error: &PeerError) -> Failure {
+pub(super) fn peer_failure(op: &Op<'_>, context: &Context, error: &PeerError) -> Failure {
     let code = if matches!(error, PeerError::Refused { .. }) {
         Code::Refused
     } else {
@@ -165,16 +164,14 @@ fn here<'a>(row: &'a ContextRow, context: &'a Context) -> Here<'a> {
 }
 
 /// State maps of a host that becomes production for the first time: equal to the peer but for what is marked.
-fn maps(config: &ContextConfig) -> Vec<(VolumeIndex, MapShape)> {
-    let shape = |size| MapShape {
-        size,
-        region_size: config.region_size.0,
+fn maps(context: &Context) -> Vec<(VolumeIndex, MapShape)> {
+    let shape = |index| MapShape {
+        size: context.extent(index),
+        region_size: context.config.region_size.0,
         default: Cell::Clean,
     };
-    config
-        .indexed()
-        .map(|(index, v)| (index, shape(v.size.0)))
-        .collect()
+    let volumes = context.config.indexed();
+    volumes.map(|(index, _)| (index, shape(index))).collect()
 }
 
 /// The row that makes a host this.

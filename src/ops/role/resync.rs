@@ -182,9 +182,7 @@ fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, words: Wor
         context.halt();
         let lost = context.changed_backings();
         declare(op, context, &lost)?;
-        changed(context, |host| {
-            host.give_way(&theirs, true, &maps(&context.config), &row)
-        })?;
+        changed(context, |host| host.give_way(&theirs, true, &maps(context), &row))?;
         context.took_over(row);
         reply.host = context.peer_name().to_owned();
     } else if op.options.dry_run {
@@ -214,13 +212,13 @@ fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, words: Wor
 fn declare(op: &mut Op<'_>, context: &Context, lost: &[(String, Verdict)]) -> Result<(), Failure> {
     let lost = lost.iter().filter(|(_, verdict)| *verdict != Verdict::Unknown);
     for (name, _) in lost {
-        let Some((index, volume)) = context.config.volume(name) else {
+        let Some((index, _)) = context.config.volume(name) else {
             continue;
         };
         op.line(format!(
             "volume {name} is not what was opened before: all of it is copied"
         ));
-        let all = [(index, ByteRange::at(0, volume.size.0))];
+        let all = [(index, ByteRange::at(0, context.extent(index)))];
         let journal = &context.journal;
         if !journal.mapped_volumes().contains(&index) {
             // Without a map everything is copied at any rate.

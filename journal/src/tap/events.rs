@@ -1,0 +1,66 @@
+//! Records of the context's own: event marks, and sizes of volumes.
+
+use super::Tap;
+use crate::{Draft, JournalError, SealFlags, rows::LfcRow};
+use model::{Record, RecordBody, VolumeIndex, WriteSeq};
+use std::sync::Arc;
+
+impl Tap {
+    /// Sets an event mark: everything answered before the call is in it, and durable when it returns. The mark ends its
+    /// container.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn mark(&self, name: String, description: String) -> Result<(Record, Arc<LfcRow>), JournalError> {
+        self.mark_kept(name, description, None)
+    }
+
+    /// As [`Tap::mark`]; the recovery host pins its point for so many nanoseconds.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn mark_kept(
+        &self,
+        name: String,
+        description: String,
+        keep_ns: Option<u64>,
+    ) -> Result<(Record, Arc<LfcRow>), JournalError> {
+        self.as_owner(|owner| {
+            let body = RecordBody::Mark {
+                name,
+                description,
+                keep_ns,
+            };
+            let frame = self.append_one(
+                owner,
+                Draft {
+                    volume: VolumeIndex(0),
+                    body,
+                },
+            )?;
+            let row = self.seal_locked(SealFlags {
+                mark: true,
+                ..SealFlags::default()
+            })?;
+            let record = frame.records().last().cloned();
+            Ok((
+                record.ok_or(JournalError::Internal("a frame without a record"))?,
+                row,
+            ))
+        })
+    }
+
+    /// A volume has this size from here on (`rules.md` K3). Both hosts' storage is ready for it already; durable when it returns.
+    ///
+    /// # Errors
+    /// When the journal fails, or the storage here is not known to be ready.
+    pub fn resize(&self, volume: VolumeIndex, size: u64) -> Result<WriteSeq, JournalError> {
+        let seq = self.as_owner(|owner| {
+            let body = RecordBody::Size { size };
+            let frame = self.append_one(owner, Draft { volume, body })?;
+            Ok::<_, JournalError>(frame.last_seq())
+        })?;
+        self.sync_once()?;
+        Ok(seq)
+    }
+}

@@ -1,0 +1,146 @@
+//! How large the volumes of a context are, and how their storage is made longer (`rules.md` K3).
+//!
+//! A volume has the size of its configuration until a record of its line says another ([`journal::SizeChange`]); every point has
+//! the one that belongs to it. Its *extent* is how far its storage is ready on this host, at least any size that it has on a line
+//! that is held here. What lies between the two is zero at every point.
+//!
+//! [`make_ready`] is the one place that makes storage longer: longer, then zero, then synced, then known. It is done for the
+//! operator's `grow`, here and on the peer, and before a stream begins from a host that knows larger volumes than the receiver.
+
+use super::{Context, ContextError, Running};
+use journal::{Journal, JournalError, Position};
+use model::{BLOCK_SIZE, Point, VolumeIndex, ports::Medium};
+use snapshot::Volumes;
+use std::collections::BTreeMap;
+
+/// Storage is zeroed in pieces of this, so that one call into the system does not take minutes.
+const ZERO_PIECE_BYTES: u64 = 1 << 30;
+
+/// The volumes' sizes as of a point.
+#[must_use]
+pub fn sizes_at(journal: &Journal, volumes: &Volumes, point: &Point) -> BTreeMap<VolumeIndex, u64> {
+    let at = Position {
+        generation: point.generation,
+        seq: point.seq,
+    };
+    let size = |(index, first)| (index, journal.size_at(index, at).unwrap_or(first));
+    volumes.sizes().into_iter().map(size).collect()
+}
+
+/// How far the storage is ready of a volume that had `first` bytes at first.
+#[must_use]
+pub fn extent_of(journal: &Journal, index: VolumeIndex, first: u64) -> u64 {
+    first.max(journal.extent(index).unwrap_or(0))
+}
+
+/// Makes the storage of a volume, which is ready for `ready` bytes, ready for so many: longer if it is a file, zero behind what was
+/// ready, durably. Nobody else does so meanwhile.
+///
+/// # Errors
+/// When it cannot be made longer or zeroed, or the journal fails; then nobody relies on it.
+pub fn make_ready(
+    journal: &Journal,
+    index: VolumeIndex,
+    medium: &dyn Medium,
+    ready: u64,
+    bytes: u64,
+) -> Result<(), JournalError> {
+    let failed = |e| JournalError::io("volume", e);
+    medium.extend(bytes).map_err(failed)?;
+    let mut at = ready;
+    while at < bytes {
+        let len = (bytes - at).min(ZERO_PIECE_BYTES);
+        medium.write_zeroes(at, len).map_err(failed)?;
+        at += len;
+    }
+    medium.sync().map_err(failed)?;
+    journal.extend(index, bytes)
+}
+
+/// Why a volume cannot get a size; `None`: it can. What lies behind its end must be storage that nothing else writes.
+#[must_use]
+pub fn size_fault(now: u64, wanted: u64) -> Option<String> {
+    if !now.is_multiple_of(BLOCK_SIZE) || !wanted.is_multiple_of(BLOCK_SIZE) {
+        return Some(format!(
+            "it has {now} bytes and would have {wanted}: only whole blocks of {BLOCK_SIZE} bytes grow"
+        ));
+    }
+    (wanted < now).then(|| format!("it has {now} bytes already, and volumes only grow"))
+}
+
+impl Context {
+    /// A volume's size at the end of this host's line, in bytes.
+    #[must_use]
+    pub fn volume_size(&self, index: VolumeIndex) -> u64 {
+        let first = || self.first_size(index);
+        self.journal.size_now(index).unwrap_or_else(first)
+    }
+
+    /// How far a volume's storage is ready on this host, in bytes.
+    #[must_use]
+    pub fn extent(&self, index: VolumeIndex) -> u64 {
+        extent_of(&self.journal, index, self.first_size(index))
+    }
+
+    /// The extents of all volumes together: what a full copy brings over.
+    #[must_use]
+    pub fn all_bytes(&self) -> u64 {
+        self.config.indexed().map(|(index, _)| self.extent(index)).sum()
+    }
+
+    /// Volumes that were ever made longer here, with their extents.
+    #[must_use]
+    pub fn extended(&self) -> Vec<(VolumeIndex, u64)> {
+        let longer = |(index, _)| Some((index, self.journal.extent(index)?));
+        self.config.indexed().filter_map(longer).collect()
+    }
+
+    fn first_size(&self, index: VolumeIndex) -> u64 {
+        let volume = self.config.volumes.get(usize::from(index.0));
+        volume.map_or(0, |v| v.size.0)
+    }
+
+    /// Makes a volume's storage ready for so many bytes, as [`make_ready`] does. What is ready already stays as it is.
+    ///
+    /// # Errors
+    /// When the context does not run, the volume cannot have that size, or its storage cannot be made longer or zeroed.
+    pub fn extend(&self, index: VolumeIndex, bytes: u64) -> Result<(), ContextError> {
+        // Two at once would both zero, and one of them what was written since.
+        let _extending = self.extending.lock();
+        let ready = self.extent(index);
+        if bytes <= ready {
+            return Ok(());
+        }
+        let refused = |why: String| {
+            let volume = &self.config.volumes[usize::from(index.0)].name;
+            JournalError::Refused(format!("volume {volume}: {why}"))
+        };
+        if let Some(why) = size_fault(ready, bytes) {
+            return Err(refused(why).into());
+        }
+        let Some(running) = self.running() else {
+            let why = format!("context {} does not run on {}", self.id(), self.node_name);
+            return Err(refused(why).into());
+        };
+        let volumes = match &*running {
+            Running::Production(p) => &p.volumes,
+            Running::Recovery(r) => &r.volumes,
+        };
+        let medium = volumes.get(index)?.medium();
+        Ok(make_ready(&self.journal, index, &**medium, ready, bytes)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn k3_volumes_grow_by_whole_blocks() {
+        assert_eq!(size_fault(8192, 12_288), None);
+        assert_eq!(size_fault(8192, 8192), None);
+        for (now, wanted) in [(8192, 4096), (10_000, 12_288), (8192, 10_000)] {
+            assert!(size_fault(now, wanted).is_some(), "{now} {wanted}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `grow`: a volume gets larger, on both hosts, while it is written (R33).
+//!
+//! The peer's storage first, then this host's: longer, zero, durable ([`Context::extend`]). Then the size takes its place in the write
+//! order ([`journal::tap::Tap::resize`]), and not before: no client writes past what both hosts have agreed to hold. Interrupted
+//! anywhere, the same command goes on.
+
+use super::{Answer, Op, map::volume_of, next, not_running, planned, refused, role::peer_failure};
+use crate::{
+    context::{Context, Running, size_fault},
+    roles::peer::ask_to_extend,
+};
+use control::{Code, Failure, Reply, reply::GrowReply};
+use model::{BLOCK_SIZE, Role, VolumeIndex, ports::Medium};
+use std::{os::unix::fs::FileTypeExt as _, sync::Arc};
+
+/// Makes a volume `bytes` large; without that as large as what it stands on here.
+pub fn grow(op: &mut Op<'_>, id: u32, volume: &str, bytes: Option<u64>) -> Answer {
+    let context = op.context(id)?;
+    let id = context.id();
+    if context.role() != Role::Production {
+        let text = format!("context {id} is a replica here; a volume grows where the application writes");
+        return Err(refused(text)
+            .with_hint_command(format!("backstay grow -C {id} -L {volume}"), context.peer_name()));
+    }
+    let index = volume_of(&context, volume)?;
+    let Some(running) = context.running() else {
+        return Err(not_running(op, &context));
+    };
+    let Running::Production(production) = &*running else {
+        return Err(Failure::new(
+            Code::Bug,
+            "recovery runs where production was checked",
+        ));
+    };
+    let medium = production.volumes.get(index).map_err(|e| failed(&e))?.medium();
+    let now = context.volume_size(index);
+    let wanted = wanted(op, &context, index, bytes, &**medium)?;
+    if let Some(why) = size_fault(now, wanted) {
+        return Err(refused(format!("volume {volume}: {why}")));
+    }
+    let peer = context.peer_name().to_owned();
+    let mut reply = GrowReply {
+        context: id.0,
+        volume: volume.to_owned(),
+        bytes_before: now,
+        bytes: wanted,
+        seq: None,
+    };
+    if wanted > now && op.options.dry_run {
+        return planned(
+            None,
+            vec![
+                format!("make the storage of {volume} on {peer} ready for {wanted} bytes"),
+                format!("make it ready here: what is new is zero"),
+                format!("volume {volume} has {wanted} bytes from the next record on"),
+            ],
+        );
+    }
+    if wanted > now {
+        ask_to_extend(&context, index, wanted).map_err(|e| peer_failure(op, &context, &e))?;
+        op.line(format!("{peer}: ready for {wanted} bytes"));
+        context.extend(index, wanted).map_err(|e| failed(&e))?;
+        op.line(format!("{}: ready for {wanted} bytes", context.node_name()));
+        let seq = production.tap.resize(index, wanted).map_err(|e| failed(&e))?;
+        context.bells.durable.ring();
+        reply.seq = Some(seq.0);
+    }
+    let step = match op.node.attacher().find(&format!("c{id}/{volume}")) {
+        // NBD tells a client the size once, when it connects.
+        Some(_) => format!("rtumnt -C {id} && rtmnt -C {id}"),
+        None => format!("backstay status -C {id}"),
+    };
+    Ok((Reply::Grow(reply), next(step, op.node.name())))
+}
+
+/// The size that is asked for, checked against what the volume stands on here: the peer is not asked in vain.
+fn wanted(
+    op: &Op<'_>,
+    context: &Arc<Context>,
+    index: VolumeIndex,
+    bytes: Option<u64>,
+    medium: &dyn Medium,
+) -> Result<u64, Failure> {
+    // A device may have become longer since it was opened.
+    medium.extend(0).map_err(|e| failed(&e))?;
+    let Some(bytes) = bytes else {
+        return Ok((medium.len() / BLOCK_SIZE * BLOCK_SIZE).max(context.volume_size(index)));
+    };
+    let volume = &context.config.volumes[usize::from(index.0)];
+    let path = volume.backing_on(context.node_name(), &op.node.config().state_dir, context.id().0);
+    let is_device = std::fs::metadata(&path).is_ok_and(|m| m.file_type().is_block_device());
+    if is_device && medium.len() < bytes {
+        let text = format!(
+            "volume {}: {} has {} bytes, {bytes} are needed",
+            volume.name,
+            path.display(),
+            medium.len()
+        );
+        return Err(refused(text).with_hint("make the device larger first, on both hosts"));
+    }
+    Ok(bytes)
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::from_error(Code::Refused, error)
+}

@@ -1,0 +1,317 @@
+//! A volume that grows on both hosts while it is written (R33), and whose size belongs to the point (rule K3).
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod common;
+
+use common::{Clients, LONG, PROD, Pair, REC, Setup, number};
+use std::process::Command;
+use testkit::{
+    nbd::Client,
+    proc::{run, until},
+};
+
+const KIB: u64 = 1 << 10;
+const SMALL: u64 = 8 << 20;
+const LARGE: u64 = 24 << 20;
+const OTHER: u64 = 1 << 20;
+
+/// What the volumes held at a mark: the volume that grows, and one beside it.
+struct Moment {
+    mark: String,
+    data: Vec<u8>,
+    other: Vec<u8>,
+}
+
+/// Two nodes, and what their volumes must hold.
+struct World {
+    pair: Pair,
+    data: Vec<u8>,
+    other: Vec<u8>,
+    moments: Vec<Moment>,
+}
+
+impl World {
+    fn new(name: &str, context: &'static str) -> Self {
+        let setup = Setup {
+            context,
+            ..Setup::volumes(&[("data", SMALL), ("other", OTHER)])
+        };
+        Self {
+            pair: Pair::new(name, &setup),
+            data: vec![0; usize::try_from(SMALL).unwrap()],
+            other: vec![0; usize::try_from(OTHER).unwrap()],
+            moments: Vec::new(),
+        }
+    }
+
+    fn write(&mut self, node: &str, at: u64, len: u64, pattern: u8) {
+        let mut client = self.pair.open(node, "c1/data");
+        assert_eq!(client.size(), self.data.len() as u64);
+        let bytes = vec![pattern; usize::try_from(len).unwrap()];
+        client.write(at, &bytes, true).unwrap();
+        let from = usize::try_from(at).unwrap();
+        self.data[from..from + bytes.len()].copy_from_slice(&bytes);
+        let mut client = self.pair.open(node, "c1/other");
+        client
+            .write(at % OTHER / 4096 * 4096, &[pattern; 4096], true)
+            .unwrap();
+        let from = usize::try_from(at % OTHER / 4096 * 4096).unwrap();
+        self.other[from..from + 4096].fill(pattern);
+    }
+
+    fn mark(&mut self, node: &str, name: &str) {
+        self.pair
+            .cli(node, &["rtmark", "-C", "1", "--name", name, "--no-sync"])
+            .ok();
+        self.moments.push(Moment {
+            mark: name.to_owned(),
+            data: self.data.clone(),
+            other: self.other.clone(),
+        });
+    }
+
+    fn grow(&mut self, node: &str, size: u64) {
+        let text = format!("{}K", size / KIB);
+        let args = ["grow", "-C", "1", "-L", "data", "--size", &text];
+        let said = self.pair.json(node, &args);
+        let reply = &said["reply"]["grow"];
+        assert_eq!(number(&reply["bytes"]), size, "{said}");
+        assert_eq!(number(&reply["bytes_before"]), self.data.len() as u64, "{said}");
+        self.data.resize(usize::try_from(size).unwrap(), 0);
+    }
+
+    fn refused(&self, node: &str, line: &str, code: i32, words: &str) {
+        let args: Vec<&str> = line.split(' ').collect();
+        let finished = self.pair.cli(node, &args);
+        assert_eq!(finished.code, code, "{finished:?}");
+        assert!(finished.stderr.contains(words), "{finished:?}");
+    }
+
+    /// Every moment, on the host that is the replica: its bytes, and its size.
+    fn shows(&self, replica: &str) {
+        for moment in &self.moments {
+            let volumes = [
+                ("data", moment.data.len() as u64),
+                ("other", moment.other.len() as u64),
+            ];
+            let mut clients = Clients::open(&self.pair, replica, &volumes, |v| {
+                format!("c1/{v}@mark:{}", moment.mark)
+            });
+            for (client, bytes) in clients.0.iter_mut().zip([&moment.data, &moment.other]) {
+                holds(client, bytes, &format!("{} on {replica}", moment.mark));
+            }
+        }
+    }
+
+    /// The head, on the host that is production.
+    fn serves(&self, node: &str) {
+        let mut client = self.pair.open(node, "c1/data");
+        assert_eq!(client.size(), self.data.len() as u64);
+        holds(&mut client, &self.data, node);
+        let status = self.pair.status(node);
+        let of = |v: usize| number(&status["volumes"][v]["bytes"]);
+        assert_eq!((of(0), of(1)), (self.data.len() as u64, OTHER), "{status}");
+    }
+}
+
+/// Whether an export has these bytes, where they first differ.
+#[track_caller]
+fn holds(client: &mut Client, bytes: &[u8], what: &str) {
+    for (part, at) in bytes.chunks(1 << 20).zip((0..).step_by(1 << 20)) {
+        let found = client.read(at, part.len() as u64).unwrap();
+        let differs = (0..part.len()).find(|i| found[*i] != part[*i]);
+        assert_eq!(differs.map(|i| at + i as u64), None, "{what}");
+    }
+}
+
+/// The whole of it: a client that is connected goes on, the next one has the new size, what is new is zero, nothing is copied but what
+/// is written, and each point has its own size, behind kills of both hosts and on the way over and back.
+#[test]
+fn r33_a_volume_grows_while_it_is_written() {
+    let mut world = World::new("grow", "lfc_size = \"2M\"\nlfc_max_age = \"2s\"\n");
+    world.write(PROD, 0, 256 << 10, 1);
+    world.write(PROD, SMALL - 4096, 4096, 2);
+    world.mark(PROD, "small");
+    let mut before = world.pair.open(PROD, "c1/data");
+    let plan = world
+        .pair
+        .cli(PROD, &["grow", "-n", "-C", "1", "-L", "data", "--size", "24M"]);
+    assert!(plan.stdout.contains("ready for 25165824 bytes"), "{plan:?}");
+    assert_eq!(world.pair.open(PROD, "c1/data").size(), SMALL);
+    let received = number(&world.pair.status(PROD)["cursors"]["received"]);
+    world.grow(PROD, LARGE);
+    // Nothing in it is new to the peer but a record.
+    world.pair.received();
+    assert!(number(&world.pair.status(PROD)["cursors"]["received"]) <= received + 8);
+    assert_eq!(number(&world.pair.status(PROD)["stale_bytes"]), 0);
+    // NBD tells a client the size when it connects: this one is kept to what it was told.
+    before.write(0, &[3; 4096], true).unwrap();
+    world.data[..4096].fill(3);
+    assert!(before.write(SMALL, &[3; 4096], true).is_err());
+    drop(before);
+    world.serves(PROD);
+    world.mark(PROD, "grown");
+    world.write(PROD, SMALL - 4096, 8192, 4);
+    world.write(PROD, LARGE - (64 << 10), 64 << 10, 5);
+    world.mark(PROD, "large");
+    world.pair.waits(PROD, "drained");
+    world.shows(REC);
+    for node in [PROD, REC] {
+        world.pair.kill9(node);
+        world.pair.start(node);
+    }
+    world.serves(PROD);
+    world.pair.waits(PROD, "consistent");
+    world.shows(REC);
+    // The same again changes nothing.
+    let again = world.pair.cli(
+        PROD,
+        &["extend_replica_lv", "-C", "1", "-L", "data", "--size", "24M"],
+    );
+    assert!(again.code == 0 && again.stdout.contains("already"), "{again:?}");
+    let verified = world.pair.json(PROD, &["verify", "-C", "1"]);
+    let compared = number(&verified["reply"]["verify"]["compared_bytes"]);
+    assert_eq!(compared, LARGE + OTHER, "{verified}");
+    // Over, and larger still: the other host grows with it.
+    world.pair.cli(PROD, &["rtstop", "-FSC", "1"]).ok();
+    world.pair.cli(REC, &["rtdr", "-qC", "1", "failover"]).ok();
+    world.serves(REC);
+    world.write(REC, LARGE - 4096, 4096, 6);
+    world.refused(REC, "grow -C 1 -L data --size 32M", 1, "does not run on prod");
+    world.pair.cli(PROD, &["rtdr", "-qC", "1", "resync"]).ok();
+    world.pair.cli(REC, &["rtdr", "-qC", "1", "resync"]).ok();
+    until("the old production to follow", LONG, || {
+        (world.pair.status(PROD)["consistent"] == true).then_some(())
+    });
+    world.pair.waits(REC, "drained");
+    world.grow(REC, 2 * LARGE);
+    world.write(REC, 2 * LARGE - 8192, 8192, 7);
+    world.mark(REC, "over");
+    world.pair.waits(REC, "drained");
+    world.pair.cli(REC, &["rtstop", "-FSC", "2"]).ok();
+    world.pair.cli(PROD, &["rtdr", "-C", "1", "failback"]).ok();
+    world.pair.cli(REC, &["rtdr", "-C", "2", "failback"]).ok();
+    world.write(PROD, LARGE, 4096, 8);
+    world.mark(PROD, "home");
+    world.pair.waits(PROD, "drained");
+    world.serves(PROD);
+    world.shows(REC);
+    world.pair.drain();
+    world.pair.same_files(&["data", "other"]);
+}
+
+/// A failover to before the growth serves the smaller volume, and what was behind its end is not there when it grows once more.
+#[test]
+fn k3_a_restore_to_before_the_growth_brings_the_size_back() {
+    let mut world = World::new("grow-back", "lfc_size = \"2M\"\nlfc_max_age = \"2s\"\n");
+    world.write(PROD, 0, 64 << 10, 1);
+    world.mark(PROD, "small");
+    world.grow(PROD, LARGE);
+    world.write(PROD, SMALL, LARGE - SMALL, 0xee);
+    world.mark(PROD, "large");
+    world.pair.waits(PROD, "drained");
+    world
+        .pair
+        .cli(REC, &["scrt_ra", "-qfC", "1", "-F", "--mark", "small"])
+        .ok();
+    world.shows(REC);
+    world.pair.cli(REC, &["rtdr", "-qfC", "1", "failover"]).ok();
+    let Moment { data, other, .. } = &world.moments[0];
+    (world.data, world.other) = (data.clone(), other.clone());
+    world.serves(REC);
+    world.write(REC, SMALL - 4096, 4096, 2);
+    world.pair.cli(PROD, &["rtdr", "-qC", "1", "resync"]).ok();
+    world.pair.cli(REC, &["rtdr", "-qC", "1", "resync"]).ok();
+    until("the old production to follow", LONG, || {
+        (world.pair.status(PROD)["consistent"] == true).then_some(())
+    });
+    world.moments.truncate(1);
+    world.mark(REC, "again-small");
+    world.grow(REC, LARGE - (1 << 20));
+    world.mark(REC, "again-large");
+    world.write(REC, SMALL + 4096, 4096, 3);
+    world.mark(REC, "written");
+    world.pair.waits(REC, "drained");
+    world.serves(REC);
+    world.moments.remove(0);
+    world.shows(PROD);
+    let verified = world.pair.json(REC, &["verify", "-C", "1"]);
+    assert_eq!(
+        number(&verified["reply"]["verify"]["differing_bytes"]),
+        0,
+        "{verified}"
+    );
+}
+
+/// A peer that has lost all it had, and one whose journal overflowed, know the sizes again when their copies are there.
+#[test]
+fn k3_sizes_are_told_again_with_the_copies() {
+    let context =
+        "lfc_size = \"2M\"\nlfc_max_age = \"2s\"\njournal_limit = \"8M\"\nrecovery_journal_limit = \"1G\"\n";
+    let mut world = World::new("grow-told", context);
+    world.write(PROD, 0, 64 << 10, 1);
+    world.grow(PROD, LARGE);
+    world.write(PROD, LARGE - 4096, 4096, 2);
+    world.pair.waits(PROD, "drained");
+    world.pair.kill9(REC);
+    std::fs::remove_dir_all(world.pair.scratch.join("state/rec/c1")).unwrap();
+    // More than the journal holds: the record that said the size is gone when the peer is there again.
+    for n in 0..24 {
+        world.write(PROD, n * (1 << 20), 1 << 20, 3 + u8::try_from(n).unwrap());
+    }
+    world.pair.start(REC);
+    world.pair.waits(PROD, "resynced");
+    world.mark(PROD, "anew");
+    world.pair.waits(PROD, "drained");
+    world.pair.waits(REC, "consistent");
+    world.shows(REC);
+    world.pair.kill9(REC);
+    world.pair.start(REC);
+    world.pair.waits(PROD, "consistent");
+    world.shows(REC);
+    world.serves(PROD);
+    world.pair.drain();
+    world.pair.same_files(&["data", "other"]);
+}
+
+/// What cannot be is refused with its reason, and changes nothing.
+#[test]
+fn r33_what_cannot_grow_is_refused() {
+    let mut world = World::new("grow-refused", "lfc_size = \"2M\"\nlfc_max_age = \"2s\"\n");
+    world.write(PROD, 0, 4096, 1);
+    world.refused(PROD, "grow -C 1 -L data --size 4M", 1, "volumes only grow");
+    world.refused(PROD, "grow -C 1 -L data --size 9000000", 1, "whole blocks");
+    world.refused(PROD, "grow -C 1 -L data --size much", 64, "--size");
+    world.refused(PROD, "grow -C 1 -L nothing --size 9M", 64, "data, other");
+    world.refused(PROD, "grow -C 1", 64, "-L VOLUME is missing");
+    world.refused(REC, "grow -C 1 -L data --size 9M", 1, "is a replica here");
+    world.pair.cli(REC, &["rtstop", "-C", "1"]).ok();
+    world.refused(PROD, "grow -C 1 -L data --size 9M", 1, "does not run on rec");
+    world.pair.kill9(REC);
+    world.refused(PROD, "grow -C 1 -L data --size 9M", 75, "rec");
+    world.serves(PROD);
+    assert_eq!(
+        std::fs::metadata(world.pair.backing(PROD, "data")).unwrap().len(),
+        SMALL
+    );
+    world.pair.start(REC);
+    world.pair.cli(REC, &["rtstart", "-C", "1"]).ok();
+    world.pair.waits(PROD, "consistent");
+    // What the operator has made longer is what it grows to.
+    let longer = run(
+        Command::new("truncate")
+            .arg("-s12M")
+            .arg(world.pair.backing(PROD, "data")),
+        LONG,
+    );
+    assert_eq!(longer.code, 0, "{longer:?}");
+    let said = world.pair.cli(PROD, &["grow", "-C", "1", "-L", "data", "--wait"]);
+    assert!(
+        said.code == 0 && said.stdout.contains("8.0 MiB -> 12.0 MiB on both hosts"),
+        "{said:?}"
+    );
+    world.data.resize(12 << 20, 0);
+    world.serves(PROD);
+    world.pair.drain();
+    world.pair.same_files(&["data", "other"]);
+}
