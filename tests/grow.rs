@@ -87,6 +87,16 @@ impl World {
         assert!(finished.stderr.contains(words), "{finished:?}");
     }
 
+    /// The old production is a replica of the acting one, with all copies.
+    fn follows(&self) {
+        until("the old production to follow", LONG, || {
+            let a = self.pair.status(PROD);
+            (a["head"]["context"]["state"] == "ENABLED" && a["consistent"] == true).then_some(())
+        });
+        self.pair.waits(REC, "resynced");
+        self.pair.waits(REC, "drained");
+    }
+
     /// Every moment, on the host that is the replica: its bytes, and its size.
     fn shows(&self, replica: &str) {
         for moment in &self.moments {
@@ -180,10 +190,7 @@ fn r33_a_volume_grows_while_it_is_written() {
     world.refused(REC, "grow -C 1 -L data --size 32M", 1, "does not run on prod");
     world.pair.cli(PROD, &["rtdr", "-qC", "1", "resync"]).ok();
     world.pair.cli(REC, &["rtdr", "-qC", "1", "resync"]).ok();
-    until("the old production to follow", LONG, || {
-        (world.pair.status(PROD)["consistent"] == true).then_some(())
-    });
-    world.pair.waits(REC, "drained");
+    world.follows();
     world.grow(REC, 2 * LARGE);
     world.write(REC, 2 * LARGE - 8192, 8192, 7);
     world.mark(REC, "over");
@@ -222,9 +229,7 @@ fn k3_a_restore_to_before_the_growth_brings_the_size_back() {
     world.write(REC, SMALL - 4096, 4096, 2);
     world.pair.cli(PROD, &["rtdr", "-qC", "1", "resync"]).ok();
     world.pair.cli(REC, &["rtdr", "-qC", "1", "resync"]).ok();
-    until("the old production to follow", LONG, || {
-        (world.pair.status(PROD)["consistent"] == true).then_some(())
-    });
+    world.follows();
     world.moments.truncate(1);
     world.mark(REC, "again-small");
     world.grow(REC, LARGE - (1 << 20));
