@@ -343,6 +343,9 @@ impl Link {
                         self.unsealed = open.map(|l| (peer.generation, l));
                         let context = Arc::clone(&self.context);
                         blocking(move || forget_covered(&context)).await?;
+                        if welcome.copying {
+                            self.tell_sizes().await?;
+                        }
                         self.start_copier(welcome.copying);
                     }
                 }
@@ -453,6 +456,7 @@ impl Link {
         let (journal, seq) = (Arc::clone(&self.journal), jump.to.seq);
         let first = [(VolumeIndex(0), ByteRange { start: 0, end: 1 })];
         blocking(move || journal.mark_stale(&first, seq)).await?;
+        self.tell_sizes().await?;
         self.start_copier(true);
         Ok(())
     }
@@ -492,7 +496,7 @@ impl Link {
     }
 
     /// Says again how large the volumes are that have grown: the record that said so may be among those that gave way, or of a
-    /// generation that the peer never saw. Before the first point that it shows behind its copies.
+    /// generation that the peer never saw. Before the first copy, and so before the first point behind them.
     async fn tell_sizes(&mut self) -> Result<(), JournalError> {
         let (context, tap) = (Arc::clone(&self.context), Arc::clone(&self.tap));
         let last = blocking(move || {
@@ -515,10 +519,7 @@ impl Link {
         if let Some(why) = self.table.failure() {
             return Err(LinkError::Refused(format!("copies stopped: {why}")));
         }
-        if self.table.take_complete() {
-            self.completing = true;
-            self.tell_sizes().await?;
-        }
+        self.completing |= self.table.take_complete();
         loop {
             self.seal(sender, outgoing).await?;
             self.complete(sender, outgoing).await?;

@@ -25,7 +25,7 @@ pub(crate) use overlays::OverlayFolder;
 pub use production::Production;
 pub use recovery::Recovery;
 pub use retention::{Retention, owed_to_peer};
-pub use sizes::{extent_of, make_ready, size_fault, sizes_at};
+pub use sizes::{extent_of, make_ready, size_fault, sizes_at, zero_rest};
 pub use views::{Lifeline, Reader, Snapshot, SnapshotError, Views};
 
 use crate::{

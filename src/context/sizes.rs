@@ -2,16 +2,20 @@
 //!
 //! A volume has the size of its configuration until a record of its line says another ([`journal::SizeChange`]); every point has
 //! the one that belongs to it. Its *extent* is how far its storage is ready on this host, at least any size that it has on a line
-//! that is held here. What lies between the two is zero at every point.
+//! that is held here. What lies between the two is zero at every consistent point; where it grows once more over storage that was ready
+//! already, because a restore had brought a smaller size back, that is seen to ([`zero_rest`]).
 //!
 //! [`make_ready`] is the one place that makes storage longer: longer, then zero, then synced, then known. It is done for the
 //! operator's `grow`, here and on the peer, and before a stream begins from a host that knows larger volumes than the receiver.
 
 use super::{Context, ContextError, Running};
-use journal::{Journal, JournalError, Position};
-use model::{BLOCK_SIZE, Point, VolumeIndex, ports::Medium};
+use journal::{
+    Journal, JournalError, Position,
+    tap::{Request, Tap, VolumeChange},
+};
+use model::{BLOCK_SIZE, ByteRange, Point, VolumeIndex, ports::Medium};
 use snapshot::Volumes;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Storage is zeroed in pieces of this, so that one call into the system does not take minutes.
 const ZERO_PIECE_BYTES: u64 = 1 << 30;
@@ -55,6 +59,37 @@ pub fn make_ready(
     }
     medium.sync().map_err(failed)?;
     journal.extend(index, bytes)
+}
+
+/// Zeroes what the storage of a volume holds between its size and the one that it is to have, as records of the line. It was made ready
+/// for a line that was left since, and holds nothing there; but a replica that was taken as it was, amid copies, may.
+///
+/// # Errors
+/// When the journal fails.
+pub fn zero_rest(tap: &Tap, index: VolumeIndex, range: ByteRange) -> Result<(), JournalError> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    for (range, _) in tap
+        .extents(index, range)?
+        .into_iter()
+        .filter(|(_, is_zero)| !is_zero)
+    {
+        let (tell, told) = std::sync::mpsc::channel();
+        let change = VolumeChange::Zero {
+            volume: index,
+            range,
+            discard: true,
+        };
+        tap.submit(vec![Request {
+            change: Some(change),
+            durable: false,
+            done: Box::new(move |answer| drop(tell.send(answer))),
+        }]);
+        let failed = |why: Arc<JournalError>| JournalError::Refused(why.to_string());
+        told.recv().map_or(Ok(()), |answer| answer.map_err(failed))?;
+    }
+    Ok(())
 }
 
 /// Why a volume cannot get a size; `None`: it can. What lies behind its end must be storage that nothing else writes.

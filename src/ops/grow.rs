@@ -6,11 +6,11 @@
 
 use super::{Answer, Op, map::volume_of, next, not_running, planned, refused, role::peer_failure};
 use crate::{
-    context::{Context, Running, size_fault},
+    context::{Context, Running, size_fault, zero_rest},
     roles::peer::ask_to_extend,
 };
 use control::{Code, Failure, Reply, reply::GrowReply};
-use model::{BLOCK_SIZE, Role, VolumeIndex, ports::Medium};
+use model::{BLOCK_SIZE, ByteRange, Role, VolumeIndex, ports::Medium};
 use std::{os::unix::fs::FileTypeExt as _, sync::Arc};
 
 /// Makes a volume `bytes` large; without that as large as what it stands on here.
@@ -57,11 +57,18 @@ pub fn grow(op: &mut Op<'_>, id: u32, volume: &str, bytes: Option<u64>) -> Answe
         );
     }
     if wanted > now {
+        let ready = context.extent(index);
         ask_to_extend(&context, index, wanted).map_err(|e| peer_failure(op, &context, &e))?;
         op.line(format!("{peer}: ready for {wanted} bytes"));
         context.extend(index, wanted).map_err(|e| failed(&e))?;
         op.line(format!("{}: ready for {wanted} bytes", context.node_name()));
-        let seq = production.tap.resize(index, wanted).map_err(|e| failed(&e))?;
+        let rest = ByteRange {
+            start: now,
+            end: ready.clamp(now, wanted),
+        };
+        let grown =
+            zero_rest(&production.tap, index, rest).and_then(|()| production.tap.resize(index, wanted));
+        let seq = grown.map_err(|e| failed(&e))?;
         context.bells.durable.ring();
         reply.seq = Some(seq.0);
     }

@@ -48,6 +48,11 @@ pub trait Ships {
         bail!("nobody gives way here")
     }
 
+    /// A volume is larger here than it was at first: so it must be there, before anything of it is sent.
+    fn extend_peer(&self, _: VolumeIndex, _: u64) -> Fallible {
+        Ok(())
+    }
+
     /// Another host has a better right to the role.
     fn fence(&self, term: Term) -> Fallible {
         bail!("fenced at term {term}")
@@ -271,6 +276,11 @@ impl Link {
     /// As the LCA does.
     fn meet(&mut self, a: &impl Ships, peer: wire::Position, welcome: &Welcome) -> Fallible {
         let production = a.production();
+        for (index, _) in production.volumes.iter() {
+            if let Some(bytes) = production.journal.extent(index) {
+                a.extend_peer(index, bytes)?;
+            }
+        }
         let met = meeting::meet(&production.journal, &production.tap, peer, welcome, &Known(a))?;
         // A generation may have begun: the machine must know before it jumps there.
         let (appended, durable) = production.journal.line_cursors();
@@ -288,6 +298,9 @@ impl Link {
                 let open = Some(welcome.open_lfc).filter(|l| *l >= LfcId::FIRST && peer.seq.0 > 0);
                 self.unsealed = open.map(|l| (peer.generation, l));
                 self.forget_covered(a)?;
+                if welcome.copying {
+                    self.tell_sizes(a)?;
+                }
                 if welcome.copying || self.stale(a, (VolumeIndex(0), 0)).is_some() {
                     self.copier.get_or_insert_default();
                 }
@@ -316,6 +329,7 @@ impl Link {
         self.waiting = self.waiting.split_off(&jump.to.seq.next());
         let first = [(VolumeIndex(0), ByteRange { start: 0, end: 1 })];
         a.production().journal.mark_stale(&first, jump.to.seq)?;
+        self.tell_sizes(a)?;
         self.copier.get_or_insert_default();
         Ok(())
     }
@@ -352,7 +366,6 @@ impl Link {
             self.copier = Some(Copier::default());
         } else {
             self.completing = true;
-            self.tell_sizes(a)?;
         }
         Ok(())
     }

@@ -42,6 +42,8 @@ pub(super) struct Kept {
     pub(super) readers: Vec<Point>,
     pub(super) restore: Option<RestoreRow>,
     pub(super) consistent: Vec<Consistent>,
+    /// The newest of them begins behind what is applied: no point of it can be shown yet.
+    pub(super) awaits_newest: bool,
     /// How far a peer that this host ships to has applied.
     pub(super) applied_by_peer: Option<Position>,
 }
@@ -106,6 +108,16 @@ impl Kept {
         self.through(first)
     }
 
+    /// The last consistent point from before a resync, until one behind it can be shown.
+    fn resync_point(&self) -> Option<Position> {
+        let mut newest = self.consistent.iter().rev();
+        let last = match newest.next() {
+            Some(span) if span.until.is_none() && self.awaits_newest => newest.next(),
+            last => last,
+        };
+        last.and_then(|span| span.until)
+    }
+
     /// Steps whose containers end at or before a position of the same or an older generation.
     fn through(&self, at: Position) -> usize {
         let ends = |c: &Applied| (c.generation, c.last_seq) <= (at.generation, at.seq);
@@ -144,7 +156,7 @@ impl Kept {
         }
         let readers = self.readers.iter().filter_map(|p| self.keeps(p));
         claims.extend(readers.map(|keeps| claim(Some(Broken::Reader), keeps)));
-        if let Some(until) = self.consistent.last().and_then(|c| c.until) {
+        if let Some(until) = self.resync_point() {
             let floor = self.floors.redo_seq;
             let is_kept = (floor.generation, floor.seq) <= (until.generation, until.seq);
             let keeps = is_kept.then(|| self.through(until));

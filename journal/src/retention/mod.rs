@@ -206,6 +206,10 @@ impl Journal {
             pins,
             readers,
             restore,
+            awaits_newest: shared
+                .consistent
+                .last()
+                .is_some_and(|span| !cursors.has_applied(span.from)),
             consistent: shared.consistent.clone(),
             applied_by_peer: wanted.applied_by_peer,
         })

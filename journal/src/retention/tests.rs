@@ -252,6 +252,33 @@ fn k1_the_order_of_sacrifice() {
     assert!(decided(&kept, &wanted, 1001).stuck);
 }
 
+/// All copies are here, and what came with them is not applied: no point behind the resync can be shown, so the one before it stays.
+#[test]
+fn k1_the_point_before_a_resync_stays_until_there_is_another() {
+    let mut kept = crowded();
+    kept.pins.clear();
+    let newest = Consistent {
+        from: Position {
+            generation: G,
+            seq: WriteSeq(120),
+        },
+        until: None,
+    };
+    kept.consistent.push(newest);
+    let nothing = Wanted {
+        bytes: Some(0),
+        ..Wanted::default()
+    };
+    assert_eq!(
+        decided(&kept, &nothing, 0).go,
+        10,
+        "shown, and the window wants none before"
+    );
+    kept.awaits_newest = true;
+    assert_eq!(decided(&kept, &nothing, 0).go, 9);
+    assert_eq!(decided(&kept, &nothing, 901).broken, [Broken::Resync]);
+}
+
 #[test]
 fn k1_a_failover_restore_is_never_broken() {
     let mut kept = kept(10);
