@@ -3,7 +3,10 @@
 
 mod common;
 
-use common::{Clients, LONG, PROD, Pair, REC, Setup, number};
+use common::{
+    Clients, LONG, PROD, Pair, REC, Setup, number,
+    tails::{open_tail, rot},
+};
 use std::process::Command;
 use testkit::{
     nbd::Client,
@@ -319,4 +322,123 @@ fn r33_what_cannot_grow_is_refused() {
     world.serves(PROD);
     world.pair.drain();
     world.pair.same_files(&["data", "other"]);
+}
+
+/// The replica's machine is put back to before the growth and takes over; the old production, whose tail holds what it wrote, follows. What
+/// only it is ready for is in the set of both: nothing of it is left when the volume grows once more.
+#[test]
+fn k3_what_one_host_alone_is_ready_for_is_in_the_set() {
+    let mut world = World::new("grow-back-rec", "lfc_size = \"2M\"\nlfc_max_age = \"2s\"\n");
+    world.write(PROD, 0, 64 << 10, 1);
+    world.pair.waits(PROD, "drained");
+    world.pair.kill9(REC);
+    let state = world.pair.scratch.join("state/rec");
+    let kept = world.pair.scratch.join("kept");
+    let copied = run(Command::new("cp").arg("-a").args([&state, &kept]), LONG);
+    assert_eq!(copied.code, 0, "{copied:?}");
+    world.pair.start(REC);
+    world.pair.waits(PROD, "consistent");
+    let (data, other) = (world.data.clone(), world.other.clone());
+    world.grow(PROD, LARGE);
+    world.write(PROD, SMALL, LARGE - SMALL, 0xee);
+    world.pair.waits(PROD, "drained");
+    world.pair.kill9(PROD);
+    world.pair.kill9(REC);
+    std::fs::remove_dir_all(&state).unwrap();
+    std::fs::rename(&kept, &state).unwrap();
+    world.pair.start(REC);
+    world.pair.cli(REC, &["rtdr", "-qfC", "1", "failover"]).ok();
+    (world.data, world.other) = (data, other);
+    world.serves(REC);
+    world.write(REC, 4096, 4096, 2);
+    world.pair.start(PROD);
+    world.pair.cli(PROD, &["rtdr", "-qC", "1", "resync"]).ok();
+    world.pair.cli(REC, &["rtdr", "-qC", "1", "resync"]).ok();
+    world.follows();
+    world.serves(REC);
+    world.grow(REC, LARGE);
+    world.mark(REC, "grown");
+    world.write(REC, SMALL + 4096, 4096, 3);
+    world.mark(REC, "written");
+    world.pair.waits(REC, "drained");
+    world.shows(PROD);
+    world.serves(REC);
+    let verified = world.pair.json(REC, &["verify", "-C", "1"]);
+    assert_eq!(
+        number(&verified["reply"]["verify"]["differing_bytes"]),
+        0,
+        "{verified}"
+    );
+}
+
+/// What cannot be taken back is asked first: much more than there was, and bytes behind the volume's end that are zeroed.
+#[test]
+fn r33_what_cannot_be_taken_back_is_asked() {
+    use std::os::unix::fs::FileExt;
+    let mut world = World::new("grow-asked", "lfc_size = \"2M\"\nlfc_max_age = \"2s\"\n");
+    world.refused(PROD, "grow -C 1 -L data --size 24G", 1, "Nothing changed");
+    let backing = world.pair.backing(PROD, "data");
+    let file = std::fs::File::options().write(true).open(&backing).unwrap();
+    file.set_len(LARGE).unwrap();
+    file.write_all_at(b"somebody else's", LARGE - 4096).unwrap();
+    let args = ["grow", "-C", "1", "-L", "data"];
+    let asked = world.pair.cli_with(PROD, &args, "no\n");
+    assert_eq!(asked.code, 1, "{asked:?}");
+    let said = asked.stdout + &asked.stderr;
+    assert!(said.contains("cannot be made smaller again"), "{said}");
+    assert!(
+        said.contains("they are zeroed here, as they are on rec"),
+        "{said}"
+    );
+    world.serves(PROD);
+    world.pair.cli_with(PROD, &args, "yes\n").ok();
+    world.data.resize(usize::try_from(LARGE).unwrap(), 0);
+    world.serves(PROD);
+}
+
+/// A stopped node's volumes have their size too: checked, and rebuilt, also by what is left of a damaged journal.
+#[test]
+fn k3_a_grown_volume_is_salvaged_whole() {
+    let mut world = World::new("grow-salvage", "lfc_size = \"2M\"\nlfc_max_age = \"1h\"\n");
+    world.write(PROD, 0, 64 << 10, 1);
+    world.mark(PROD, "small");
+    world.grow(PROD, LARGE);
+    world.write(PROD, LARGE - 8192, 8192, 2);
+    world.mark(PROD, "large");
+    world.pair.waits(PROD, "drained");
+    // Into the open container.
+    world.write(PROD, LARGE - 16_384, 4096, 3);
+    until("what is written to be on the volume", LONG, || {
+        let status = world.pair.status(PROD);
+        (status["cursors"]["checkpointed"] == status["cursors"]["appended"]).then_some(())
+    });
+    // The bound is raised at rest.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    for node in [PROD, REC] {
+        world.pair.kill9(node);
+        world.pair.cli(node, &["fsck-journal", "-C", "1"]).ok();
+    }
+    let image = world.pair.scratch.join("image");
+    let file = image.to_str().unwrap();
+    let holds = |node: &str, more: &[&str], bytes: &[u8]| {
+        let all = [&["salvage", "-fC", "1", "--volume", "data", "-o", file], more].concat();
+        let said = world.pair.cli(node, &all);
+        assert_eq!(
+            said.code,
+            if more == ["--best-effort"] { 2 } else { 0 },
+            "{said:?}"
+        );
+        assert!(
+            std::fs::read(&image).unwrap() == bytes,
+            "{node} {more:?}: {said:?}"
+        );
+    };
+    holds(PROD, &[], &world.data);
+    for moment in &world.moments {
+        holds(REC, &["--at", &format!("mark:{}", moment.mark)], &moment.data);
+    }
+    // A bit in a frame that the superblock knows to be durable: the journal is damaged, and nothing of it is open.
+    let (tail, entries) = open_tail(&world.pair, PROD);
+    rot(&tail, entries[0] + 100);
+    holds(PROD, &["--best-effort"], &world.data);
 }

@@ -24,7 +24,7 @@ use crate::{
     keys,
 };
 use model::{
-    ByteRange, VolumeIndex, WriteSeq,
+    BLOCK_SIZE, ByteRange, VolumeIndex, WriteSeq,
     ports::{Batch, Change, Family},
 };
 use parking_lot::Mutex;
@@ -114,7 +114,7 @@ type Run = (u32, Cell);
 /// The map of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VolumeMap {
-    size: u64,
+    pub(crate) size: u64,
     region_size: u64,
     default: Cell,
     chunks: BTreeMap<u64, Vec<Run>>,
@@ -160,6 +160,17 @@ impl VolumeMap {
 
     fn cells(&self) -> u64 {
         self.size.div_ceil(self.region_size)
+    }
+
+    /// The cell behind the last one of a range. One that passes the volume's end by more than its last block would be in no set.
+    fn end_of(&self, range: ByteRange) -> Result<u64, JournalError> {
+        if range.end > self.size.next_multiple_of(BLOCK_SIZE) {
+            return Err(JournalError::Refused(format!(
+                "bytes {} to {} pass the end of a state map of {}",
+                range.start, range.end, self.size
+            )));
+        }
+        Ok(range.end.min(self.size).div_ceil(self.region_size))
     }
 
     fn is_suspect(&self) -> bool {
@@ -457,7 +468,8 @@ impl Journal {
             if map.region_size != shape.region_size {
                 return Err(JournalError::Refused("a map's region size never changes".into()));
             }
-            map.size = shape.size;
+            // A map never gets shorter than what it was, nor than the storage: what lies behind its end is in no set.
+            map.size = map.size.max(shape.size).max(self.extent(volume).unwrap_or(0));
             Ok(Vec::new())
         })
     }
@@ -477,8 +489,8 @@ impl Journal {
     /// [`JournalError::UnknownVolume`], or a failure.
     pub fn mark_stale(&self, ranges: &[(VolumeIndex, ByteRange)], seq: WriteSeq) -> Result<(), JournalError> {
         let mark = |map: &mut VolumeMap, range: ByteRange, _| {
-            let end = range.end.min(map.size).div_ceil(map.region_size);
-            map.change(range.start / map.region_size, end, |cell| cell.dropped(seq))
+            let end = map.end_of(range)?;
+            Ok(map.change(range.start / map.region_size, end, |cell| cell.dropped(seq)))
         };
         // What it stands in for is dropped next.
         let ranges = ranges.iter().map(|(volume, range)| (*volume, *range, mark));
@@ -500,7 +512,7 @@ impl Journal {
                 } else {
                     range.end / map.region_size
                 };
-                map.change(first, end, |cell| cell.copied(copied))
+                Ok(map.change(first, end, |cell| cell.copied(copied)))
             }
         };
         let copies = copies
@@ -510,7 +522,7 @@ impl Journal {
     }
 
     /// Changes cells of any volumes in one batch, as of this host's position; answers that.
-    fn change_cells<F: Fn(&mut VolumeMap, ByteRange, WriteSeq) -> Vec<u64>>(
+    fn change_cells<F: Fn(&mut VolumeMap, ByteRange, WriteSeq) -> Result<Vec<u64>, JournalError>>(
         &self,
         relied: bool,
         changes: impl Iterator<Item = (VolumeIndex, ByteRange, F)>,
@@ -522,7 +534,7 @@ impl Journal {
             let mut chunks = BTreeSet::new();
             for (volume, range, change) in changes {
                 let map = maps.get_mut(&volume).ok_or(JournalError::UnknownVolume(volume))?;
-                chunks.extend(change(map, range, at).into_iter().map(|chunk| (volume, chunk)));
+                chunks.extend(change(map, range, at)?.into_iter().map(|chunk| (volume, chunk)));
             }
             let mut batch = Batch::default();
             for (volume, chunk) in chunks {

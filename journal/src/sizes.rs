@@ -12,9 +12,10 @@
 //! # Invariants
 //!
 //! - Before a size record takes its position, both hosts' storage is as long as it says, what is new of it is zero, and both know that
-//!   durably ([`Journal::extend`]). So what lies between a volume's size and its extent is zero at every point, on every line: the
-//!   undo of what was written there leads back to zeroes, and a restore, a copy or a verify may treat it as any other part of the
-//!   volume without asking for a size.
+//!   durably ([`Journal::extend`]). So what lies between a volume's size and its extent is zero at every consistent point, on every
+//!   line: the undo of what was written there leads back to zeroes, and a restore or a copy may treat it as any other part of the volume
+//!   without asking for a size.
+//! - Hosts that meet have the same extents before anything is sent: what one alone had would be in no set and no map of the other.
 //! - A host's extent is never less than a size on a line that it holds: a receiver refuses such a record.
 //! - New regions of a state map are clean, because both hosts have the same zeroes.
 //!
@@ -142,10 +143,11 @@ impl Journal {
             // Who changes extents holds the maps.
             let mut maps = self.maps.all.lock();
             let mut next = self.shared.read().extents.clone();
-            if next.0.get(&volume).is_some_and(|extent| *extent >= bytes) {
+            let extent = next.0.get(&volume).copied().unwrap_or(0);
+            if extent >= bytes && maps.get(&volume).is_none_or(|map| map.size >= bytes) {
                 return Ok(());
             }
-            next.0.insert(volume, bytes);
+            next.0.insert(volume, extent.max(bytes));
             let mut batch = Batch::default();
             batch.put(Family::Meta, keys::EXTENTS, next.encode());
             if let Some(map) = maps.get_mut(&volume) {

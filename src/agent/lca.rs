@@ -498,16 +498,11 @@ impl Link {
     /// Says again how large the volumes are that have grown: the record that said so may be among those that gave way, or of a
     /// generation that the peer never saw. Before the first copy, and so before the first point behind them.
     async fn tell_sizes(&mut self) -> Result<(), JournalError> {
-        let (context, tap) = (Arc::clone(&self.context), Arc::clone(&self.tap));
-        let last = blocking(move || {
-            let mut last = WriteSeq(0);
-            for (index, _) in context.extended() {
-                last = tap.resize(index, context.volume_size(index))?;
-            }
-            Ok::<_, JournalError>(last)
-        });
-        self.completes_behind = self.completes_behind.max(last.await?);
-        self.context.bells.durable.ring();
+        let tap = Arc::clone(&self.tap);
+        if let Some(last) = blocking(move || tap.tell_sizes()).await? {
+            self.completes_behind = last;
+            self.context.bells.durable.ring();
+        }
         Ok(())
     }
 
@@ -690,12 +685,20 @@ impl Acquaintance for Known<'_> {
     }
 }
 
+/// Makes the storage of both hosts ready for what either is ready for: no region of a volume may be on one host alone, where no map and
+/// no copy of the other would know of it.
+fn match_extents(context: &Context) -> Result<(), LinkError> {
+    let theirs = roles::peer::ask_to_extend(context, context.extents())?;
+    for ((index, _), bytes) in context.config.indexed().zip(theirs) {
+        context.extend(index, bytes)?;
+    }
+    Ok(())
+}
+
 /// Finds out how the stream begins.
 fn meet(context: &Context, tap: &Tap, peer: Position, welcome: &wire::Welcome) -> Result<Resume, LinkError> {
-    // Nothing of a volume may arrive there before there is room for it.
-    for (index, bytes) in context.extended() {
-        roles::peer::ask_to_extend(context, index, bytes)?;
-    }
+    // Nothing of a volume may arrive there before there is room for it, and nothing of it there may be in no set of ours.
+    match_extents(context)?;
     let met = meeting::meet(&context.journal, tap, peer, welcome, &Known(context))?;
     let (id, name) = (context.id().0, context.peer_name());
     if met.is_new {

@@ -90,8 +90,21 @@ impl Context {
             self.row().notes.get(&note(volume)).map(String::as_str),
             holds_records,
         );
-        let create = if known { Create::Never } else { create };
-        FileMedium::open(path, create).map_err(|source| {
+        let is_lost = self
+            .row()
+            .notes
+            .get(&note(volume))
+            .is_some_and(|note| note == LOST);
+        let open = || match create {
+            _ if known => FileMedium::open(path, Create::Never),
+            // What was put back from before it grew is stale wholly, and gets its length.
+            Create::Sparse(bytes) if is_lost && path.exists() => {
+                let medium = FileMedium::open(path, Create::Never)?;
+                medium.extend(bytes).map(|()| medium)
+            }
+            create => FileMedium::open(path, create),
+        };
+        open().map_err(|source| {
             if known && source.kind() == io::ErrorKind::NotFound {
                 return ContextError::VolumeGone {
                     context: self.config.id,

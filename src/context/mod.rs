@@ -25,7 +25,7 @@ pub(crate) use overlays::OverlayFolder;
 pub use production::Production;
 pub use recovery::Recovery;
 pub use retention::{Retention, owed_to_peer};
-pub use sizes::{extent_of, make_ready, size_fault, sizes_at, zero_rest};
+pub use sizes::{MAKING_READY, extent_of, make_ready, size_fault, sizes_at, zero_rest};
 pub use views::{Lifeline, Reader, Snapshot, SnapshotError, Views};
 
 use crate::{
@@ -49,7 +49,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::{
     panic::AssertUnwindSafe,
     path::PathBuf,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::AtomicU64},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -300,6 +300,8 @@ pub struct Context {
     changing: Mutex<()>,
     /// Held while storage is made longer.
     extending: Mutex<()>,
+    /// How far that is, in bytes.
+    extending_at: AtomicU64,
     pair: Mutex<pair::Pair>,
 }
 
@@ -361,6 +363,7 @@ impl Context {
             held_back: Mutex::default(),
             changing: Mutex::default(),
             extending: Mutex::default(),
+            extending_at: AtomicU64::default(),
             pair: Mutex::new(pair::Pair::of(&config, &node.name())),
             verify: Desk::default(),
             config,

@@ -15,10 +15,16 @@ use journal::{
 };
 use model::{BLOCK_SIZE, ByteRange, Point, VolumeIndex, ports::Medium};
 use snapshot::Volumes;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
 
-/// Storage is zeroed in pieces of this, so that one call into the system does not take minutes.
-const ZERO_PIECE_BYTES: u64 = 1 << 30;
+/// Storage is zeroed in pieces of this: a context that stops waits for no more.
+const ZERO_PIECE_BYTES: u64 = 64 << 20;
+
+/// What is said while storage is zeroed, which may take long.
+pub const MAKING_READY: &str = "storage is being made ready";
 
 /// The volumes' sizes as of a point.
 #[must_use]
@@ -38,21 +44,23 @@ pub fn extent_of(journal: &Journal, index: VolumeIndex, first: u64) -> u64 {
 }
 
 /// Makes the storage of a volume, which is ready for `ready` bytes, ready for so many: longer if it is a file, zero behind what was
-/// ready, durably. Nobody else does so meanwhile.
+/// ready, durably. Nobody else does so meanwhile. `go_on` is told how far it is, and may end it.
 ///
 /// # Errors
-/// When it cannot be made longer or zeroed, or the journal fails; then nobody relies on it.
+/// When it cannot be made longer or zeroed, the journal fails, or it is ended; then nobody relies on it.
 pub fn make_ready(
     journal: &Journal,
     index: VolumeIndex,
     medium: &dyn Medium,
     ready: u64,
     bytes: u64,
+    go_on: &dyn Fn(u64) -> Result<(), JournalError>,
 ) -> Result<(), JournalError> {
     let failed = |e| JournalError::io("volume", e);
     medium.extend(bytes).map_err(failed)?;
     let mut at = ready;
     while at < bytes {
+        go_on(at)?;
         let len = (bytes - at).min(ZERO_PIECE_BYTES);
         medium.write_zeroes(at, len).map_err(failed)?;
         at += len;
@@ -120,14 +128,16 @@ impl Context {
     /// The extents of all volumes together: what a full copy brings over.
     #[must_use]
     pub fn all_bytes(&self) -> u64 {
-        self.config.indexed().map(|(index, _)| self.extent(index)).sum()
+        self.extents().into_iter().sum()
     }
 
-    /// Volumes that were ever made longer here, with their extents.
+    /// The extents of all volumes, by index.
     #[must_use]
-    pub fn extended(&self) -> Vec<(VolumeIndex, u64)> {
-        let longer = |(index, _)| Some((index, self.journal.extent(index)?));
-        self.config.indexed().filter_map(longer).collect()
+    pub fn extents(&self) -> Vec<u64> {
+        self.config
+            .indexed()
+            .map(|(index, _)| self.extent(index))
+            .collect()
     }
 
     fn first_size(&self, index: VolumeIndex) -> u64 {
@@ -141,7 +151,11 @@ impl Context {
     /// When the context does not run, the volume cannot have that size, or its storage cannot be made longer or zeroed.
     pub fn extend(&self, index: VolumeIndex, bytes: u64) -> Result<(), ContextError> {
         // Two at once would both zero, and one of them what was written since.
-        let _extending = self.extending.lock();
+        let Some(_extending) = self.extending.try_lock() else {
+            let at = self.extending_at.load(Ordering::Relaxed) >> 20;
+            let text = format!("{MAKING_READY} on {} ({at} MiB are)", self.node_name);
+            return Err(JournalError::Refused(text).into());
+        };
         let ready = self.extent(index);
         if bytes <= ready {
             return Ok(());
@@ -162,7 +176,15 @@ impl Context {
             Running::Recovery(r) => &r.volumes,
         };
         let medium = volumes.get(index)?.medium();
-        Ok(make_ready(&self.journal, index, &**medium, ready, bytes)?)
+        // Whoever stops or takes over must not wait until all of it is zero.
+        let go_on = |at| {
+            self.extending_at.store(at, Ordering::Relaxed);
+            match self.running().is_some_and(|now| Arc::ptr_eq(&now, &running)) {
+                true => Ok(()),
+                false => Err(refused("its context was stopped".into())),
+            }
+        };
+        Ok(make_ready(&self.journal, index, &**medium, ready, bytes, &go_on)?)
     }
 }
 

@@ -23,7 +23,7 @@ use control::{
     event::Unit,
     offline::{LostRange, SalvageReply, SalvagedVolume},
 };
-use journal::{Frame, Journal, ResolveError};
+use journal::{Frame, Journal, Position, ResolveError};
 use model::{
     BLOCK_SIZE, ByteRange, Payload, Point, Role, Target, Timestamp, VolumeIndex, WriteSeq, ports::History,
     target::TargetKind,
@@ -232,7 +232,16 @@ impl Source {
             Self::Head(volumes) | Self::Broken(volumes) => {
                 let volume = volumes.get(index).map_err(|e| refused(e.to_string()))?;
                 let medium = volume.medium();
-                let size = journal.size_now(index).unwrap_or(volume.size());
+                // Of a damaged journal nothing is open, and no line is today's: the newest generation's is.
+                let newest = journal.generations().last().map(|g| Position {
+                    generation: g.no,
+                    seq: WriteSeq(u64::MAX),
+                });
+                let at_newest = || journal.size_at(index, newest?);
+                let size = journal
+                    .size_now(index)
+                    .or_else(at_newest)
+                    .unwrap_or(volume.size());
                 let zero = |range: ByteRange| match medium.next_data(range.start) {
                     Ok(Some(data)) if data.start > range.start => Some(data.start),
                     Ok(None) => Some(size),

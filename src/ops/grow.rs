@@ -4,14 +4,23 @@
 //! order ([`journal::tap::Tap::resize`]), and not before: no client writes past what both hosts have agreed to hold. Interrupted
 //! anywhere, the same command goes on.
 
-use super::{Answer, Op, map::volume_of, next, not_running, planned, refused, role::peer_failure};
+use super::{
+    Answer, Op,
+    map::{amount, volume_of},
+    next, not_running, planned, refused,
+    role::peer_failure,
+};
 use crate::{
-    context::{Context, Running, size_fault, zero_rest},
+    context::{Context, MAKING_READY, Running, size_fault, zero_rest},
+    peer::PeerError,
     roles::peer::ask_to_extend,
 };
-use control::{Code, Failure, Reply, reply::GrowReply};
+use control::{Code, Failure, Progress, Question, Reply, reply::GrowReply};
 use model::{BLOCK_SIZE, ByteRange, Role, VolumeIndex, ports::Medium};
-use std::{os::unix::fs::FileTypeExt as _, sync::Arc};
+use std::{os::unix::fs::FileTypeExt as _, sync::Arc, time::Duration};
+
+/// How often a peer that makes room is asked how far it is.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Makes a volume `bytes` large; without that as large as what it stands on here.
 pub fn grow(op: &mut Op<'_>, id: u32, volume: &str, bytes: Option<u64>) -> Answer {
@@ -46,6 +55,13 @@ pub fn grow(op: &mut Op<'_>, id: u32, volume: &str, bytes: Option<u64>) -> Answe
         bytes: wanted,
         seq: None,
     };
+    let ready = context.extent(index);
+    let holds = medium
+        .next_data(ready)
+        .is_ok_and(|data| data.is_some_and(|data| data.start < wanted));
+    if wanted > ready && (holds || wanted / 4 > now) {
+        op.ask_unless_dry(question(&context, index, holds, wanted))?;
+    }
     if wanted > now && op.options.dry_run {
         return planned(
             None,
@@ -57,8 +73,7 @@ pub fn grow(op: &mut Op<'_>, id: u32, volume: &str, bytes: Option<u64>) -> Answe
         );
     }
     if wanted > now {
-        let ready = context.extent(index);
-        ask_to_extend(&context, index, wanted).map_err(|e| peer_failure(op, &context, &e))?;
+        make_room(op, &context, index, wanted)?;
         op.line(format!("{peer}: ready for {wanted} bytes"));
         context.extend(index, wanted).map_err(|e| failed(&e))?;
         op.line(format!("{}: ready for {wanted} bytes", context.node_name()));
@@ -106,6 +121,63 @@ fn wanted(
         return Err(refused(text).with_hint("make the device larger first, on both hosts"));
     }
     Ok(bytes)
+}
+
+/// What cannot be taken back.
+fn question(context: &Context, index: VolumeIndex, holds: bool, wanted: u64) -> Question {
+    let volume = &context.config.volumes[usize::from(index.0)].name;
+    let now = context.volume_size(index);
+    let mut lines = vec![format!(
+        "Volume {volume} grows from {} to {} on both hosts, and cannot be made smaller again.",
+        amount(now),
+        amount(wanted)
+    )];
+    if holds {
+        lines.push(format!(
+            "What it stands on holds bytes behind the first {}: they are zeroed here, as they are on {}.",
+            amount(context.extent(index)),
+            context.peer_name()
+        ));
+    }
+    Question::Text {
+        lines,
+        question: "Do you wish to continue?".into(),
+    }
+}
+
+/// The peer makes its storage ready. Where zeroes must be written that takes long: it is asked until they are.
+fn make_room(op: &mut Op<'_>, context: &Context, index: VolumeIndex, wanted: u64) -> Result<(), Failure> {
+    let mut extents = context.extents();
+    extents[usize::from(index.0)] = wanted;
+    let mut silent = 0;
+    op.may_stop(true);
+    let made = loop {
+        let waits = match ask_to_extend(context, extents.clone()) {
+            Ok(_) => break Ok(()),
+            // Its thread zeroes still; the next answer says how far it is.
+            Err(PeerError::Silent(_)) if silent < 2 => {
+                silent += 1;
+                MAKING_READY.to_owned()
+            }
+            Err(PeerError::Refused { text, .. }) if text.contains(MAKING_READY) => {
+                silent = 0;
+                text
+            }
+            Err(e) => break Err(peer_failure(op, context, &e)),
+        };
+        if let Some(by) = op.stopped_by() {
+            break Err(refused(format!(
+                "cancelled by {by}: the volume is as large as it was"
+            )));
+        }
+        op.progress(Progress {
+            what: waits,
+            ..Progress::default()
+        });
+        std::thread::sleep(LOOK_EVERY);
+    };
+    op.may_stop(false);
+    made
 }
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {

@@ -395,7 +395,7 @@ fn names_of(context: &Context, volumes: &[VolumeIndex]) -> String {
 }
 
 /// Bytes for people.
-fn amount(bytes: u64) -> String {
+pub(super) fn amount(bytes: u64) -> String {
     if bytes >= 1 << 20 {
         format!("{} MiB", bytes.div_ceil(1 << 20))
     } else {

@@ -7,7 +7,7 @@
 //! | 22 | context, term, whether a running production is to be stopped | gives its role up, durably: [`PeerStanding`] after that |
 //! | 24 | context, configured production, failover id | keeps that as its configuration: nothing |
 //! | 23 | context | the acting production begins to ship: [`PeerStanding`] |
-//! | 29 | context, volume, bytes | makes the volume's storage ready for so many bytes, durably (rule K3): nothing |
+//! | 29 | context, bytes of each volume | makes its storage ready for so many, durably (rule K3): what it is ready for |
 //!
 //! All are answered to the context's peer alone, stopped or not. Bodies are JSON: they are few and small.
 
@@ -38,7 +38,7 @@ pub const GIVE_UP: u16 = 22;
 pub const PAIR: u16 = 24;
 /// Request kind: ship what is to be resynced.
 pub const ACTIVATE: u16 = 23;
-/// Request kind: make a volume's storage ready for a larger size.
+/// Request kind: make the volumes' storage ready for larger sizes.
 pub const EXTEND: u16 = 29;
 /// Regions of one answer.
 const PAGE: usize = 16_384;
@@ -193,8 +193,8 @@ struct PairQuestion {
 #[serde(deny_unknown_fields)]
 struct ExtendQuestion {
     context: u32,
-    volume: u16,
-    bytes: u64,
+    /// By index; one that is ready for more stays so.
+    extents: Vec<u64>,
 }
 
 fn json(value: &impl Serialize) -> Bytes {
@@ -277,20 +277,18 @@ pub fn ask_to_pair(context: &Context, production: &str, failover_id: u32) -> Res
         .map(drop)
 }
 
-/// Asks the peer to make a volume's storage ready for so many bytes.
+/// Asks the peer to make its volumes' storage ready for so many bytes; answers what it is ready for.
 ///
 /// # Errors
 /// When it cannot be reached, or its storage cannot be made so long.
-pub fn ask_to_extend(context: &Context, volume: VolumeIndex, bytes: u64) -> Result<(), PeerError> {
+pub fn ask_to_extend(context: &Context, extents: Vec<u64>) -> Result<Vec<u64>, PeerError> {
     let node = context.node();
     let body = json(&ExtendQuestion {
         context: context.id().0,
-        volume: volume.0,
-        bytes,
+        extents,
     });
-    node.peers()
-        .request(&node, context.peer_name(), EXTEND, body)
-        .map(drop)
+    let answer = node.peers().request(&node, context.peer_name(), EXTEND, body)?;
+    read(context.peer_name(), &answer)
 }
 
 /// The peer's line, and its stale regions.
@@ -382,14 +380,10 @@ pub(crate) fn answer(node: &Arc<Node>, asker: &str, kind: u16, body: &[u8]) -> R
         EXTEND => {
             let question: ExtendQuestion = serde_json::from_slice(body).map_err(form)?;
             let context = context(question.context)?;
-            let volume = VolumeIndex(question.volume);
-            if context.config.volumes.len() <= usize::from(volume.0) {
-                return Err(format!("context {} has no volume {volume}", context.id()));
+            for ((index, _), bytes) in context.config.indexed().zip(question.extents) {
+                context.extend(index, bytes).map_err(|e| e.to_string())?;
             }
-            context
-                .extend(volume, question.bytes)
-                .map_err(|e| e.to_string())?;
-            Ok(Bytes::new())
+            Ok(json(&context.extents()))
         }
         STALE => {
             let question: StaleQuestion = serde_json::from_slice(body).map_err(form)?;

@@ -322,6 +322,7 @@ fn new_pass(
         since: Timestamp::now().0,
         next: 0,
         compared: 0,
+        bytes: 0,
         found: 0,
         unlisted: 0,
         repaired: Vec::new(),
@@ -363,9 +364,17 @@ impl Work<'_> {
         let halt = || self.halt();
         let waits = |why| self.desk.inner.lock().waits = why;
         let mut comparer = Comparer::new(self.context, self.tap, &halt, &waits);
-        let (sample, mut next, repair) = self.with(|_, p| (p.sample, p.next, p.repair))?;
+        let (sample, repair) = self.with(|_, p| (p.sample, p.repair))?;
         let all = stretches(self.context, sample);
-        self.desk.inner.lock().total = all.iter().map(|(_, range)| range.len()).sum();
+        let total = all.iter().map(|(_, range)| range.len()).sum();
+        self.desk.inner.lock().total = total;
+        // A volume that has grown meanwhile, or is smaller: it begins anew.
+        let mut next = self.with(|_, p| {
+            if p.bytes != total {
+                (p.bytes, p.next, p.compared) = (total, 0, 0);
+            }
+            p.next
+        })?;
         let mut kept_at = Instant::now();
         let mut pace = Pace::new(self.context.config.verify_rate.0);
         let mut open = VecDeque::new();
@@ -440,7 +449,17 @@ impl Work<'_> {
 
     /// Compares again what is known to differ, after it was copied again if it is to be.
     fn settle(&self, comparer: &mut Comparer<'_>, repair: bool) -> Result<(), Halt> {
-        let known = self.with(|kept, _| kept.known.clone())?;
+        // A restore may have brought a smaller size back: what lies behind it is shown to nobody.
+        let inside = |differs: &Differs| {
+            let (volume, range) = differs.place();
+            let end = range.end.min(self.context.volume_size(volume));
+            (range.start < end).then(|| Differs::new(volume, ByteRange { end, ..range }))
+        };
+        let known = self.with(|kept, _| {
+            kept.known = kept.known.iter().filter_map(inside).collect();
+            kept.unread.retain(|unread| inside(&unread.place).is_some());
+            kept.known.clone()
+        })?;
         if known.is_empty() {
             return Ok(());
         }

@@ -149,6 +149,9 @@ pub struct Pass {
     pub(super) next: u64,
     /// Bytes compared so far.
     pub compared: u64,
+    /// Bytes to compare in all, when it was begun: another sum, and its stretches are others.
+    #[serde(default)]
+    pub(super) bytes: u64,
     /// Ranges found so far.
     pub(super) found: u64,
     /// Bytes found that are not listed.

@@ -78,7 +78,7 @@ pub fn grows(journal: &Journal, volumes: &Volumes, index: VolumeIndex, bytes: u6
     let volume = volumes.get(index)?;
     let ready = extent_of(journal, index, volume.size());
     if bytes > ready {
-        make_ready(journal, index, &**volume.medium(), ready, bytes)?;
+        make_ready(journal, index, &**volume.medium(), ready, bytes, &|_| Ok(()))?;
     }
     Ok(())
 }

@@ -48,8 +48,8 @@ pub trait Ships {
         bail!("nobody gives way here")
     }
 
-    /// A volume is larger here than it was at first: so it must be there, before anything of it is sent.
-    fn extend_peer(&self, _: VolumeIndex, _: u64) -> Fallible {
+    /// Both hosts' storage is made ready for what either is ready for, before anything is sent.
+    fn match_extents(&self) -> Fallible {
         Ok(())
     }
 
@@ -276,11 +276,7 @@ impl Link {
     /// As the LCA does.
     fn meet(&mut self, a: &impl Ships, peer: wire::Position, welcome: &Welcome) -> Fallible {
         let production = a.production();
-        for (index, _) in production.volumes.iter() {
-            if let Some(bytes) = production.journal.extent(index) {
-                a.extend_peer(index, bytes)?;
-            }
-        }
+        a.match_extents()?;
         let met = meeting::meet(&production.journal, &production.tap, peer, welcome, &Known(a))?;
         // A generation may have begun: the machine must know before it jumps there.
         let (appended, durable) = production.journal.line_cursors();
@@ -372,14 +368,8 @@ impl Link {
 
     /// As the LCA does.
     fn tell_sizes(&mut self, a: &impl Ships) -> Fallible {
-        let Production {
-            journal,
-            tap,
-            volumes,
-        } = a.production();
-        for (index, volume) in volumes.iter().filter(|v| journal.extent(v.0).is_some()) {
-            let size = journal.size_now(index).unwrap_or(volume.size());
-            self.completes_behind = tap.resize(index, size)?;
+        if let Some(last) = a.production().tap.tell_sizes()? {
+            self.completes_behind = last;
         }
         Ok(())
     }

@@ -65,6 +65,7 @@ fn draw(world: &World, rng: &mut dyn RngCore) -> Step {
             (20, Step::Forget(side)),
             (12, Step::Overflow(side)),
             (20, Step::Seal(side)),
+            (10, Step::Grow(side)),
             (150, Step::Link(side, stream)),
             (120, Step::Round(side)),
             (60, Step::Apply(side)),
@@ -97,6 +98,9 @@ fn episode(world: &World, rng: &mut dyn RngCore) -> Vec<Step> {
     };
     let mut steps = Vec::new();
     let work = |steps: &mut Vec<Step>, rounds: bool, rng: &mut dyn RngCore| {
+        if rng.random_bool(0.3) {
+            steps.push(Step::Grow(acting));
+        }
         for _ in 0..rng.random_range(1..10) {
             steps.push(Step::Work(acting));
             if rounds && rng.random_bool(0.7) {

@@ -1,7 +1,7 @@
 //! A host that may be anything: one power supply, a journal that says what it is, and what runs because of that.
 
 use super::{
-    hosts::{Fallible, Production, Recovery, first_line, indexes, open_journal, volumes},
+    hosts::{Fallible, Production, Recovery, first_line, grows, indexes, open_journal, volumes},
     link::{Follows, Ships},
 };
 use anyhow::bail;
@@ -11,6 +11,7 @@ use backstay::{
         CopyQueue,
         acting::{apply_waiting, builds_undo, catch_up, replay},
     },
+    context::extent_of,
     roles::{
         Standing,
         change::Host as Changed,
@@ -177,13 +178,14 @@ fn first_start(journal: &Journal, home: bool, sizes: &[u64]) -> Fallible {
 }
 
 /// State maps of a host that becomes production for the first time.
-pub fn maps(sizes: &[u64]) -> Vec<(VolumeIndex, MapShape)> {
+pub fn maps(journal: &Journal, sizes: &[u64]) -> Vec<(VolumeIndex, MapShape)> {
     let shape = |size| MapShape {
         size,
         region_size: REGION,
         default: Cell::Clean,
     };
-    indexes(sizes).map(|(index, size)| (index, shape(size))).collect()
+    let shape = |(index, size)| (index, shape(extent_of(journal, index, size)));
+    indexes(sizes).map(shape).collect()
 }
 
 impl Up {
@@ -429,6 +431,17 @@ impl Ships for ShipEnd<'_> {
 
     fn set_of_peer(&self) -> Fallible<PeerSet> {
         Ok(self.there.set())
+    }
+
+    fn match_extents(&self) -> Fallible {
+        for (index, volume) in self.here.volumes.iter() {
+            let of = |up: &Up| extent_of(&up.journal, index, volume.size());
+            let bytes = of(self.here).max(of(self.there));
+            for up in [self.here, self.there] {
+                grows(&up.journal, &up.volumes, index, bytes)?;
+            }
+        }
+        Ok(())
     }
 
     fn fence(&self, term: Term) -> Fallible {

@@ -55,12 +55,14 @@ impl Lines {
     }
 
     /// A line begins with what some volumes hold, whatever that is.
-    pub fn take(&mut self, id: GenId, at: WriteSeq, volumes: &Volumes) -> Fallible {
+    pub fn take(&mut self, id: GenId, at: WriteSeq, journal: &Journal, volumes: &Volumes) -> Fallible {
         let mut oracle = self.before.clone();
         oracle.truncate(WriteSeq(0));
         for (volume, v) in volumes.iter() {
-            let mut bytes = vec![0; usize::try_from(v.size())?];
+            let size = journal.size_now(volume).unwrap_or(v.size());
+            let mut bytes = vec![0; usize::try_from(size)?];
             volumes.read(volume, 0, &mut bytes)?;
+            oracle.resize(at, Timestamp(at.0), volume, size);
             oracle.write(at, Timestamp(at.0), volume, 0, &bytes);
         }
         self.all.insert(id, oracle);

@@ -7,6 +7,7 @@ use super::{
 };
 use anyhow::bail;
 use backstay::{
+    context::extent_of,
     restoring::{Replica, Work},
     roles::{
         Act, Next, Standing, Verdict,
@@ -250,7 +251,7 @@ impl World {
         }
         if found != Ground::Firm {
             let up = self.up(side);
-            for (volume, shape) in maps(&self.sizes) {
+            for (volume, shape) in maps(&up.journal, &self.sizes) {
                 up.journal.set_map(volume, shape)?;
             }
             up.journal.all_stale()?;
@@ -267,7 +268,8 @@ impl World {
         let expected = self.place_expected(side, &at)?;
         let up = self.up(side);
         let row = up.row_as(Standing::FailedOver, term)?;
-        up.changed().take_over(&at, &maps(&self.sizes), &row)?;
+        up.changed()
+            .take_over(&at, &maps(&up.journal, &self.sizes), &row)?;
         self.took_over(side, expected)?;
         self.up_mut(side).start()?;
         Ok(Outcome::Done)
@@ -337,7 +339,7 @@ impl World {
             self.halt(side)?;
             let up = self.up(side);
             up.changed()
-                .give_way(&peer.line(), true, &maps(&self.sizes), &row)?;
+                .give_way(&peer.line(), true, &maps(&up.journal, &self.sizes), &row)?;
             self.gave_way(side, was)?;
         }
         self.up_mut(side).start()?;
@@ -432,7 +434,8 @@ impl World {
         let expected = self.place_expected(side, &At::Newest)?;
         assert_eq!(expected, theirs, "a failback that would lose something");
         let up = self.up(side);
-        up.changed().take_over(&At::Newest, &maps(&self.sizes), &row)?;
+        up.changed()
+            .take_over(&At::Newest, &maps(&up.journal, &self.sizes), &row)?;
         self.took_over(side, expected)?;
         // `history_on_production = drop`
         self.up(side).journal.drop_history()?;
@@ -461,12 +464,10 @@ impl World {
         let up = self.up(side);
         let row = up.row_as(Standing::Replica, Term(peer.term).max(up.row()?.term))?;
         self.halt(side)?;
-        let (id, end) = self.up(side).end();
-        match self
-            .up(side)
-            .changed()
-            .give_way(&peer.line(), false, &maps(&self.sizes), &row)
-        {
+        let up = self.up(side);
+        let (id, end) = up.end();
+        let maps = maps(&up.journal, &self.sizes);
+        match up.changed().give_way(&peer.line(), false, &maps, &row) {
             Ok(()) => {
                 let has = |part: &journal::LinePart| part.id == id && end <= part.upto;
                 assert!(
@@ -631,6 +632,7 @@ impl World {
             give!(Outcome::Refused(Hint::StartThere));
         }
         for (volume, size) in indexes(&self.sizes) {
+            let size = extent_of(&up.journal, volume, size);
             up.journal.take_over(&[(volume, ByteRange::at(0, size))])?;
         }
         self.unlink(side);

@@ -28,8 +28,10 @@ use testkit::{
 /// Blocks of a restore's container: few, so that a restore has many.
 pub const CONTAINER_BLOCKS: usize = 3;
 
-/// Small volumes, none of them whole blocks.
-pub const SIZES: [u64; 2] = [44 * 1024 + 777, 9_001];
+/// Small volumes, not of whole blocks but for one that can grow.
+pub const SIZES: [u64; 3] = [44 * 1024 + 777, 9_001, 8 << 10];
+/// That one.
+pub const GROWING: VolumeIndex = VolumeIndex(2);
 
 /// One of the hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +92,8 @@ pub enum Step {
     Round(Side),
     /// The open container of a production is sealed.
     Seal(Side),
+    /// A volume grows on both hosts, if they can talk.
+    Grow(Side),
     Apply(Side),
     View(Side),
     /// What daemons do by themselves: ask after a boot, follow again.
@@ -154,6 +158,7 @@ pub struct Counts {
     /// Jumps of a clock, and instants that were looked up.
     pub clocks: u32,
     pub instants: u32,
+    pub grown: u32,
     pub way_forward: u32,
 }
 
@@ -180,6 +185,7 @@ impl std::ops::AddAssign for Counts {
         self.gave_way += o.gave_way;
         self.clocks += o.clocks;
         self.instants += o.instants;
+        self.grown += o.grown;
         self.way_forward = self.way_forward.max(o.way_forward);
     }
 }
@@ -416,6 +422,7 @@ impl World {
             }
             Step::Round(side) => self.round(*side)?,
             Step::Seal(side) => self.seal(*side)?,
+            Step::Grow(side) => self.grow(*side, rng)?,
             Step::Apply(side) => drop(self.apply(*side)?),
             Step::View(side) => self.look_back(*side, rng)?,
             Step::Settle => self.settle_daemons()?,

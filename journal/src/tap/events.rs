@@ -55,6 +55,11 @@ impl Tap {
     /// # Errors
     /// When the journal fails, or the storage here is not known to be ready.
     pub fn resize(&self, volume: VolumeIndex, size: u64) -> Result<WriteSeq, JournalError> {
+        if self.journal.extent(volume).is_none_or(|extent| extent < size) {
+            return Err(JournalError::Refused(format!(
+                "the storage of volume {volume} is not ready for {size} bytes here"
+            )));
+        }
         let seq = self.as_owner(|owner| {
             let body = RecordBody::Size { size };
             let frame = self.append_one(owner, Draft { volume, body })?;
@@ -62,5 +67,33 @@ impl Tap {
         })?;
         self.sync_once()?;
         Ok(seq)
+    }
+
+    /// Says again how large the volumes are that have another size than at first, for a peer that may not know. Durable when it returns;
+    /// answers the last record, if there is one to say. One that is closed says nothing: no copy is taken from it either.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn tell_sizes(&self) -> Result<Option<WriteSeq>, JournalError> {
+        let last = self.as_owner(|owner| {
+            let mut last = None;
+            if self.check_open().is_err() {
+                return Ok(None);
+            }
+            // As they are at this place in the order: a volume may be growing.
+            let sizes = self
+                .volumes
+                .keys()
+                .filter_map(|v| Some((*v, self.journal.size_now(*v)?)));
+            for (volume, size) in sizes.collect::<Vec<_>>() {
+                let body = RecordBody::Size { size };
+                last = Some(self.append_one(owner, Draft { volume, body })?.last_seq());
+            }
+            Ok::<_, JournalError>(last)
+        })?;
+        if last.is_some() {
+            self.sync_once()?;
+        }
+        Ok(last)
     }
 }

@@ -651,11 +651,17 @@ fn c4_cells_hold_the_newest_dropped_position() {
         j.next_stale(v, 0, 1 << 20),
         Some(ByteRange::at(region * 4, region))
     );
-    let all = ByteRange {
+    let past = ByteRange {
         start: 0,
-        end: u64::MAX,
+        end: shape.size + 8192,
     };
-    j.mark_stale(&[(v, all)], WriteSeq(30)).unwrap();
+    let refused = j.mark_stale(&[(v, past)], WriteSeq(30));
+    assert!(
+        matches!(refused, Err(JournalError::Refused(_))),
+        "it would be in no set"
+    );
+    j.mark_stale(&[(v, ByteRange::at(0, shape.size))], WriteSeq(30))
+        .unwrap();
     assert_eq!(j.stale_bytes(v), shape.size);
     assert_eq!(
         j.next_stale(v, region + 1, region),

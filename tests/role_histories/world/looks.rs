@@ -4,6 +4,7 @@ use super::{Fallible, Side, World, work::reader};
 use crate::{host::Up, lines::same};
 use backstay::{
     applying::acting::builds_undo,
+    context::sizes_at,
     roles::{Standing, change::At, row::standing_of},
 };
 use journal::{Journal, Position, RestorePhase};
@@ -142,6 +143,10 @@ impl World {
         let Some(production) = up.production() else { return };
         let (id, at) = self.line_of(up);
         let oracle = self.lines.of(id);
+        for (volume, v) in up.volumes.iter() {
+            let size = up.journal.size_now(volume).unwrap_or(v.size());
+            assert_eq!(size, oracle.size(volume, at), "the size of {volume} at the head");
+        }
         let mut read = reader(production);
         let Some((volume, range)) = only else {
             return same("production's head", oracle, at, &mut read);
@@ -274,7 +279,12 @@ impl World {
         let id = id_of(&up.journal, point.generation);
         assert_eq!(point.seq, seq, "{target}");
         let history: Arc<dyn History> = Arc::clone(&up.journal) as Arc<dyn History>;
-        let view = View::new(point, up.volumes.sizes(), up.volumes.clone(), history)?;
+        let sizes = sizes_at(&up.journal, &up.volumes, &point);
+        for (volume, size) in &sizes {
+            let expected = self.lines.of(id).size(*volume, seq);
+            assert_eq!(*size, expected, "the size of {volume} at {target}");
+        }
+        let view = View::new(point, sizes, up.volumes.clone(), history)?;
         let mut read = |v, at, out: &mut [u8]| view.read(v, at, out).map_err(io::Error::other);
         let what = format!("the view {target} of {}", self.hosts[side.index()].name);
         same(&what, self.lines.of(id), seq, &mut read);
@@ -318,7 +328,7 @@ impl World {
         let Some(promotion) = up.journal.promotion() else {
             return Ok(());
         };
-        let (volumes, row) = (up.volumes.clone(), up.row()?);
+        let (volumes, row, journal) = (up.volumes.clone(), up.row()?, Arc::clone(&up.journal));
         let as_they_are = std::mem::take(&mut self.as_they_are[side.index()]);
         if self.lines.begin(&promotion) {
             let at = promotion.parent.as_ref().map_or(WriteSeq(0), |p| p.seq);
@@ -330,7 +340,7 @@ impl World {
                 row.role
             );
             if as_they_are {
-                self.lines.take(promotion.id, at, &volumes)?;
+                self.lines.take(promotion.id, at, &journal, &volumes)?;
             }
             self.mixed[side.index()] = as_they_are;
             self.promised[side.index()].restart(at);

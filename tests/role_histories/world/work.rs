@@ -1,14 +1,21 @@
 //! What applications do, and what journals do by themselves.
 
-use super::{Fallible, Side, World};
-use crate::hosts::Production;
-use backstay::{applying::acting::builds_undo, context::owed_to_peer, roles::Standing};
+use super::{Fallible, GROWING, Side, World};
+use crate::{
+    host::Up,
+    hosts::{Production, grows, storage},
+};
+use backstay::{
+    applying::acting::builds_undo,
+    context::{extent_of, owed_to_peer, zero_rest},
+    roles::Standing,
+};
 use bytes::Bytes;
 use journal::{
     Space, Wanted,
     tap::{Request, VolumeChange},
 };
-use model::{ByteRange, Role, Timestamp, VolumeIndex, WriteSeq};
+use model::{BLOCK_SIZE, ByteRange, Role, Timestamp, VolumeIndex, WriteSeq};
 use rand::{Rng, RngCore};
 use std::{
     io,
@@ -151,8 +158,54 @@ impl World {
         if self.up(side).serving()?.is_none() {
             return Ok(());
         }
+        let (id, head) = self.line_of(self.up(side));
+        let size = self.lines.of(id).size(GROWING, head);
+        self.workload.resize(GROWING, size);
         let operation = self.workload.next(rng);
         self.operate(side, operation, rng)
+    }
+
+    /// As the operator's command does.
+    pub fn grow(&mut self, side: Side, rng: &mut dyn RngCore) -> Fallible {
+        let up = self.up(side);
+        let Some(production) = up.serving()? else {
+            return Ok(());
+        };
+        let runs = |there: &&Up| there.recovery().is_some() || there.production().is_some();
+        let Some(there) = self.reachable(side.other()).filter(runs) else {
+            return Ok(());
+        };
+        let journal = Arc::clone(&up.journal);
+        let first = self.sizes[usize::from(GROWING.0)];
+        let now = journal.size_now(GROWING).unwrap_or(first);
+        let wanted = (now + rng.random_range(1..=3) * BLOCK_SIZE).min(storage(first));
+        if wanted == now {
+            return Ok(());
+        }
+        let rest = ByteRange {
+            start: now,
+            end: extent_of(&journal, GROWING, first).clamp(now, wanted),
+        };
+        grows(&there.journal, &there.volumes, GROWING, wanted)?;
+        grows(&journal, &up.volumes, GROWING, wanted)?;
+        let tap = &production.tap;
+        let done = zero_rest(tap, GROWING, rest).and_then(|()| tap.resize(GROWING, wanted));
+        self.lines.meet(&journal);
+        let opened = journal.promotion().is_none();
+        if let Some(generation) = journal.current_generation().filter(|_| opened) {
+            let last = journal.cursors().appended;
+            if journal.size_now(GROWING) == Some(wanted) {
+                self.lines.fill(generation.id, WriteSeq(last.0 - 1));
+                let line = self.lines.of_mut(generation.id);
+                line.resize(last, Timestamp(last.0), GROWING, wanted);
+                self.counts.grown += 1;
+            }
+        }
+        self.observe(side);
+        let promised = &self.promised[side.index()];
+        promised.flushed.fetch_max(done?.0, Ordering::Relaxed);
+        self.look_at_head(side, None);
+        Ok(())
     }
 
     pub fn operate(&mut self, side: Side, operation: Operation, rng: &mut dyn RngCore) -> Fallible {
