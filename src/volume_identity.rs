@@ -188,8 +188,7 @@ pub fn compare(known: &VolumeIdentity, found: &VolumeIdentity) -> Verdict {
         ) => match (name, name_now) {
             (Some(name), Some(name_now)) if name == name_now => Verdict::Same,
             (Some(_), Some(_)) => Verdict::Replaced,
-            // What became smaller is no match, above.
-            _ if dev == dev_now && size <= size_now => Verdict::Same,
+            _ if dev == dev_now && size == size_now => Verdict::Same,
             _ => Verdict::Unknown,
         },
     };

@@ -206,6 +206,27 @@ impl VolumeMap {
         }
     }
 
+    /// What every cell becomes, if all become the same.
+    fn all_become(&self, to: impl Fn(Cell) -> Cell) -> Option<Cell> {
+        let cells = self.cells();
+        let by_default = (self.chunks.len() as u64) < cells.div_ceil(CHUNK_CELLS);
+        let of_chunks = self.chunks.iter().flat_map(|(chunk, runs)| {
+            let mut at = chunk * CHUNK_CELLS;
+            runs.iter().filter_map(move |(count, cell)| {
+                let first = at;
+                at += u64::from(*count);
+                (first < cells).then_some(*cell)
+            })
+        });
+        let mut all = by_default
+            .then_some(self.default)
+            .into_iter()
+            .chain(of_chunks)
+            .map(to);
+        let cell = all.next()?;
+        all.all(|other| other == cell).then_some(cell)
+    }
+
     /// Sets every cell, and the default with them; answers the chunks that are gone.
     fn set_all(&mut self, to: Cell) -> Vec<u64> {
         self.default = to;
@@ -264,6 +285,13 @@ impl VolumeMap {
 
     /// Changes the cells `first..end`; answers the chunks that changed.
     fn change(&mut self, first: u64, end: u64, to: impl Fn(Cell) -> Cell) -> Vec<u64> {
+        // The copy of a hole may be of a whole volume: it is no more to remember than that.
+        if first == 0
+            && end >= self.cells()
+            && let Some(cell) = self.all_become(&to)
+        {
+            return self.set_all(cell);
+        }
         let mut changed = Vec::new();
         let mut at = first;
         while at < end {
@@ -531,12 +559,18 @@ impl Journal {
             // Changed under the lock, before the commit: if that fails the journal is poisoned and nobody acts on it.
             let mut maps = self.maps.all.lock();
             let at = self.cursors().appended;
-            let mut chunks = BTreeSet::new();
+            let (mut chunks, mut rows) = (BTreeSet::new(), BTreeMap::new());
             for (volume, range, change) in changes {
                 let map = maps.get_mut(&volume).ok_or(JournalError::UnknownVolume(volume))?;
+                rows.entry(volume).or_insert_with(|| map.encode_row());
                 chunks.extend(change(map, range, at)?.into_iter().map(|chunk| (volume, chunk)));
             }
             let mut batch = Batch::default();
+            for (volume, before) in rows {
+                if let Some(map) = maps.get(&volume).filter(|map| map.encode_row() != before) {
+                    map.put_row(&mut batch, volume);
+                }
+            }
             for (volume, chunk) in chunks {
                 if let Some(map) = maps.get(&volume) {
                     map.put_chunk(&mut batch, volume, chunk);

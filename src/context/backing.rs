@@ -140,6 +140,29 @@ impl Context {
         Ok(())
     }
 
+    /// Notes what a volume stands on once more, which `change` makes longer: a device without a lasting name would not be known again.
+    ///
+    /// # Errors
+    /// When the change fails, or the note could not be kept.
+    pub(super) fn noted_again<E: From<JournalError>>(
+        &self,
+        volume: &str,
+        change: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let found = || {
+            let found = self.backings().find(|(name, _)| *name == volume);
+            found.and_then(|(_, found)| found.ok())
+        };
+        let notes = self.row().notes;
+        let known = notes.get(&note(volume)).zip(found());
+        let is_known = known.is_some_and(|(known, found)| judge(known, &found) == Verdict::Same);
+        change()?;
+        if let Some(found) = found().filter(|_| is_known) {
+            self.change_row(|row| drop(row.notes.insert(note(volume), found.to_string())))?;
+        }
+        Ok(())
+    }
+
     /// Whether what is there takes the place of what was noted; else the difference is logged.
     fn is_noted(&self, volume: &str, known: Option<&String>, found: &VolumeIdentity) -> bool {
         let Some(known) = known.filter(|known| *known != LOST) else {

@@ -184,7 +184,11 @@ impl Context {
                 false => Err(refused("its context was stopped".into())),
             }
         };
-        Ok(make_ready(&self.journal, index, &**medium, ready, bytes, &go_on)?)
+        let volume = &self.config.volumes[usize::from(index.0)].name;
+        self.noted_again(volume, || {
+            let done = make_ready(&self.journal, index, &**medium, ready, bytes, &go_on);
+            done.map_err(ContextError::from)
+        })
     }
 }
 

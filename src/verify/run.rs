@@ -3,7 +3,7 @@
 use super::{
     compare::{Comparer, Found, cut, hindrance},
     state::{Cause, Differs, Ended, Kept, LISTED_MAX, Live, NOTE, Pass, Sample, Unread, join, without},
-    stretch::{Pace, STRETCH, smaller, stretches},
+    stretch::{Pace, STRETCH, Stretches, smaller},
 };
 use crate::{
     bell::{Bell, Ear},
@@ -365,8 +365,8 @@ impl Work<'_> {
         let waits = |why| self.desk.inner.lock().waits = why;
         let mut comparer = Comparer::new(self.context, self.tap, &halt, &waits);
         let (sample, repair) = self.with(|_, p| (p.sample, p.repair))?;
-        let all = stretches(self.context, sample);
-        let total = all.iter().map(|(_, range)| range.len()).sum();
+        let all = Stretches::of(self.context, sample);
+        let total = all.bytes();
         self.desk.inner.lock().total = total;
         // A volume that has grown meanwhile, or is smaller: it begins anew.
         let mut next = self.with(|_, p| {
@@ -378,10 +378,7 @@ impl Work<'_> {
         let mut kept_at = Instant::now();
         let mut pace = Pace::new(self.context.config.verify_rate.0);
         let mut open = VecDeque::new();
-        let mut left = all
-            .iter()
-            .skip(usize::try_from(next).unwrap_or(usize::MAX))
-            .peekable();
+        let mut left = (next..).map_while(|n| all.get(n));
         loop {
             // What the link has yet to carry keeps nobody from looking on.
             let oldest = open
@@ -391,7 +388,7 @@ impl Work<'_> {
                 && !oldest
                 && let Some((volume, range)) = left.next()
             {
-                open.push_back((*volume, *range, comparer.look(*volume, *range)?));
+                open.push_back((volume, range, comparer.look(volume, range)?));
                 self.rest(pace.spent(range.len()))?;
                 continue;
             }

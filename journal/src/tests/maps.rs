@@ -418,3 +418,40 @@ fn rows_without_a_suspect_cell_stay_of_version_1() {
         j.lost_maps()
     );
 }
+
+/// N15: what a map holds grows with what differs, and not with the volume: one copy of a hole of a terabyte is one row, and what is dropped
+/// behind it one chunk.
+#[test]
+fn a_hole_that_was_copied_is_no_more_than_a_row() {
+    let lab = Lab::new();
+    let j = lab.fresh();
+    let shape = MapShape {
+        size: 1 << 40,
+        region_size: 32 << 10,
+        default: Cell::Stale(WriteSeq(0)),
+    };
+    j.set_map(V, shape).unwrap();
+    fill(&j, 5, 600);
+    let all = ByteRange {
+        start: 0,
+        end: 1 << 40,
+    };
+    j.clear_if_older(&[(V, all, WriteSeq(4))]).unwrap();
+    let rows = |j: &Journal, lab: &Lab| {
+        assert_eq!(j.map_runs(V)[0].1, Cell::Clean);
+        let mut rows = 0;
+        let scan = &mut |_: &[u8], _: &[u8]| {
+            rows += 1;
+            true
+        };
+        lab.store().scan(Family::Map, &[], &[0xff; 11], scan).unwrap();
+        rows
+    };
+    assert_eq!((rows(&j, &lab), j.stale_bytes(V)), (1, 0));
+    j.mark_stale(&[(V, ByteRange::at(7 << 30, 10))], WriteSeq(5))
+        .unwrap();
+    assert_eq!((rows(&j, &lab), j.stale_bytes(V)), (2, 32 << 10));
+    drop(j);
+    let (j, _) = lab.open().unwrap();
+    assert_eq!((rows(&j, &lab), j.stale_bytes(V)), (2, 32 << 10));
+}
