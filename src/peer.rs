@@ -36,8 +36,10 @@ pub const CONFIGURE: u16 = 1;
 const DONE: u16 = 0;
 /// Response code: refused, the body says why.
 const REFUSED: u16 = 1;
+/// What an older node says of a request that it does not know.
+pub(crate) const UNKNOWN_HERE: &str = "is not known here";
 /// How long a node may take to answer a request.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a request to another node failed.
 #[derive(Debug, thiserror::Error)]
@@ -602,7 +604,7 @@ async fn done_for(node: Arc<Node>, asker: String, kind: u16, body: Bytes) -> Res
         | roles::peer::PAIR => roles::peer::answer(&node, &asker, kind, &body),
         verify::COMPARE => verify::answer(&node, &asker, &body),
         jobs::log::ENTRIES => jobs::log::answer(&node, &asker, &body),
-        _ => Err(format!("request {kind} is not known here")),
+        _ => Err(format!("request {kind} {UNKNOWN_HERE}")),
     })
     .await
 }

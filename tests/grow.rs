@@ -4,7 +4,7 @@
 mod common;
 
 use common::{
-    Clients, LONG, PROD, Pair, REC, Setup, number,
+    Clients, LONG, PROD, Pair, REC, Setup, number, root_for,
     tails::{open_tail, rot},
 };
 use std::process::Command;
@@ -298,10 +298,8 @@ fn r33_what_cannot_grow_is_refused() {
     world.pair.kill9(REC);
     world.refused(PROD, "grow -C 1 -L data --size 9M", 75, "rec");
     world.serves(PROD);
-    assert_eq!(
-        std::fs::metadata(world.pair.backing(PROD, "data")).unwrap().len(),
-        SMALL
-    );
+    // This host's file may be longer: nobody is served that.
+    assert_eq!(world.pair.open(PROD, "c1/data").size(), SMALL);
     world.pair.start(REC);
     world.pair.cli(REC, &["rtstart", "-C", "1"]).ok();
     world.pair.waits(PROD, "consistent");
@@ -441,4 +439,59 @@ fn k3_a_grown_volume_is_salvaged_whole() {
     let (tail, entries) = open_tail(&world.pair, PROD);
     rot(&tail, entries[0] + 100);
     holds(PROD, &["--best-effort"], &world.data);
+}
+
+/// A file system takes the larger volume; what it was before is mounted as it was, with its old size.
+#[test]
+fn r33_a_mounted_file_system_takes_the_new_size() {
+    if !root_for("r33_a_mounted_file_system_takes_the_new_size") {
+        return;
+    }
+    let setup = Setup {
+        attach: "auto",
+        ..Setup::default()
+    };
+    let pair = Pair::new("grow-xfs", &setup);
+    let data = pair.scratch.join("data");
+    let at = data.to_str().unwrap();
+    let past = pair.scratch.join("mnt").join(data.strip_prefix("/").unwrap());
+    let protect = ["protect", "-C", "1", "data=320M", "--fs", "xfs", "--mount", at];
+    pair.cli(PROD, &protect).ok();
+    let random = |byte: u8, len: usize| vec![byte; len];
+    std::fs::write(data.join("before"), random(1, 9 << 20)).unwrap();
+    pair.cli(PROD, &["rtmark", "-C", "1", "--name", "small"]).ok();
+    pair.cli(PROD, &["grow", "-C", "1", "-L", "data", "--size", "1G"])
+        .ok();
+    pair.cli(PROD, &["rtumnt", "-C", "1"]).ok();
+    pair.cli(PROD, &["rtmnt", "-C", "1"]).ok();
+    let grown = run(Command::new("xfs_growfs").arg(&data), LONG);
+    assert_eq!(grown.code, 0, "{grown:?}");
+    // More than the file system had before.
+    std::fs::write(data.join("behind"), random(2, 400 << 20)).unwrap();
+    pair.cli(PROD, &["rtmark", "-C", "1", "--name", "large"]).ok();
+    pair.waits(PROD, "drained");
+    let blocks = |path: &std::path::Path| {
+        let shown = run(Command::new("stat").args(["-f", "-c", "%b %S"]).arg(path), LONG);
+        let parts: Vec<u64> = shown
+            .stdout
+            .split_whitespace()
+            .map(|n| n.parse().unwrap())
+            .collect();
+        parts[0] * parts[1]
+    };
+    for (mark, files) in [("small", 1), ("large", 2)] {
+        pair.cli(REC, &["scrt_ra", "-C", "1", "--mark", mark]).ok();
+        pair.cli(REC, &["rtmnt", "-C", "1"]).ok();
+        let is_small = blocks(&past) < 320 << 20;
+        assert_eq!(is_small, mark == "small", "{} bytes at {mark}", blocks(&past));
+        assert!(std::fs::read(past.join("before")).unwrap() == random(1, 9 << 20));
+        let found = std::fs::read_dir(&past).unwrap().count();
+        assert_eq!(found, files, "at {mark}");
+        if files == 2 {
+            assert!(std::fs::read(past.join("behind")).unwrap() == random(2, 400 << 20));
+        }
+        pair.cli(REC, &["rtumnt", "-C", "1"]).ok();
+        pair.cli(REC, &["scrt_ra", "-C", "1", "-W"]).ok();
+    }
+    pair.cli(PROD, &["rtumnt", "-C", "1"]).ok();
 }

@@ -240,8 +240,8 @@ impl Journal {
                 encode_step(*from, *to),
             );
         }
-        for (seq, change) in &sealed.container.events.sizes {
-            let key = keys::event(keys::SIZE, generation, *seq);
+        for (seq, change) in self.sizes_of(&sealed.container) {
+            let key = keys::event(keys::SIZE, generation, seq);
             batch.put(Family::Catalog, key, change.encode());
         }
         if let Some(floors) = floors {

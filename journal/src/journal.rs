@@ -129,11 +129,11 @@ impl Shared {
                     (*from, *to),
                 );
             }
-            for (seq, change) in &open.events.sizes[sizes..] {
-                let seq = *seq;
-                self.sizes.insert(Position { generation, seq }, *change);
-            }
+            let sizes: Vec<_> = open.events.sizes[sizes..].to_vec();
             self.ring.push(Arc::clone(frame), recent_bytes);
+            for (seq, change) in sizes {
+                self.note_size(Position { generation, seq }, change);
+            }
         }
     }
 }

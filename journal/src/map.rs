@@ -162,21 +162,25 @@ impl VolumeMap {
         self.size.div_ceil(self.region_size)
     }
 
-    /// The cell behind the last one of a range. One that passes the volume's end by more than its last block would be in no set.
-    fn end_of(&self, range: ByteRange) -> Result<u64, JournalError> {
+    /// The cell behind the last one of a range.
+    fn end_of(&self, range: ByteRange) -> u64 {
+        range.end.min(self.size).div_ceil(self.region_size)
+    }
+
+    /// Refuses a range that passes the volume's end by more than its last block: it would be in no set.
+    fn check_end(&self, range: ByteRange) -> Result<(), JournalError> {
         if range.end > self.size.next_multiple_of(BLOCK_SIZE) {
             return Err(JournalError::Refused(format!(
                 "bytes {} to {} pass the end of a state map of {}",
                 range.start, range.end, self.size
             )));
         }
-        Ok(range.end.min(self.size).div_ceil(self.region_size))
+        Ok(())
     }
 
     fn is_suspect(&self) -> bool {
         let cells = self.cells();
-        let by_default = (self.chunks.len() as u64) < cells.div_ceil(CHUNK_CELLS);
-        if by_default && self.default.is_suspect() {
+        if self.has_default() && self.default.is_suspect() {
             return true;
         }
         self.chunks.iter().any(|(chunk, runs)| {
@@ -206,10 +210,16 @@ impl VolumeMap {
         }
     }
 
+    /// Whether any cell is the default's because nothing was said about its chunk.
+    fn has_default(&self) -> bool {
+        let chunks = self.cells().div_ceil(CHUNK_CELLS);
+        (self.chunks.range(..chunks).count() as u64) < chunks
+    }
+
     /// What every cell becomes, if all become the same.
     fn all_become(&self, to: impl Fn(Cell) -> Cell) -> Option<Cell> {
         let cells = self.cells();
-        let by_default = (self.chunks.len() as u64) < cells.div_ceil(CHUNK_CELLS);
+        let by_default = self.has_default();
         let of_chunks = self.chunks.iter().flat_map(|(chunk, runs)| {
             let mut at = chunk * CHUNK_CELLS;
             runs.iter().filter_map(move |(count, cell)| {
@@ -517,8 +527,9 @@ impl Journal {
     /// [`JournalError::UnknownVolume`], or a failure.
     pub fn mark_stale(&self, ranges: &[(VolumeIndex, ByteRange)], seq: WriteSeq) -> Result<(), JournalError> {
         let mark = |map: &mut VolumeMap, range: ByteRange, _| {
-            let end = map.end_of(range)?;
-            Ok(map.change(range.start / map.region_size, end, |cell| cell.dropped(seq)))
+            map.change(range.start / map.region_size, map.end_of(range), |cell| {
+                cell.dropped(seq)
+            })
         };
         // What it stands in for is dropped next.
         let ranges = ranges.iter().map(|(volume, range)| (*volume, *range, mark));
@@ -540,7 +551,7 @@ impl Journal {
                 } else {
                     range.end / map.region_size
                 };
-                Ok(map.change(first, end, |cell| cell.copied(copied)))
+                map.change(first, end, |cell| cell.copied(copied))
             }
         };
         let copies = copies
@@ -550,20 +561,28 @@ impl Journal {
     }
 
     /// Changes cells of any volumes in one batch, as of this host's position; answers that.
-    fn change_cells<F: Fn(&mut VolumeMap, ByteRange, WriteSeq) -> Result<Vec<u64>, JournalError>>(
+    fn change_cells<F: Fn(&mut VolumeMap, ByteRange, WriteSeq) -> Vec<u64>>(
         &self,
         relied: bool,
         changes: impl Iterator<Item = (VolumeIndex, ByteRange, F)>,
     ) -> Result<WriteSeq, JournalError> {
+        let changes: Vec<_> = changes.collect();
         self.guarded(|| {
             // Changed under the lock, before the commit: if that fails the journal is poisoned and nobody acts on it.
             let mut maps = self.maps.all.lock();
             let at = self.cursors().appended;
+            // All of them first: what is refused half way would be changed here and not in the store.
+            for (volume, range, _) in &changes {
+                let map = maps.get(volume).ok_or(JournalError::UnknownVolume(*volume))?;
+                if relied {
+                    map.check_end(*range)?;
+                }
+            }
             let (mut chunks, mut rows) = (BTreeSet::new(), BTreeMap::new());
             for (volume, range, change) in changes {
                 let map = maps.get_mut(&volume).ok_or(JournalError::UnknownVolume(volume))?;
                 rows.entry(volume).or_insert_with(|| map.encode_row());
-                chunks.extend(change(map, range, at)?.into_iter().map(|chunk| (volume, chunk)));
+                chunks.extend(change(map, range, at).into_iter().map(|chunk| (volume, chunk)));
             }
             let mut batch = Batch::default();
             for (volume, before) in rows {

@@ -476,7 +476,7 @@ impl Journal {
                 generation: container.generation,
                 seq: *seq,
             };
-            shared.sizes.insert(at, *change);
+            shared.note_size(at, *change);
         }
         for (_, frame) in &frames {
             shared.ring.push(Arc::clone(frame), self.options.recent_bytes);

@@ -4,8 +4,9 @@
 //!
 //! A volume begins with the size in its configuration. From then on its size is a matter of the line: a record
 //! ([`model::RecordBody::Size`]) changes it from that record on, so every point has its own, a restore to before the record brings
-//! the smaller one back, and a line that was left takes its sizes with it. The catalog has a row for each such record; they are
-//! few, and are kept when their containers' rows are forgotten, because what came before every point that is kept decides its size.
+//! the smaller one back, and a line that was left takes its sizes with it. The catalog has a row for each record that says another size
+//! than its line did before; they are few, and are kept when their containers' rows are forgotten, because what came before every point
+//! that is kept decides its size.
 //!
 //! Beside it each volume has an *extent*: how far its storage on this host was ever made ready. It never shrinks.
 //!
@@ -31,6 +32,7 @@
 
 use crate::{
     codec::{Malformed, Read, len32},
+    container::Container,
     error::{JournalError, Position},
     journal::{Journal, Shared},
     keys,
@@ -38,7 +40,7 @@ use crate::{
     rows::{begin, open},
 };
 use model::{
-    VolumeIndex,
+    VolumeIndex, WriteSeq,
     ports::{Batch, Family},
 };
 use std::collections::BTreeMap;
@@ -93,6 +95,17 @@ impl Extents {
 }
 
 impl Shared {
+    /// Takes in what a record says, unless its line says the same just before it: sizes are told again and again.
+    pub(crate) fn note_size(&mut self, at: Position, change: SizeChange) {
+        let before = Position {
+            seq: WriteSeq(at.seq.0 - 1),
+            ..at
+        };
+        if self.size_on(&self.line_to(before), change.volume) != Some(change.size) {
+            self.sizes.insert(at, change);
+        }
+    }
+
     /// The last size that a line says.
     fn size_on(&self, line: &[LineSpan], volume: VolumeIndex) -> Option<u64> {
         line.iter().rev().find_map(|span| {
@@ -125,6 +138,19 @@ impl Journal {
     pub fn size_now(&self, volume: VolumeIndex) -> Option<u64> {
         let shared = self.shared.read();
         shared.size_on(&shared.current_line(), volume)
+    }
+
+    /// What of a container's size records says anything new.
+    pub(crate) fn sizes_of(&self, container: &Container) -> Vec<(WriteSeq, SizeChange)> {
+        let shared = self.shared.read();
+        let is_new = |(seq, _): &&(WriteSeq, SizeChange)| {
+            let at = Position {
+                generation: container.generation,
+                seq: *seq,
+            };
+            shared.sizes.contains_key(&at)
+        };
+        container.events.sizes.iter().filter(is_new).copied().collect()
     }
 
     /// How far the storage of a volume is made ready here, if it was ever made longer than at first.

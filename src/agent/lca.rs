@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     context::Context,
+    peer::{PeerError, UNKNOWN_HERE},
     roles::{self, Standing, row::standing_of},
 };
 use journal::{Journal, JournalError, tap::Tap};
@@ -680,25 +681,39 @@ impl Acquaintance for Known<'_> {
         Ok(self.0.change_row(keep)?)
     }
 
+    fn match_extents(&self) -> Result<(), LinkError> {
+        let context = self.0;
+        let theirs = match roles::peer::ask_to_extend(context, context.extents()) {
+            // An older program, which knows no larger volumes: nor does this host.
+            Err(PeerError::Refused { text, .. }) if text.contains(UNKNOWN_HERE) && !context.has_grown() => {
+                return Ok(());
+            }
+            theirs => theirs?,
+        };
+        for ((index, volume), bytes) in context.config.indexed().zip(theirs) {
+            // Bytes that are an application's, for all this host knows: who grows a volume is asked.
+            if context.holds_behind(index, bytes) {
+                return Err(LinkError::Refused(format!(
+                    "volume {0}: {1} is ready for {bytes} bytes, and here are bytes behind the first {2}, which would be zeroed: \
+                     backstay grow -C {3} -L {0} --size {bytes} does so",
+                    volume.name,
+                    context.peer_name(),
+                    context.extent(index),
+                    context.id()
+                )));
+            }
+            context.extend(index, bytes)?;
+        }
+        Ok(())
+    }
+
     fn set_of_peer(&self) -> Result<PeerSet, LinkError> {
         Ok(roles::peer::set_of(self.0)?)
     }
 }
 
-/// Makes the storage of both hosts ready for what either is ready for: no region of a volume may be on one host alone, where no map and
-/// no copy of the other would know of it.
-fn match_extents(context: &Context) -> Result<(), LinkError> {
-    let theirs = roles::peer::ask_to_extend(context, context.extents())?;
-    for ((index, _), bytes) in context.config.indexed().zip(theirs) {
-        context.extend(index, bytes)?;
-    }
-    Ok(())
-}
-
 /// Finds out how the stream begins.
 fn meet(context: &Context, tap: &Tap, peer: Position, welcome: &wire::Welcome) -> Result<Resume, LinkError> {
-    // Nothing of a volume may arrive there before there is room for it, and nothing of it there may be in no set of ours.
-    match_extents(context)?;
     let met = meeting::meet(&context.journal, tap, peer, welcome, &Known(context))?;
     let (id, name) = (context.id().0, context.peer_name());
     if met.is_new {

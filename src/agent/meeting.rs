@@ -73,6 +73,13 @@ pub trait Acquaintance {
     /// When it could not be kept.
     fn keep_instance(&self, instance: String) -> Result<(), Self::Error>;
 
+    /// Makes the storage of both hosts ready for what either is ready for: no region of a volume may be on one host alone, where no map
+    /// and no copy of the other would know of it. Their histories go together.
+    ///
+    /// # Errors
+    /// When a host's storage cannot be made so long, or holds what nobody has asked about.
+    fn match_extents(&self) -> Result<(), Self::Error>;
+
     /// The line and the stale regions of a peer that gives way.
     ///
     /// # Errors
@@ -121,6 +128,7 @@ pub fn meet<A: Acquaintance>(
     if let Verdict::Diverged { ours } = verdict {
         return Ok(met(Resume::Diverged { ours }));
     }
+    known.match_extents()?;
     let instance = format!("{:016x}", welcome.instance);
     let before = known.instance();
     let is_new = before.as_ref().is_some_and(|before| *before != instance);

@@ -176,6 +176,17 @@ pub enum Running {
     Recovery(Recovery),
 }
 
+impl Running {
+    /// The volumes that it works on.
+    #[must_use]
+    pub fn volumes(&self) -> &snapshot::Volumes {
+        match self {
+            Self::Production(p) => &p.volumes,
+            Self::Recovery(r) => &r.volumes,
+        }
+    }
+}
+
 /// What a context needs once: its row, and on production its first generation and a state map that knows nothing of the
 /// peer. The row comes last: without it all is done again.
 fn first_start(journal: &Journal, role: Role, config: &ContextConfig) -> Result<ContextRow, JournalError> {
@@ -302,6 +313,8 @@ pub struct Context {
     extending: Mutex<()>,
     /// How far that is, in bytes.
     extending_at: AtomicU64,
+    /// What failed of it when nobody waited for the answer any more: volume, bytes and why.
+    extend_failed: Mutex<Option<(VolumeIndex, u64, String)>>,
     pair: Mutex<pair::Pair>,
 }
 
@@ -364,6 +377,7 @@ impl Context {
             changing: Mutex::default(),
             extending: Mutex::default(),
             extending_at: AtomicU64::default(),
+            extend_failed: Mutex::default(),
             pair: Mutex::new(pair::Pair::of(&config, &node.name())),
             verify: Desk::default(),
             config,

@@ -8,16 +8,18 @@
 //! [`make_ready`] is the one place that makes storage longer: longer, then zero, then synced, then known. It is done for the
 //! operator's `grow`, here and on the peer, and before a stream begins from a host that knows larger volumes than the receiver.
 
-use super::{Context, ContextError, Running};
+use super::{Context, ContextError};
+use crate::peer::ANSWER_TIMEOUT;
 use journal::{
     Journal, JournalError, Position,
     tap::{Request, Tap, VolumeChange},
 };
 use model::{BLOCK_SIZE, ByteRange, Point, VolumeIndex, ports::Medium};
-use snapshot::Volumes;
+use snapshot::{Volume, Volumes};
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 /// Storage is zeroed in pieces of this: a context that stops waits for no more.
@@ -78,11 +80,18 @@ pub fn zero_rest(tap: &Tap, index: VolumeIndex, range: ByteRange) -> Result<(), 
     if range.is_empty() {
         return Ok(());
     }
-    for (range, _) in tap
+    let held = tap
         .extents(index, range)?
         .into_iter()
-        .filter(|(_, is_zero)| !is_zero)
-    {
+        .filter(|(_, is_zero)| !is_zero);
+    let mut bytes = Vec::new();
+    for range in held.flat_map(|(range, _)| pieces(range)) {
+        // A device knows no holes: what is zero takes no record.
+        bytes.resize(usize::try_from(range.len()).unwrap_or(usize::MAX), 0);
+        tap.read(index, range.start, &mut bytes)?;
+        if model::is_zero(&bytes) {
+            continue;
+        }
         let (tell, told) = std::sync::mpsc::channel();
         let change = VolumeChange::Zero {
             volume: index,
@@ -98,6 +107,15 @@ pub fn zero_rest(tap: &Tap, index: VolumeIndex, range: ByteRange) -> Result<(), 
         told.recv().map_or(Ok(()), |answer| answer.map_err(failed))?;
     }
     Ok(())
+}
+
+/// A range in pieces of at most a megabyte.
+fn pieces(range: ByteRange) -> impl Iterator<Item = ByteRange> {
+    let starts = (range.start..range.end).step_by(1 << 20);
+    starts.map(move |start| ByteRange {
+        start,
+        end: range.end.min(start + (1 << 20)),
+    })
 }
 
 /// Why a volume cannot get a size; `None`: it can. What lies behind its end must be storage that nothing else writes.
@@ -140,6 +158,26 @@ impl Context {
             .collect()
     }
 
+    /// Whether any volume's storage was ever made longer here.
+    #[must_use]
+    pub fn has_grown(&self) -> bool {
+        self.config
+            .indexed()
+            .any(|(index, _)| self.journal.extent(index).is_some())
+    }
+
+    /// Whether what a volume stands on holds bytes between what is ready and an end, as far as it can tell: a device holds some anywhere.
+    #[must_use]
+    pub fn holds_behind(&self, index: VolumeIndex, end: u64) -> bool {
+        let ready = self.extent(index);
+        let Some(running) = self.running().filter(|_| ready < end) else {
+            return false;
+        };
+        let data = |volume: &Volume| volume.medium().next_data(ready);
+        let found = running.volumes().get(index).map(data);
+        found.is_ok_and(|data| data.map_or(true, |data| data.is_some_and(|data| data.start < end)))
+    }
+
     fn first_size(&self, index: VolumeIndex) -> u64 {
         let volume = self.config.volumes.get(usize::from(index.0));
         volume.map_or(0, |v| v.size.0)
@@ -160,6 +198,10 @@ impl Context {
         if bytes <= ready {
             return Ok(());
         }
+        let failed = self.extend_failed.lock().take();
+        if let Some((.., why)) = failed.filter(|failed| (failed.0, failed.1) == (index, bytes)) {
+            return Err(JournalError::Refused(why).into());
+        }
         let refused = |why: String| {
             let volume = &self.config.volumes[usize::from(index.0)].name;
             JournalError::Refused(format!("volume {volume}: {why}"))
@@ -171,11 +213,7 @@ impl Context {
             let why = format!("context {} does not run on {}", self.id(), self.node_name);
             return Err(refused(why).into());
         };
-        let volumes = match &*running {
-            Running::Production(p) => &p.volumes,
-            Running::Recovery(r) => &r.volumes,
-        };
-        let medium = volumes.get(index)?.medium();
+        let medium = running.volumes().get(index)?.medium();
         // Whoever stops or takes over must not wait until all of it is zero.
         let go_on = |at| {
             self.extending_at.store(at, Ordering::Relaxed);
@@ -185,10 +223,23 @@ impl Context {
             }
         };
         let volume = &self.config.volumes[usize::from(index.0)].name;
-        self.noted_again(volume, || {
-            let done = make_ready(&self.journal, index, &**medium, ready, bytes, &go_on);
-            done.map_err(ContextError::from)
-        })
+        let began = Instant::now();
+        let done = self.noted_again(volume, || {
+            make_ready(&self.journal, index, &**medium, ready, bytes, &go_on)
+        });
+        if let Err(e) = &done {
+            tracing::warn!(
+                context = self.id().0,
+                volume,
+                bytes,
+                "its storage is not ready: {e}"
+            );
+            // Who asked for it does not listen any more.
+            if began.elapsed() + Duration::from_secs(5) > ANSWER_TIMEOUT {
+                *self.extend_failed.lock() = Some((index, bytes, e.to_string()));
+            }
+        }
+        Ok(done?)
     }
 }
 

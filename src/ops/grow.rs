@@ -56,9 +56,7 @@ pub fn grow(op: &mut Op<'_>, id: u32, volume: &str, bytes: Option<u64>) -> Answe
         seq: None,
     };
     let ready = context.extent(index);
-    let holds = medium
-        .next_data(ready)
-        .is_ok_and(|data| data.is_some_and(|data| data.start < wanted));
+    let holds = context.holds_behind(index, wanted);
     if wanted > ready && (holds || wanted / 4 > now) {
         op.ask_unless_dry(question(&context, index, holds, wanted))?;
     }
@@ -73,6 +71,8 @@ pub fn grow(op: &mut Op<'_>, id: u32, volume: &str, bytes: Option<u64>) -> Answe
         );
     }
     if wanted > now {
+        // What this host cannot hold the other one is not made ready for: extents never go back. A longer file alone hurts nobody.
+        medium.extend(wanted).map_err(|e| failed(&e))?;
         make_room(op, &context, index, wanted)?;
         op.line(format!("{peer}: ready for {wanted} bytes"));
         context.extend(index, wanted).map_err(|e| failed(&e))?;

@@ -366,12 +366,12 @@ impl Work<'_> {
         let mut comparer = Comparer::new(self.context, self.tap, &halt, &waits);
         let (sample, repair) = self.with(|_, p| (p.sample, p.repair))?;
         let all = Stretches::of(self.context, sample);
-        let total = all.bytes();
-        self.desk.inner.lock().total = total;
+        self.desk.inner.lock().total = all.bytes();
         // A volume that has grown meanwhile, or is smaller: it begins anew.
         let mut next = self.with(|_, p| {
-            if p.bytes != total {
-                (p.bytes, p.next, p.compared) = (total, 0, 0);
+            if p.bytes != all.volumes_bytes() {
+                p.bytes = all.volumes_bytes();
+                (p.next, p.compared, p.found, p.unlisted) = (0, 0, 0, 0);
             }
             p.next
         })?;

@@ -149,7 +149,7 @@ pub struct Pass {
     pub(super) next: u64,
     /// Bytes compared so far.
     pub compared: u64,
-    /// Bytes to compare in all, when it was begun: another sum, and its stretches are others.
+    /// Bytes of all volumes when it was begun.
     #[serde(default)]
     pub(super) bytes: u64,
     /// Ranges found so far.

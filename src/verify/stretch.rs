@@ -55,6 +55,11 @@ impl Stretches {
         stretches
     }
 
+    /// Bytes of the volumes that they are of: another sum, and they are others.
+    pub fn volumes_bytes(&self) -> u64 {
+        self.sizes.iter().map(|(_, size)| size).sum()
+    }
+
     /// How many there are to choose from.
     fn count(&self) -> u64 {
         self.sizes.iter().map(|(_, size)| size.div_ceil(self.step)).sum()
@@ -85,7 +90,7 @@ impl Stretches {
                 .filter_map(|n| self.get(n))
                 .map(|(_, range)| range.len())
                 .sum(),
-            None => self.sizes.iter().map(|(_, size)| size).sum(),
+            None => self.volumes_bytes(),
         }
     }
 }

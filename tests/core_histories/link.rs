@@ -122,6 +122,10 @@ impl<A: Ships> Acquaintance for Known<'_, A> {
         Ok(journal.put_context(&row)?)
     }
 
+    fn match_extents(&self) -> Fallible {
+        self.0.match_extents()
+    }
+
     fn set_of_peer(&self) -> Fallible<PeerSet> {
         self.0.set_of_peer()
     }
@@ -276,7 +280,6 @@ impl Link {
     /// As the LCA does.
     fn meet(&mut self, a: &impl Ships, peer: wire::Position, welcome: &Welcome) -> Fallible {
         let production = a.production();
-        a.match_extents()?;
         let met = meeting::meet(&production.journal, &production.tap, peer, welcome, &Known(a))?;
         // A generation may have begun: the machine must know before it jumps there.
         let (appended, durable) = production.journal.line_cursors();

@@ -278,7 +278,9 @@ impl Container<'_> {
             }
             RecordBody::Size { size } => {
                 let (volume, size) = (record.volume, *size);
-                if self.tables.sizes.get(&at) != Some(&SizeChange { volume, size }) {
+                // What was said before on the line has no row again.
+                let is_said = |said: &SizeChange| *said == SizeChange { volume, size };
+                if !self.tables.sizes.range(..=at).any(|(_, said)| is_said(said)) {
                     self.found
                         .add(FindingKind::Metadata, catalog(), "a size has no row");
                 }

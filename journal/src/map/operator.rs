@@ -90,8 +90,9 @@ impl Journal {
     /// [`JournalError::UnknownVolume`], or a failure; then nothing has changed.
     pub fn take_over(&self, ranges: &[(VolumeIndex, ByteRange)]) -> Result<WriteSeq, JournalError> {
         let doubt = |map: &mut VolumeMap, range: ByteRange, at: WriteSeq| {
-            let end = map.end_of(range)?;
-            Ok(map.change(range.start / map.region_size, end, |cell| cell.doubted(at)))
+            map.change(range.start / map.region_size, map.end_of(range), |cell| {
+                cell.doubted(at)
+            })
         };
         self.change_cells(
             true,
