@@ -345,7 +345,7 @@ impl Link {
                         let context = Arc::clone(&self.context);
                         blocking(move || forget_covered(&context)).await?;
                         if welcome.copying {
-                            self.tell_sizes().await?;
+                            self.tell_sizes(false).await?;
                         }
                         self.start_copier(welcome.copying);
                     }
@@ -457,7 +457,7 @@ impl Link {
         let (journal, seq) = (Arc::clone(&self.journal), jump.to.seq);
         let first = [(VolumeIndex(0), ByteRange { start: 0, end: 1 })];
         blocking(move || journal.mark_stale(&first, seq)).await?;
-        self.tell_sizes().await?;
+        self.tell_sizes(true).await?;
         self.start_copier(true);
         Ok(())
     }
@@ -498,9 +498,9 @@ impl Link {
 
     /// Says again how large the volumes are that have grown: the record that said so may be among those that gave way, or of a
     /// generation that the peer never saw. Before the first copy, and so before the first point behind them.
-    async fn tell_sizes(&mut self) -> Result<(), JournalError> {
+    async fn tell_sizes(&mut self, behind_gap: bool) -> Result<(), JournalError> {
         let tap = Arc::clone(&self.tap);
-        if let Some(last) = blocking(move || tap.tell_sizes()).await? {
+        if let Some(last) = blocking(move || tap.tell_sizes(behind_gap)).await? {
             self.completes_behind = last;
             self.context.bells.durable.ring();
         }

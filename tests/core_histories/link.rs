@@ -298,7 +298,7 @@ impl Link {
                 self.unsealed = open.map(|l| (peer.generation, l));
                 self.forget_covered(a)?;
                 if welcome.copying {
-                    self.tell_sizes(a)?;
+                    self.tell_sizes(a, false)?;
                 }
                 if welcome.copying || self.stale(a, (VolumeIndex(0), 0)).is_some() {
                     self.copier.get_or_insert_default();
@@ -328,7 +328,7 @@ impl Link {
         self.waiting = self.waiting.split_off(&jump.to.seq.next());
         let first = [(VolumeIndex(0), ByteRange { start: 0, end: 1 })];
         a.production().journal.mark_stale(&first, jump.to.seq)?;
-        self.tell_sizes(a)?;
+        self.tell_sizes(a, true)?;
         self.copier.get_or_insert_default();
         Ok(())
     }
@@ -370,8 +370,8 @@ impl Link {
     }
 
     /// As the LCA does.
-    fn tell_sizes(&mut self, a: &impl Ships) -> Fallible {
-        if let Some(last) = a.production().tap.tell_sizes()? {
+    fn tell_sizes(&mut self, a: &impl Ships, behind_gap: bool) -> Fallible {
+        if let Some(last) = a.production().tap.tell_sizes(behind_gap)? {
             self.completes_behind = last;
         }
         Ok(())

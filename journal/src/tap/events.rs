@@ -3,7 +3,7 @@
 use super::Tap;
 use crate::{Draft, JournalError, SealFlags, rows::LfcRow};
 use model::{Record, RecordBody, VolumeIndex, WriteSeq};
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 impl Tap {
     /// Sets an event mark: everything answered before the call is in it, and durable when it returns. The mark ends its
@@ -69,12 +69,17 @@ impl Tap {
         Ok(seq)
     }
 
-    /// Says again how large the volumes are that have another size than at first, for a peer that may not know. Durable when it returns;
-    /// answers the last record, if there is one to say. One that is closed says nothing: no copy is taken from it either.
+    /// Says again how large the volumes are that have another size than at first, for a peer that may not know: `behind_gap`, because the
+    /// stream goes on behind records that it lacks; else once, because who knows what was said before this process. What is said behind a
+    /// gap reaches the peer, or gives way, and then there is another gap. Durable when it returns; answers the last record, if there is
+    /// one to say. One that is closed says nothing: no copy is taken from it either.
     ///
     /// # Errors
     /// When the journal fails.
-    pub fn tell_sizes(&self) -> Result<Option<WriteSeq>, JournalError> {
+    pub fn tell_sizes(&self, behind_gap: bool) -> Result<Option<WriteSeq>, JournalError> {
+        if self.told_sizes.load(Ordering::Acquire) && !behind_gap {
+            return Ok(None);
+        }
         let last = self.as_owner(|owner| {
             let mut last = None;
             if self.check_open().is_err() {
@@ -93,6 +98,7 @@ impl Tap {
         })?;
         if last.is_some() {
             self.sync_once()?;
+            self.told_sizes.store(true, Ordering::Release);
         }
         Ok(last)
     }

@@ -171,6 +171,8 @@ struct Owner {
 /// The production owner of one context.
 pub struct Tap {
     journal: Arc<Journal>,
+    /// The sizes of the volumes were said since this was made.
+    told_sizes: AtomicBool,
     volumes: BTreeMap<VolumeIndex, TapVolume>,
     limits: TapLimits,
     queue: Mutex<VecDeque<Request>>,
@@ -229,6 +231,7 @@ impl Tap {
             room: Condvar::new(),
             flushes: Flushes::default(),
             gate: Gate::new(limits.peer),
+            told_sizes: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             no_room: Mutex::default(),
