@@ -176,17 +176,6 @@ pub enum Running {
     Recovery(Recovery),
 }
 
-impl Running {
-    /// The volumes that it works on.
-    #[must_use]
-    pub fn volumes(&self) -> &snapshot::Volumes {
-        match self {
-            Self::Production(p) => &p.volumes,
-            Self::Recovery(r) => &r.volumes,
-        }
-    }
-}
-
 /// What a context needs once: its row, and on production its first generation and a state map that knows nothing of the
 /// peer. The row comes last: without it all is done again.
 fn first_start(journal: &Journal, role: Role, config: &ContextConfig) -> Result<ContextRow, JournalError> {

@@ -8,7 +8,7 @@
 //! [`make_ready`] is the one place that makes storage longer: longer, then zero, then synced, then known. It is done for the
 //! operator's `grow`, here and on the peer, and before a stream begins from a host that knows larger volumes than the receiver.
 
-use super::{Context, ContextError};
+use super::{Context, ContextError, Running};
 use crate::peer::ANSWER_TIMEOUT;
 use journal::{
     Journal, JournalError, Position,
@@ -127,6 +127,17 @@ pub fn size_fault(now: u64, wanted: u64) -> Option<String> {
         ));
     }
     (wanted < now).then(|| format!("it has {now} bytes already, and volumes only grow"))
+}
+
+impl Running {
+    /// The volumes that it works on.
+    #[must_use]
+    pub fn volumes(&self) -> &Volumes {
+        match self {
+            Self::Production(p) => &p.volumes,
+            Self::Recovery(r) => &r.volumes,
+        }
+    }
 }
 
 impl Context {
