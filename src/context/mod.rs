@@ -49,7 +49,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::{
     panic::AssertUnwindSafe,
     path::PathBuf,
-    sync::{Arc, Weak, atomic::AtomicU64},
+    sync::{Arc, Weak},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -298,12 +298,7 @@ pub struct Context {
     no_room: Mutex<Option<String>>,
     /// Held while the context starts or stops: whoever stops it knows that it has stopped.
     changing: Mutex<()>,
-    /// Held while storage is made longer.
-    extending: Mutex<()>,
-    /// How far that is, in bytes.
-    extending_at: AtomicU64,
-    /// What failed of it when nobody waited for the answer any more: volume, bytes and why.
-    extend_failed: Mutex<Option<(VolumeIndex, u64, String)>>,
+    extending: sizes::Extending,
     pair: Mutex<pair::Pair>,
 }
 
@@ -364,9 +359,7 @@ impl Context {
             running: RwLock::default(),
             held_back: Mutex::default(),
             changing: Mutex::default(),
-            extending: Mutex::default(),
-            extending_at: AtomicU64::default(),
-            extend_failed: Mutex::default(),
+            extending: sizes::Extending::default(),
             pair: Mutex::new(pair::Pair::of(&config, &node.name())),
             verify: Desk::default(),
             config,

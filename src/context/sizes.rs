@@ -15,10 +15,14 @@ use journal::{
     tap::{Request, Tap, VolumeChange},
 };
 use model::{BLOCK_SIZE, ByteRange, Point, VolumeIndex, ports::Medium};
+use parking_lot::Mutex;
 use snapshot::{Volume, Volumes};
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -129,6 +133,17 @@ pub fn size_fault(now: u64, wanted: u64) -> Option<String> {
     (wanted < now).then(|| format!("it has {now} bytes already, and volumes only grow"))
 }
 
+/// A context's storage that is being made longer.
+#[derive(Default)]
+pub(super) struct Extending {
+    /// Held meanwhile.
+    busy: Mutex<()>,
+    /// How far it is, in bytes.
+    at: AtomicU64,
+    /// What failed when nobody waited for the answer any more: volume, bytes and why.
+    failed: Mutex<Option<(VolumeIndex, u64, String)>>,
+}
+
 impl Running {
     /// The volumes that it works on.
     #[must_use]
@@ -200,8 +215,8 @@ impl Context {
     /// When the context does not run, the volume cannot have that size, or its storage cannot be made longer or zeroed.
     pub fn extend(&self, index: VolumeIndex, bytes: u64) -> Result<(), ContextError> {
         // Two at once would both zero, and one of them what was written since.
-        let Some(_extending) = self.extending.try_lock() else {
-            let at = self.extending_at.load(Ordering::Relaxed) >> 20;
+        let Some(_extending) = self.extending.busy.try_lock() else {
+            let at = self.extending.at.load(Ordering::Relaxed) >> 20;
             let text = format!("{MAKING_READY} on {} ({at} MiB are)", self.node_name);
             return Err(JournalError::Refused(text).into());
         };
@@ -209,7 +224,7 @@ impl Context {
         if bytes <= ready {
             return Ok(());
         }
-        let failed = self.extend_failed.lock().take();
+        let failed = self.extending.failed.lock().take();
         if let Some((.., why)) = failed.filter(|failed| (failed.0, failed.1) == (index, bytes)) {
             return Err(JournalError::Refused(why).into());
         }
@@ -227,7 +242,7 @@ impl Context {
         let medium = running.volumes().get(index)?.medium();
         // Whoever stops or takes over must not wait until all of it is zero.
         let go_on = |at| {
-            self.extending_at.store(at, Ordering::Relaxed);
+            self.extending.at.store(at, Ordering::Relaxed);
             match self.running().is_some_and(|now| Arc::ptr_eq(&now, &running)) {
                 true => Ok(()),
                 false => Err(refused("its context was stopped".into())),
@@ -247,7 +262,7 @@ impl Context {
             );
             // Who asked for it does not listen any more.
             if began.elapsed() + Duration::from_secs(5) > ANSWER_TIMEOUT {
-                *self.extend_failed.lock() = Some((index, bytes, e.to_string()));
+                *self.extending.failed.lock() = Some((index, bytes, e.to_string()));
             }
         }
         Ok(done?)
