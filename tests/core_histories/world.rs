@@ -183,6 +183,7 @@ impl World {
             oracle.write(WriteSeq(0), Timestamp(0), volume, at, &data);
             fill(&a_power, sizes, |v| (v == volume).then(|| (at, data.clone())));
         }
+        fill(&b_power, sizes, |_| None);
         Self {
             sizes: sizes.to_vec(),
             a_power,

@@ -259,6 +259,7 @@ impl World {
                 (v == volume).then(|| (at, data.clone()))
             });
         }
+        super::hosts::fill(&hosts[1].power, &sizes, |_| None);
         Self {
             workload: Workload::new(&sizes, shape()),
             sizes,
