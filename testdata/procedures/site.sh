@@ -73,8 +73,15 @@ content="md5(concat(
   (SELECT string_agg(bid || ':' || bbalance, ',' ORDER BY bid) FROM pgbench_branches), '/',
   (SELECT string_agg(concat_ws(':', tid, bid, aid, delta, mtime), ',' ORDER BY mtime, tid, aid, delta) FROM pgbench_history)))"
 
+# A backend ends the commit it is in, though whoever asked for it is gone: waits until the bank is alone.
+alone() { # HOST
+  until [ "$(sql "$1" "SELECT count(*) FROM pg_stat_activity
+    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()")" = 0 ]; do sleep 0.1; done
+}
+
 # Writes down what the bank holds, in the bank and outside of it.
 prove() { # HOST NAME
+  alone "$1"
   sql "$1" "INSERT INTO proof(name, sum, transactions) SELECT '$2', $content, count(*) FROM pgbench_history"
   sql "$1" "SELECT sum, transactions FROM proof ORDER BY number DESC LIMIT 1" >"$SITE_DIR/proof"
   touch "$SITE_DIR/exactly"
