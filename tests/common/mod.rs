@@ -391,6 +391,32 @@ impl Pair {
     }
 }
 
+/// What a failed test would have us look at is gone with the pair: it is told here.
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for node in [PROD, REC] {
+            let mut status = self.command(node, &["status", "-C", "1"]);
+            let said = status.output().map(|o| {
+                [o.stdout, o.stderr]
+                    .map(|t| String::from_utf8_lossy(&t).into_owned())
+                    .concat()
+            });
+            // Another thread may have failed with it in its hands.
+            let running = self
+                .running
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let log = running[index(node)]
+                .as_ref()
+                .map_or_else(String::new, Process::log);
+            println!("== {node}\n{}\n-- log\n{log}", said.unwrap_or_default());
+        }
+    }
+}
+
 /// Connections to the exports of all volumes, by index: something to compare with the oracle.
 pub struct Clients(pub Vec<Client>);
 
