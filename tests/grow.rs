@@ -90,6 +90,13 @@ impl World {
         assert!(finished.stderr.contains(words), "{finished:?}");
     }
 
+    /// Both hosts have the same bytes, says the acting production.
+    fn are_equal(&self, acting: &str) {
+        let verified = self.pair.json(acting, &["verify", "-C", "1"]);
+        let differing = number(&verified["reply"]["verify"]["differing_bytes"]);
+        assert_eq!(differing, 0, "{verified}");
+    }
+
     /// The old production is a replica of the acting one, with all copies.
     fn follows(&self) {
         until("the old production to follow", LONG, || {
@@ -243,12 +250,7 @@ fn k3_a_restore_to_before_the_growth_brings_the_size_back() {
     world.serves(REC);
     world.moments.remove(0);
     world.shows(PROD);
-    let verified = world.pair.json(REC, &["verify", "-C", "1"]);
-    assert_eq!(
-        number(&verified["reply"]["verify"]["differing_bytes"]),
-        0,
-        "{verified}"
-    );
+    world.are_equal(REC);
 }
 
 /// A peer that has lost all it had, and one whose journal overflowed, know the sizes again when their copies are there.
@@ -361,12 +363,7 @@ fn k3_what_one_host_alone_is_ready_for_is_in_the_set() {
     world.pair.waits(REC, "drained");
     world.shows(PROD);
     world.serves(REC);
-    let verified = world.pair.json(REC, &["verify", "-C", "1"]);
-    assert_eq!(
-        number(&verified["reply"]["verify"]["differing_bytes"]),
-        0,
-        "{verified}"
-    );
+    world.are_equal(REC);
 }
 
 /// What cannot be taken back is asked first: much more than there was, and bytes behind the volume's end that are zeroed.

@@ -28,6 +28,22 @@ pub(crate) struct Events {
     pub(crate) sizes: Vec<(WriteSeq, SizeChange)>,
 }
 
+impl Events {
+    /// How many there are of each kind.
+    pub(crate) fn lens(&self) -> [usize; 3] {
+        [self.marks.len(), self.steps.len(), self.sizes.len()]
+    }
+
+    /// What came behind so many.
+    pub(crate) fn since(&self, [marks, steps, sizes]: [usize; 3]) -> Self {
+        Self {
+            marks: self.marks[marks..].to_vec(),
+            steps: self.steps[steps..].to_vec(),
+            sizes: self.sizes[sizes..].to_vec(),
+        }
+    }
+}
+
 /// The frames of one container in a tail, and what is known of them.
 pub(crate) struct Container {
     pub(crate) tail: usize,

@@ -8,7 +8,7 @@
 
 use crate::{
     cache::FrameCache,
-    container::{Container, Ring, Sealed, touches_max, touches_of},
+    container::{Container, Events, Ring, Sealed, touches_max, touches_of},
     cursors::Cursors,
     error::{JournalError, Position},
     frame::{FRAME_BODY_BYTES_MAX, FRAME_EXTRA_BYTES, Frame, Place},
@@ -107,33 +107,25 @@ impl Shared {
     /// Takes a frame that stands in a tail into the open container and the ring.
     pub(crate) fn absorb(&mut self, loc: FrameLoc, frame: &Arc<Frame>, recent_bytes: u64) {
         if let Some(open) = &mut self.open {
-            let (marks, steps) = (open.events.marks.len(), open.events.steps.len());
-            let sizes = open.events.sizes.len();
+            let before = open.events.lens();
             open.absorb(loc, frame);
-            let generation = open.generation;
-            for m in &open.events.marks[marks..] {
-                self.marks.insert(
-                    Position {
-                        generation,
-                        seq: m.seq,
-                    },
-                    m.clone(),
-                );
-            }
-            for (seq, from, to) in &open.events.steps[steps..] {
-                self.steps.insert(
-                    Position {
-                        generation,
-                        seq: *seq,
-                    },
-                    (*from, *to),
-                );
-            }
-            let sizes: Vec<_> = open.events.sizes[sizes..].to_vec();
+            let (generation, new) = (open.generation, open.events.since(before));
             self.ring.push(Arc::clone(frame), recent_bytes);
-            for (seq, change) in sizes {
-                self.note_size(Position { generation, seq }, change);
-            }
+            self.note(generation, &new);
+        }
+    }
+
+    /// Takes in what happened in a generation that the catalog lists by itself.
+    pub(crate) fn note(&mut self, generation: GenNo, events: &Events) {
+        let at = |seq| Position { generation, seq };
+        for m in &events.marks {
+            self.marks.insert(at(m.seq), m.clone());
+        }
+        for (seq, from, to) in &events.steps {
+            self.steps.insert(at(*seq), (*from, *to));
+        }
+        for (seq, change) in &events.sizes {
+            self.note_size(at(*seq), *change);
         }
     }
 }

@@ -179,19 +179,24 @@ impl VolumeMap {
     }
 
     fn is_suspect(&self) -> bool {
+        self.kinds().any(Cell::is_suspect)
+    }
+
+    /// What its cells are, run by run. A chunk goes on past the volume's end, with cells that are the default's: they are none of them.
+    fn kinds(&self) -> impl Iterator<Item = Cell> {
         let cells = self.cells();
-        if self.has_default() && self.default.is_suspect() {
-            return true;
-        }
-        self.chunks.iter().any(|(chunk, runs)| {
-            // A chunk goes on past the volume's end, with cells that are the default's.
+        let of_chunks = self.chunks.iter().flat_map(move |(chunk, runs)| {
             let mut at = chunk * CHUNK_CELLS;
-            runs.iter().any(|(count, cell)| {
+            runs.iter().filter_map(move |(count, cell)| {
                 let first = at;
                 at += u64::from(*count);
-                first < cells && cell.is_suspect()
+                (first < cells).then_some(*cell)
             })
-        })
+        });
+        self.has_default()
+            .then_some(self.default)
+            .into_iter()
+            .chain(of_chunks)
     }
 
     /// Makes it cover more of its volume. Both hosts have zeroes there: what is wholly new is clean, whatever the default is.
@@ -218,21 +223,7 @@ impl VolumeMap {
 
     /// What every cell becomes, if all become the same.
     fn all_become(&self, to: impl Fn(Cell) -> Cell) -> Option<Cell> {
-        let cells = self.cells();
-        let by_default = self.has_default();
-        let of_chunks = self.chunks.iter().flat_map(|(chunk, runs)| {
-            let mut at = chunk * CHUNK_CELLS;
-            runs.iter().filter_map(move |(count, cell)| {
-                let first = at;
-                at += u64::from(*count);
-                (first < cells).then_some(*cell)
-            })
-        });
-        let mut all = by_default
-            .then_some(self.default)
-            .into_iter()
-            .chain(of_chunks)
-            .map(to);
+        let mut all = self.kinds().map(to);
         let cell = all.next()?;
         all.all(|other| other == cell).then_some(cell)
     }

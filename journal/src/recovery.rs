@@ -455,29 +455,7 @@ impl Journal {
         self.see(container.last_seq(), container.header.start.lfc);
         let row = Arc::new(container.row(flags.unwrap_or_default()));
         let mut shared = self.shared.write();
-        for m in &container.events.marks {
-            shared.marks.insert(
-                Position {
-                    generation: container.generation,
-                    seq: m.seq,
-                },
-                m.clone(),
-            );
-        }
-        for (seq, from, to) in &container.events.steps {
-            let at = Position {
-                generation: container.generation,
-                seq: *seq,
-            };
-            shared.steps.insert(at, (*from, *to));
-        }
-        for (seq, change) in &container.events.sizes {
-            let at = Position {
-                generation: container.generation,
-                seq: *seq,
-            };
-            shared.note_size(at, *change);
-        }
+        shared.note(container.generation, &container.events);
         for (_, frame) in &frames {
             shared.ring.push(Arc::clone(frame), self.options.recent_bytes);
         }

@@ -101,43 +101,54 @@ impl Shared {
             seq: WriteSeq(at.seq.0 - 1),
             ..at
         };
-        if self.size_on(&self.line_to(before), change.volume) != Some(change.size) {
+        if self.sizes_on(&self.line_to(before)).get(&change.volume) != Some(&change.size) {
             self.sizes.insert(at, change);
         }
     }
 
-    /// The last size that a line says.
-    fn size_on(&self, line: &[LineSpan], volume: VolumeIndex) -> Option<u64> {
-        line.iter().rev().find_map(|span| {
+    /// The last sizes that a line says, by volume.
+    fn sizes_on(&self, line: &[LineSpan]) -> BTreeMap<VolumeIndex, u64> {
+        let mut sizes = BTreeMap::new();
+        for span in line {
             let at = |seq| Position {
                 generation: span.generation,
                 seq,
             };
             let of_span = at(span.after.next())..=at(span.upto);
-            if of_span.is_empty() {
-                return None;
+            if !of_span.is_empty() {
+                let changes = self.sizes.range(of_span).map(|(_, change)| change);
+                sizes.extend(changes.map(|change| (change.volume, change.size)));
             }
-            let mut changes = self.sizes.range(of_span).rev().map(|(_, change)| change);
-            changes
-                .find(|change| change.volume == volume)
-                .map(|change| change.size)
-        })
+        }
+        sizes
     }
 }
 
 impl Journal {
-    /// The size that a volume has at a position, if a record of its line says; else it is as at first.
+    /// The sizes that volumes have at a position, as far as records of its line say; the others are as at first.
     #[must_use]
-    pub fn size_at(&self, volume: VolumeIndex, at: Position) -> Option<u64> {
+    pub fn sizes_at(&self, at: Position) -> BTreeMap<VolumeIndex, u64> {
         let shared = self.shared.read();
-        shared.size_on(&shared.line_to(at), volume)
+        shared.sizes_on(&shared.line_to(at))
     }
 
     /// The same at the end of the line that this host is on.
     #[must_use]
-    pub fn size_now(&self, volume: VolumeIndex) -> Option<u64> {
+    pub fn sizes_now(&self) -> BTreeMap<VolumeIndex, u64> {
         let shared = self.shared.read();
-        shared.size_on(&shared.current_line(), volume)
+        shared.sizes_on(&shared.current_line())
+    }
+
+    /// [`Journal::sizes_at`] of one volume.
+    #[must_use]
+    pub fn size_at(&self, volume: VolumeIndex, at: Position) -> Option<u64> {
+        self.sizes_at(at).remove(&volume)
+    }
+
+    /// [`Journal::sizes_now`] of one volume.
+    #[must_use]
+    pub fn size_now(&self, volume: VolumeIndex) -> Option<u64> {
+        self.sizes_now().remove(&volume)
     }
 
     /// What of a container's size records says anything new.

@@ -39,7 +39,8 @@ pub fn sizes_at(journal: &Journal, volumes: &Volumes, point: &Point) -> BTreeMap
         generation: point.generation,
         seq: point.seq,
     };
-    let size = |(index, first)| (index, journal.size_at(index, at).unwrap_or(first));
+    let said = journal.sizes_at(at);
+    let size = |(index, first)| (index, said.get(&index).copied().unwrap_or(first));
     volumes.sizes().into_iter().map(size).collect()
 }
 

@@ -7,11 +7,11 @@
 use super::{
     Answer, Op,
     map::{amount, volume_of},
-    next, not_running, planned, refused,
+    next, not_running, planned, production, refused,
     role::peer_failure,
 };
 use crate::{
-    context::{Context, MAKING_READY, Running, size_fault, zero_rest},
+    context::{Context, MAKING_READY, size_fault, zero_rest},
     peer::PeerError,
     roles::peer::ask_to_extend,
 };
@@ -35,12 +35,7 @@ pub fn grow(op: &mut Op<'_>, id: u32, volume: &str, bytes: Option<u64>) -> Answe
     let Some(running) = context.running() else {
         return Err(not_running(op, &context));
     };
-    let Running::Production(production) = &*running else {
-        return Err(Failure::new(
-            Code::Bug,
-            "recovery runs where production was checked",
-        ));
-    };
+    let production = production(&running)?;
     let medium = production.volumes.get(index).map_err(|e| failed(&e))?.medium();
     let now = context.volume_size(index);
     let wanted = wanted(op, &context, index, bytes, &**medium)?;
@@ -65,7 +60,7 @@ pub fn grow(op: &mut Op<'_>, id: u32, volume: &str, bytes: Option<u64>) -> Answe
             None,
             vec![
                 format!("make the storage of {volume} on {peer} ready for {wanted} bytes"),
-                format!("make it ready here: what is new is zero"),
+                "make it ready here: what is new is zero".to_owned(),
                 format!("volume {volume} has {wanted} bytes from the next record on"),
             ],
         );

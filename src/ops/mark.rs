@@ -1,7 +1,7 @@
 //! `rtmark`.
 
 use super::{Answer, Op, next, refused};
-use crate::{attach::mount as fs, context::Running};
+use crate::attach::mount as fs;
 use control::{Code, Failure, Reply, reply::MarkInfo};
 use model::{EventMark, RecordBody, Role, Timestamp};
 
@@ -26,12 +26,7 @@ pub fn mark(op: &mut Op<'_>, id: u32, name: &str, description: &str, how: How) -
     let Some(running) = context.running() else {
         return Err(super::not_running(op, &context));
     };
-    let Running::Production(production) = &*running else {
-        return Err(Failure::new(
-            Code::Bug,
-            "recovery runs where production was checked",
-        ));
-    };
+    let production = super::production(&running)?;
     if let Some(why) = EventMark::name_fault(name) {
         return Err(Failure::new(
             Code::Usage,

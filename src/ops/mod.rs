@@ -28,7 +28,7 @@ mod wait;
 mod windows;
 
 use crate::{
-    context::Context,
+    context::{Context, Production, Running},
     jobs::{Job, Seat, watch},
     node::Node,
     roles::{Next, Standing},
@@ -450,6 +450,17 @@ pub(crate) fn planned(point: Option<PointInfo>, steps: Vec<String>) -> Answer {
         ..PlanReply::default()
     };
     Ok((Reply::Plan(plan), None))
+}
+
+/// What runs on a production.
+pub(crate) fn production(running: &Running) -> Result<&Production, Failure> {
+    match running {
+        Running::Production(production) => Ok(production),
+        Running::Recovery(_) => Err(Failure::new(
+            Code::Bug,
+            "recovery runs where production was checked",
+        )),
+    }
 }
 
 /// A refusal: nothing changed.

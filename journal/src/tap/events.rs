@@ -86,11 +86,7 @@ impl Tap {
                 return Ok(None);
             }
             // As they are at this place in the order: a volume may be growing.
-            let sizes = self
-                .volumes
-                .keys()
-                .filter_map(|v| Some((*v, self.journal.size_now(*v)?)));
-            for (volume, size) in sizes.collect::<Vec<_>>() {
+            for (volume, size) in self.journal.sizes_now() {
                 let body = RecordBody::Size { size };
                 last = Some(self.append_one(owner, Draft { volume, body })?.last_seq());
             }
