@@ -116,3 +116,32 @@ fn k1_a_resync_that_lost_its_point_goes_on_as_a_first_sync() {
     println!("{broken} resyncs lost their point");
     assert!(tried < 12 || broken > 3, "{broken}");
 }
+
+/// Each resync leaves a span of consistent points behind; one that nothing leads back to is forgotten, and no undo is kept for it.
+#[test]
+fn k1_spans_that_nothing_can_reach_are_forgotten() {
+    let mut forgotten = 0;
+    let tried = with_seeds("k1 spans", 12, |rng| {
+        let mut world = synced(rng);
+        for _ in 0..2 {
+            overflow(&mut world, rng);
+            world.settle(rng);
+        }
+        let journal = &world.b().journal;
+        let before = journal.consistent();
+        journal
+            .retain(&Wanted::default(), Space::Limit(0), Vec::new())
+            .unwrap();
+        let (after, floor) = (journal.consistent(), journal.floors().redo_seq);
+        assert!(
+            after
+                .iter()
+                .all(|span| span.until.is_none_or(|until| until >= floor)),
+            "{after:?} below {floor:?}"
+        );
+        assert_eq!(after.last(), before.last());
+        forgotten += before.len() - after.len();
+    });
+    println!("{forgotten} spans forgotten");
+    assert!(tried < 12 || forgotten > 3, "{forgotten}");
+}
