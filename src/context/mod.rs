@@ -401,7 +401,15 @@ impl Context {
 
     /// Ends what runs and closes the volumes; the journal stays open.
     pub fn halt(&self) {
+        self.halt_if(|| true);
+    }
+
+    /// As [`Context::halt`], if that is due once nothing else starts or ends what runs.
+    pub(crate) fn halt_if(&self, is_due: impl FnOnce() -> bool) {
         let _changing = self.changing.lock();
+        if !is_due() {
+            return;
+        }
         // Let go of the lock first: a peer that connects meanwhile waits for it on a worker that the link may need to end.
         let link = self.link.lock().take();
         if let Some(link) = link {
@@ -442,34 +450,6 @@ impl Context {
         if let Some(node) = self.node.upgrade() {
             node.disown();
         }
-    }
-
-    /// Something waits for room on a disk, or goes on again.
-    pub(crate) fn set_no_room(&self, why: Option<String>) {
-        let before = std::mem::replace(&mut *self.no_room.lock(), why.clone());
-        match (&before, &why) {
-            (None, Some(why)) => tracing::error!(context = self.id().0, "it waits for room: {why}"),
-            (Some(_), None) => tracing::info!(context = self.id().0, "there is room again: it goes on"),
-            _ => return,
-        }
-        // The receiver tells the peer.
-        self.bells.applied.ring();
-    }
-
-    /// What waits for room on a disk, if something does.
-    #[must_use]
-    pub fn no_room(&self) -> Option<String> {
-        let tap = || match self.running().as_deref() {
-            Some(Running::Production(p)) => p.tap.no_room(),
-            _ => None,
-        };
-        self.no_room.lock().clone().or_else(tap)
-    }
-
-    /// Whether more may be received.
-    #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.retention.has_room() && self.no_room.lock().is_none()
     }
 
     /// Starts one of the context's threads. One that panics takes its context with it, or whoever waits for its work would

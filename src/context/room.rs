@@ -1,6 +1,6 @@
-//! How much room a journal has: what is configured for its role, else what its disk has.
+//! How much room a journal has: what is configured for its role, else what its disk has; and what waits for more.
 
-use super::{Context, ContextError};
+use super::{Context, ContextError, Running};
 use model::Role;
 use std::path::Path;
 
@@ -76,5 +76,33 @@ impl Context {
     #[must_use]
     pub fn short_disk(&self) -> Option<Disk> {
         self.disk().ok().filter(|disk| disk.free < disk.reserve)
+    }
+
+    /// Something waits for room on a disk, or goes on again.
+    pub(crate) fn set_no_room(&self, why: Option<String>) {
+        let before = std::mem::replace(&mut *self.no_room.lock(), why.clone());
+        match (&before, &why) {
+            (None, Some(why)) => tracing::error!(context = self.id().0, "it waits for room: {why}"),
+            (Some(_), None) => tracing::info!(context = self.id().0, "there is room again: it goes on"),
+            _ => return,
+        }
+        // The receiver tells the peer.
+        self.bells.applied.ring();
+    }
+
+    /// What waits for room on a disk, if something does.
+    #[must_use]
+    pub fn no_room(&self) -> Option<String> {
+        let tap = || match self.running().as_deref() {
+            Some(Running::Production(p)) => p.tap.no_room(),
+            _ => None,
+        };
+        self.no_room.lock().clone().or_else(tap)
+    }
+
+    /// Whether more may be received.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.retention.has_room() && self.no_room.lock().is_none()
     }
 }

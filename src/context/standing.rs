@@ -97,7 +97,8 @@ impl Context {
         std::thread::Builder::new()
             .name(format!("c{}-fence", self.id()))
             .spawn(move || {
-                context.halt();
+                // A resync may have been quicker: what runs is the replica then.
+                context.halt_if(|| context.standing() == Standing::Fenced);
                 context.bells.applied.ring();
             })
             .expect("a thread can be started");
