@@ -310,6 +310,8 @@ impl End<'_> {
                     self.may_apply = seq;
                     self.journal.set_peer_durable(seq);
                     self.context.bells.sealed.ring();
+                    // What an earlier connection let be applied may all be: then nothing else will move.
+                    self.note_cursors();
                 }
                 ReceiverAction::Conflict { term } => {
                     let why = both_production(&self.context, term);
@@ -455,14 +457,8 @@ impl End<'_> {
         self.act(actions)
     }
 
-    /// Tells the machine how far journal and volumes are, and sends what that makes sayable.
-    fn moved(&mut self) -> Result<(), LinkError> {
-        if let Some(error) = self.journal.poisoned() {
-            return Err(error.into());
-        }
-        if !self.receiver.is_receiving() {
-            return Ok(());
-        }
+    /// Tells the machine how far journal and volumes are.
+    fn note_cursors(&mut self) {
         let cursors = self.journal.cursors();
         // An older connection's thread may still append what it had read; this stream vouches for its own end only.
         let durable = cursors.durable.min(self.receiver.received().seq);
@@ -473,6 +469,17 @@ impl End<'_> {
         if applied > self.receiver.ack().applied {
             self.receiver.applied(applied);
         }
+    }
+
+    /// Tells the machine what moved, and sends what that makes sayable.
+    fn moved(&mut self) -> Result<(), LinkError> {
+        if let Some(error) = self.journal.poisoned() {
+            return Err(error.into());
+        }
+        if !self.receiver.is_receiving() {
+            return Ok(());
+        }
+        self.note_cursors();
         let running = self.running()?;
         let copies = &recovery(&running)?.copies;
         self.receiver.copies_durable(copies.take_written());

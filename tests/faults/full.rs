@@ -209,6 +209,34 @@ fn full_volumes_of_the_replica_in_a_first_sync() {
     });
 }
 
+/// A single container waits for room at the replica's volumes, and a new connection with it: nothing moves behind it that could tell
+/// production that it is applied.
+#[test]
+fn full_disk_under_the_last_container() {
+    if !root_for("full disks") {
+        return;
+    }
+    let (mut world, disk) = world("full-last", "state/rec/c1/volumes", 64 << 20);
+    with_seeds("full-last", 1, |rng| {
+        world.load.burst(rng, 20);
+        world.load.set_mark(&world.pair);
+        world.settle("before");
+        disk.fill();
+        world.load.burst(rng, 8);
+        world.load.set_mark(&world.pair);
+        until("the replica to wait for room", LONG, || {
+            let status = world.pair.status(REC);
+            warnings(&status).any(|w| w.contains("no room")).then_some(())
+        });
+        // Whatever looks again by itself has come to rest.
+        thread::sleep(Duration::from_secs(3));
+        disk.free();
+        world.settle("after");
+        recovers(&world, "after");
+        world.check(rng);
+    });
+}
+
 /// A restore for which the replica has no room fails part-way and says so; the same command goes on when there is room.
 #[test]
 fn full_disk_in_a_restore() {
