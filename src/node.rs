@@ -25,7 +25,11 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::{Arc, Weak, mpsc},
+    time::Duration,
 };
+
+/// How long a helper that cannot be asked is left alone.
+const DISOWN_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs the hooks of changes as they come, until the node ends.
 fn run_state_hooks(node: Weak<Node>, changes: mpsc::Receiver<Facts>) -> anyhow::Result<()> {
@@ -122,8 +126,13 @@ impl Node {
         node.open_contexts()?;
         // Before anything is served: what an earlier daemon attached sees only what it was attached to.
         let exports = node.exports();
-        node.attacher
+        let settled = node
+            .attacher
             .settle(|export, identity| exports.is(export, identity));
+        if let Err(e) = settled {
+            // Protection goes on without. Nothing of an earlier daemon's is served that is not what it was.
+            tracing::error!("what is attached is not looked after: {e}");
+        }
         Ok(node)
     }
 
@@ -320,9 +329,22 @@ impl Node {
 
     /// Devices whose exports are not what they were, or have failed, do not outlive this daemon.
     pub(crate) fn disown(self: &Arc<Self>) {
+        if let Err(e) = self.try_disown() {
+            tracing::error!("devices of what failed are not disowned yet: {e}");
+            let node = Arc::downgrade(self);
+            let again = move || {
+                while node.upgrade().is_some_and(|node| node.try_disown().is_err()) {
+                    std::thread::sleep(DISOWN_EVERY);
+                }
+            };
+            std::thread::spawn(again);
+        }
+    }
+
+    fn try_disown(self: &Arc<Self>) -> Result<(), AttachError> {
         let exports = self.exports();
         self.attacher
-            .disown(|export, identity| exports.is(export, identity));
+            .disown(|export, identity| exports.is(export, identity))
     }
 
     /// Makes and undoes block devices.
@@ -576,7 +598,9 @@ impl Node {
         self.damaged.lock().clear();
         // A mounted file system still holds writes that were never handed to us.
         self.disown();
-        self.attacher.leave(for_a_while);
+        if let Err(e) = self.attacher.leave(for_a_while) {
+            tracing::warn!("left attached: {e}");
+        }
         if let Some(server) = self.nbd.lock().take() {
             server.stop();
         }

@@ -6,7 +6,7 @@
 use super::{
     AttachError,
     command::must,
-    mount::{mount, unmount},
+    mount::{Options, mount, unmount},
 };
 use crate::config::Filesystem;
 use std::{
@@ -93,11 +93,16 @@ fn block_devices() -> Vec<PathBuf> {
 }
 
 /// Gives the file system on a device an id of its own.
-pub(super) fn renew(device: &Path, at: &Path, line: &mut dyn FnMut(String)) -> Result<(), AttachError> {
+pub(super) fn renew(
+    device: &Path,
+    at: &Path,
+    options: Options,
+    line: &mut dyn FnMut(String),
+) -> Result<(), AttachError> {
     let path = device.display().to_string();
     let found = look(device).map_err(AttachError::io(&path))?;
     if found.is_some_and(|s| s.has_log) {
-        mount(Filesystem::Btrfs, device, at, false)?;
+        mount(Filesystem::Btrfs, device, at, options)?;
         unmount(at, device)?;
     }
     line(format!("btrfstune -m {path}"));

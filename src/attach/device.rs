@@ -14,20 +14,22 @@ use std::{
     time::Duration,
 };
 
-/// Makes block devices of this node's exports.
+/// Makes block devices of a node's exports, in this very process.
 #[derive(Debug)]
-pub struct Attacher {
+pub struct Devices {
     method: AttachMethod,
     dev_root: PathBuf,
     records: PathBuf,
     keepers: Keepers,
     patience: Duration,
+    /// What is mounted gives nobody privileges.
+    pub(super) is_wary: bool,
     /// Held while a device is made or undone: two of them must not choose the same number.
     changing: Mutex<()>,
 }
 
 /// A device that is attached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachedDevice {
     /// The export behind it.
     pub export: String,
@@ -43,12 +45,15 @@ pub struct AttachedDevice {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     export: String,
-    /// What the export was when the device was made, if it survives a restart of the daemon ([`Attacher::settle`]).
+    /// What the export was when the device was made, if it survives a restart of the daemon ([`Devices::settle`]).
     identity: Option<String>,
     name: PathBuf,
     how: How,
     /// Once it is made.
     device: Option<PathBuf>,
+    /// Folders that were made for its mount, the deepest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    made: Vec<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,24 +84,19 @@ impl Record {
     }
 }
 
-impl Attacher {
-    /// An attacher for the exports behind `nbd_socket`, with its records under `state_dir`.
+impl Devices {
+    /// Devices of the exports behind `nbd_socket`, with their records in the folder `records`.
     #[must_use]
-    pub fn new(config: &AttachConfig, state_dir: &Path, nbd_socket: PathBuf) -> Self {
+    pub fn new(config: &AttachConfig, records: &Path, nbd_socket: PathBuf) -> Self {
         Self {
             method: config.method,
             dev_root: config.dev_root.clone(),
-            records: state_dir.join("attach"),
+            records: records.to_owned(),
             keepers: Keepers::new(nbd_socket),
             patience: config.patience.0,
+            is_wary: false,
             changing: Mutex::default(),
         }
-    }
-
-    /// The name that a device gets, `/dev/backstay/c1/testlv`.
-    #[must_use]
-    pub fn name_of(&self, device: &str) -> PathBuf {
-        self.dev_root.join(device)
     }
 
     fn place(&self, device: &str) -> Place {
@@ -120,6 +120,36 @@ impl Attacher {
         Self::read(&self.place(device))?.attached()
     }
 
+    /// What is attached under `device`.
+    ///
+    /// # Errors
+    /// [`AttachError::NotAttached`].
+    pub(super) fn need(&self, device: &str) -> Result<AttachedDevice, AttachError> {
+        self.find(device)
+            .ok_or_else(|| AttachError::NotAttached(device.to_owned()))
+    }
+
+    /// Exports that are attached with an identity, and which.
+    #[must_use]
+    pub fn identities(&self) -> Vec<(String, String)> {
+        let records = self.places().into_iter().filter_map(|p| Self::read(&p));
+        records.filter_map(|r| Some((r.export, r.identity?))).collect()
+    }
+
+    /// Writes down which folders were made for a device's mount.
+    pub(super) fn note_made(&self, device: &str, made: Vec<PathBuf>) -> Result<(), AttachError> {
+        let place = self.place(device);
+        match Self::read(&place) {
+            Some(record) if record.made != made => self.write(&place, &Record { made, ..record }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Which folders were made for a device's mount, the deepest first.
+    pub(super) fn made_for(&self, device: &str) -> Vec<PathBuf> {
+        Self::read(&self.place(device)).map_or_else(Vec::new, |record| record.made)
+    }
+
     /// Everything that is attached.
     #[must_use]
     pub fn all(&self) -> Vec<AttachedDevice> {
@@ -137,12 +167,6 @@ impl Attacher {
         paths.map(|p| Place::new(p.with_extension(""))).collect()
     }
 
-    /// Whether devices can be made at all.
-    #[must_use]
-    pub fn enabled(&self) -> bool {
-        self.method != AttachMethod::None
-    }
-
     fn how(&self) -> Result<How, AttachError> {
         match self.method {
             AttachMethod::None => Err(AttachError::Disabled),
@@ -153,7 +177,7 @@ impl Attacher {
     }
 
     /// Makes a device of `export` under the same name; already so: answers it. With an `identity` it waits for a daemon that is
-    /// away, and a later one serves it again as long as the export has the same ([`Attacher::settle`]).
+    /// away, and a later one serves it again as long as the export has the same ([`Devices::settle`]).
     ///
     /// # Errors
     /// When a step fails; the steps before it are undone.
@@ -178,9 +202,10 @@ impl Attacher {
         let mut record = Record {
             export: export.to_owned(),
             identity,
-            name: self.name_of(export),
+            name: self.dev_root.join(export),
             how,
             device: None,
+            made: Vec::new(),
         };
         self.write(&place, &record)?;
         let identity = record.identity.as_deref();
@@ -206,13 +231,13 @@ impl Attacher {
         Ok(record.attached().expect("it has just got a device"))
     }
 
-    /// Undoes [`Attacher::attach`].
+    /// Undoes [`Devices::attach`].
     ///
     /// # Errors
     /// When somebody uses it, or a step fails; the record then stays, so the same call goes on.
-    pub fn detach(&self, attached: &AttachedDevice) -> Result<(), AttachError> {
+    pub fn detach(&self, export: &str) -> Result<(), AttachError> {
         let _changing = self.changing.lock();
-        let place = self.place(&attached.export);
+        let place = self.place(export);
         let Some(record) = Self::read(&place) else {
             return Ok(());
         };
@@ -255,15 +280,14 @@ impl Attacher {
         fs::remove_file(&path).map_err(AttachError::io(path.display()))
     }
 
-    /// What becomes of what an earlier daemon left: a whole device whose export `serves` under the same identity stays, mounted
-    /// as it is, and its requests are answered again once exports are served. All else is undone: what it stood on is gone, or
-    /// is not what it was.
-    pub fn settle(&self, serves: impl Fn(&str, &str) -> bool) {
+    /// Undoes what an earlier daemon left, but for whole devices of exports that `stay` under the same identity.
+    pub fn settle(&self, stay: &[(String, String)]) {
         let _changing = self.changing.lock();
         let stays = |place: &Place, record: &Record| {
-            let identity = record.identity.as_deref()?;
+            let identity = record.identity.as_ref()?;
             let whole = record.how.method().device(place)?;
-            (record.device.as_ref() == Some(&whole) && serves(&record.export, identity)).then_some(())
+            let is_same = stay.iter().any(|(e, i)| *e == record.export && i == identity);
+            (record.device.as_ref() == Some(&whole) && is_same).then_some(())
         };
         let mut leftovers = Vec::new();
         for place in self.places() {
@@ -281,18 +305,14 @@ impl Attacher {
         }
     }
 
-    /// Takes their identity from devices of which `holds` does not confirm it: they end with this daemon.
-    pub fn disown(&self, holds: impl Fn(&str, &str) -> bool) {
+    /// Takes their identity from the devices of these exports: they end with the daemon.
+    pub fn disown(&self, exports: &[String]) {
         let _changing = self.changing.lock();
         for place in self.places() {
-            let Some(mut record) = Self::read(&place) else {
+            let Some(mut record) = Self::read(&place).filter(|r| exports.contains(&r.export)) else {
                 continue;
             };
-            if record
-                .identity
-                .take_if(|identity| !holds(&record.export, identity))
-                .is_none()
-            {
+            if record.identity.take().is_none() {
                 continue;
             }
             tracing::warn!(device = %record.name.display(), "ends with this daemon");
@@ -313,7 +333,7 @@ impl Attacher {
         for attached in goes {
             let at = attached.mounted.as_ref();
             let unmounted = at.map_or(Ok(()), |at| unmount(at, &attached.device));
-            if let Err(e) = unmounted.and_then(|()| self.detach(&attached)) {
+            if let Err(e) = unmounted.and_then(|()| self.detach(&attached.export)) {
                 tracing::warn!(device = %attached.name.display(), "left attached: {e}");
             }
         }

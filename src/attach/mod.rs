@@ -28,29 +28,41 @@
 //! The kernel's nbd was never run on the machines that Backstay is developed on: its command lines are tested against a
 //! recorder. A device does not follow a change of its export's size.
 
+mod ask;
+mod attacher;
 mod btrfs;
 mod command;
 pub mod device;
 pub mod filesystem;
+pub mod helper;
 pub mod keeper;
 mod method;
 pub mod mount;
+mod mounting;
 pub mod mounts;
 
+pub use ask::{Answer, Ask, MountAsk, Told};
+pub use attacher::Attacher;
 pub use command::CommandError;
-pub use device::{AttachedDevice, Attacher};
+pub use device::{AttachedDevice, Devices};
+pub use helper::HelperError;
 pub use keeper::{Keepers, Line};
 pub use method::{Fuse, Kernel, Method, Place};
 
+use serde::{Deserialize, Serialize};
+
 /// Why a device or a file system could not be attached, mounted or undone.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum AttachError {
     /// A program failed.
     #[error(transparent)]
+    #[serde(skip)]
     Command(#[from] CommandError),
     /// A file could not be used.
     #[error("{what}: {source}")]
+    #[serde(skip)]
     Io {
         /// The file and what was done with it.
         what: String,
@@ -90,10 +102,38 @@ pub enum AttachError {
         /// The device.
         device: String,
         /// The checker.
-        checker: &'static str,
+        checker: String,
         /// Its exit code.
         code: i32,
     },
+    /// No device is made of it.
+    #[error("{0} is not attached")]
+    NotAttached(String),
+    /// A step of a mount failed.
+    #[error("{step}: {error}")]
+    At {
+        /// The step.
+        step: String,
+        /// What failed.
+        error: Box<AttachError>,
+        /// Something could not be undone.
+        left: bool,
+    },
+    /// The helper cannot be asked.
+    #[error("the attach helper at {socket}: {source}")]
+    #[serde(skip)]
+    Helper {
+        /// Its socket.
+        socket: std::path::PathBuf,
+        /// The failure.
+        source: HelperError,
+    },
+    /// The helper does not do that for anybody.
+    #[error("the attach helper refuses: {0}")]
+    Refused(String),
+    /// What the helper says of a failure there.
+    #[error("{0}")]
+    Told(String),
     /// Somebody uses it.
     #[error("{path} is busy")]
     Busy {
@@ -109,5 +149,18 @@ impl AttachError {
     pub(crate) fn io(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.to_string();
         move |source| Self::Io { what, source }
+    }
+
+    /// The same in a form that can be sent to another process.
+    pub(crate) fn portable(self) -> Self {
+        match self {
+            Self::Command(_) | Self::Io { .. } | Self::Helper { .. } => Self::Told(self.to_string()),
+            Self::At { step, error, left } => Self::At {
+                step,
+                error: Box::new(error.portable()),
+                left,
+            },
+            other => other,
+        }
     }
 }

@@ -13,11 +13,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// How something is mounted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Without writing, also to the file system's own journal.
+    pub read_only: bool,
+    /// Nothing in it gives anybody privileges: no set-user-id programs, no devices.
+    pub is_wary: bool,
+}
+
 /// Mounts `device` at the folder `at`.
 ///
 /// # Errors
 /// When something is mounted there already, the device is mounted elsewhere, or the mount fails.
-pub fn mount(filesystem: Filesystem, device: &Path, at: &Path, read_only: bool) -> Result<(), AttachError> {
+pub fn mount(filesystem: Filesystem, device: &Path, at: &Path, options: Options) -> Result<(), AttachError> {
     if let Some(there) = mounts::at(at) {
         return Err(AttachError::ForeignMount {
             path: at.to_owned(),
@@ -30,13 +39,17 @@ pub fn mount(filesystem: Filesystem, device: &Path, at: &Path, read_only: bool) 
             path: elsewhere,
         });
     }
+    let mut words = filesystem::mount_options(filesystem, options.read_only).to_owned();
+    if options.is_wary {
+        words.push_str(",nosuid,nodev");
+    }
     must(
         "mount",
         &[
             "-t",
             filesystem.name(),
             "-o",
-            filesystem::mount_options(filesystem, read_only),
+            &words,
             &device.display().to_string(),
             &at.display().to_string(),
         ],
@@ -76,6 +89,18 @@ impl MountPoint {
     /// When one cannot be made.
     pub fn make(at: &Path) -> Result<Self, AttachError> {
         passable(at).map(Self)
+    }
+
+    /// These folders.
+    #[must_use]
+    pub fn of(made: Vec<PathBuf>) -> Self {
+        Self(made)
+    }
+
+    /// Which folders were made.
+    #[must_use]
+    pub fn folders(self) -> Vec<PathBuf> {
+        self.0
     }
 
     /// Removes what was made, as far as it is empty.
