@@ -37,8 +37,12 @@ fn mount_root(pair: &Pair, node: &str) -> PathBuf {
 }
 
 fn helper(pair: &Pair, node: &str) -> Process {
-    let mut command = Command::new(program());
+    // What the example unit leaves it, and no more.
+    let caps = "-all,+sys_admin,+dac_override,+dac_read_search,+fowner,+chown,+kill,+sys_ptrace";
+    let mut command = Command::new("setpriv");
     command
+        .args(["--no-new-privs", "--inh-caps", "-all", "--bounding-set", caps])
+        .arg(program())
         .args(["attach-helper", "--user", "daemon", "--socket"])
         .arg(socket(pair, node))
         .arg("--exports")

@@ -242,16 +242,22 @@ pub struct Setup {
     pub attach: AttachConfig,
 }
 
+/// What a command line must have.
+fn need<'a, T>(value: Option<&'a T>, letter: &str) -> anyhow::Result<&'a T> {
+    value.with_context(|| format!("{letter} is missing: a helper knows nothing but its command line"))
+}
+
 impl Setup {
     /// As a command line says.
     ///
     /// # Errors
-    /// When it names a user, a method or a time that is none, or a path that is not absolute.
+    /// When it lacks something, or names a user, a method or a time that is none, or a path that is not absolute.
     pub fn of(args: &AttachHelperArgs) -> anyhow::Result<Self> {
-        let user = match args.user.parse() {
+        let name = need(args.user.as_ref(), "--user")?;
+        let user = match name.parse() {
             Ok(uid) => uid,
-            Err(_) => uzers::get_user_by_name(&args.user)
-                .with_context(|| format!("--user {}: there is no such user", args.user))?
+            Err(_) => uzers::get_user_by_name(name)
+                .with_context(|| format!("--user {name}: there is no such user"))?
                 .uid(),
         };
         let method = match args.method.as_str() {
@@ -261,25 +267,28 @@ impl Setup {
             other => bail!("--method {other}: it is auto, nbd or fuse"),
         };
         let patience = args.patience.parse().map_err(|e| anyhow!("--patience: {e}"))?;
-        let paths = [&args.socket, &args.exports, &args.state_dir, &args.dev_root];
-        if let Some(path) = paths
-            .into_iter()
-            .chain(&args.mount_root)
-            .find(|p| p.is_relative())
-        {
-            bail!("{}: it must be absolute", path.display());
+        let path = |path: Option<&PathBuf>, letter| {
+            let path = need(path, letter)?;
+            if path.is_relative() {
+                bail!("{letter} {}: it must be absolute", path.display());
+            }
+            Ok(path.clone())
+        };
+        need(args.mount_root.first(), "--mount-root")?;
+        for root in &args.mount_root {
+            path(Some(root), "--mount-root")?;
         }
         Ok(Self {
-            socket: args.socket.clone(),
-            exports: args.exports.clone(),
-            state_dir: args.state_dir.clone(),
+            socket: path(args.socket.as_ref(), "--socket")?,
+            exports: path(args.exports.as_ref(), "--exports")?,
+            state_dir: path(args.state_dir.as_ref(), "--state-dir")?,
             bounds: Bounds {
                 user,
                 mount_roots: args.mount_root.clone(),
             },
             attach: AttachConfig {
                 method,
-                dev_root: args.dev_root.clone(),
+                dev_root: path(Some(&args.dev_root), "--dev-root")?,
                 patience,
                 helper: None,
             },

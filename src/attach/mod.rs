@@ -2,7 +2,10 @@
 //!
 //! # Overview
 //!
-//! [`Attacher::attach`] makes a block device of an export and a name for it under `dev_root`; [`filesystem`] checks what is on
+//! The daemon asks an [`Attacher`] for what it wants, always of an export; each wish is one [`Ask`]. [`Devices`] does it, in the daemon
+//! itself or, where that has no privileges, in its [`helper`].
+//!
+//! [`Devices::attach`] makes a block device of an export and a name for it under `dev_root`; [`filesystem`] checks what is on
 //! it, [`mount`] mounts it. Two ways to make a device are behind one trait, [`Method`]: the kernel's own NBD client, and
 //! `nbdfuse` with a loop device. In both, the device's connection ends at a process of its own, the [`keeper`], not at the
 //! daemon.
@@ -21,7 +24,7 @@
 //!
 //! A record in `<state_dir>/attach` is written before anything of a device is made and removed when all is undone. What it
 //! stands for is found by names that only this device has, in the mount table, among the loop devices and by the lock of its
-//! keeper; never by a number that was written down. [`Attacher::settle`] decides at the daemon's start what stays.
+//! keeper; never by a number that was written down. [`Devices::settle`] decides at the daemon's start what stays.
 //!
 //! # What it does not do
 //!
