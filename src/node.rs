@@ -2,7 +2,7 @@
 
 use crate::{
     activation::HandedOver,
-    attach::{AttachError, AttachedDevice, Attacher},
+    attach::{AttachError, AttachedDevice, Attacher, Epochs},
     bell::Bell,
     clock::HostClock,
     config::{ConfigError, ContextConfig, HostConfig, NbdConfig, NodeConfig, TlsMode, VolumeConfig},
@@ -29,7 +29,7 @@ use std::{
 };
 
 /// How long a helper that cannot be asked is left alone.
-const DISOWN_EVERY: Duration = Duration::from_secs(1);
+const AGAIN_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs the hooks of changes as they come, until the node ends.
 fn run_state_hooks(node: Weak<Node>, changes: mpsc::Receiver<Facts>) -> anyhow::Result<()> {
@@ -47,6 +47,28 @@ fn run_state_hooks(node: Weak<Node>, changes: mpsc::Receiver<Facts>) -> anyhow::
     Ok(())
 }
 
+/// Does something about devices until the helper has done it, or the node ends.
+fn again_and_again(
+    node: &Arc<Node>,
+    what: &'static str,
+    work: impl Fn(&Arc<Node>) -> Result<(), AttachError> + Send + 'static,
+) {
+    let node = Arc::downgrade(node);
+    let run = move || {
+        let mut told = String::new();
+        while let Some(node) = node.upgrade() {
+            let Err(e) = work(&node) else { return };
+            if e.to_string() != told {
+                tracing::error!("{what}: {e}");
+                told = e.to_string();
+            }
+            drop(node);
+            std::thread::sleep(AGAIN_EVERY);
+        }
+    };
+    let _ = std::thread::Builder::new().name("helper".into()).spawn(run);
+}
+
 /// Everything a node holds.
 pub struct Node {
     config_path: PathBuf,
@@ -58,6 +80,7 @@ pub struct Node {
     damaged: Mutex<BTreeMap<u32, Arc<Damaged>>>,
     clock: Arc<HostClock>,
     attacher: Attacher,
+    epochs: Epochs,
     peers: Peers,
     jobs: Jobs,
     protecting: CommandLock,
@@ -100,6 +123,7 @@ impl Node {
         let last_alive = last_alive(state);
         let clock = Arc::new(HostClock::open(state));
         let attacher = Attacher::new(&config.attach, state, config.nbd_socket());
+        let epochs = Epochs::open(state).with_context(|| format!("read {}/epochs.json", state.display()))?;
         let peers = Peers::open(&config)?;
         let (state_changes, changes) = mpsc::channel();
         let jobs = Jobs::open(&config.name, state)?;
@@ -111,6 +135,7 @@ impl Node {
             damaged: Mutex::default(),
             clock,
             attacher,
+            epochs,
             peers,
             jobs,
             protecting: CommandLock::default(),
@@ -126,12 +151,14 @@ impl Node {
         node.open_contexts()?;
         // Before anything is served: what an earlier daemon attached sees only what it was attached to.
         let exports = node.exports();
-        let settled = node
-            .attacher
-            .settle(|export, identity| exports.is(export, identity));
-        if let Err(e) = settled {
-            // Protection goes on without. Nothing of an earlier daemon's is served that is not what it was.
-            tracing::error!("what is attached is not looked after: {e}");
+        let settle = move |node: &Arc<Self>| {
+            node.attacher
+                .settle(|export, identity| exports.is(export, identity))
+        };
+        match node.attacher.has_helper() {
+            // It may be away, or busy; protection begins without. What is served under an identity is what had it.
+            true => again_and_again(&node, "what an earlier daemon left attached", settle),
+            false => settle(&node)?,
         }
         Ok(node)
     }
@@ -329,22 +356,31 @@ impl Node {
 
     /// Devices whose exports are not what they were, or have failed, do not outlive this daemon.
     pub(crate) fn disown(self: &Arc<Self>) {
-        if let Err(e) = self.try_disown() {
-            tracing::error!("devices of what failed are not disowned yet: {e}");
-            let node = Arc::downgrade(self);
-            let again = move || {
-                while node.upgrade().is_some_and(|node| node.try_disown().is_err()) {
-                    std::thread::sleep(DISOWN_EVERY);
-                }
-            };
-            std::thread::spawn(again);
+        let disown = |node: &Arc<Self>| {
+            let exports = node.exports();
+            node.attacher
+                .disown(|export, identity| exports.is(export, identity))
+        };
+        if !self.attacher.has_helper() {
+            // Where it could not be written down the device is cut off at once.
+            if let Err(e) = disown(self) {
+                tracing::error!("devices of what failed: {e}");
+            }
+            return;
+        }
+        let failed = self.contexts().into_iter();
+        let failed = failed.filter(|context| context.journal.poisoned().is_some());
+        let raised: Vec<_> = failed.map(|context| self.epochs.raise(context.id().0)).collect();
+        if let Some(e) = raised.into_iter().find_map(Result::err) {
+            tracing::error!("the epoch of what failed is not written down: {e}");
+            again_and_again(self, "devices of what failed", disown);
         }
     }
 
-    fn try_disown(self: &Arc<Self>) -> Result<(), AttachError> {
-        let exports = self.exports();
-        self.attacher
-            .disown(|export, identity| exports.is(export, identity))
+    /// Which devices of a context are of before a failure.
+    #[must_use]
+    pub fn epochs(&self) -> &Epochs {
+        &self.epochs
     }
 
     /// Makes and undoes block devices.

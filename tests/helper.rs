@@ -10,7 +10,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::{
         fs::{MetadataExt, symlink},
-        net::UnixStream,
+        net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
     process::Command,
@@ -72,7 +72,8 @@ impl World {
             fs::write(&path, text.replacen("[attach]\n", &line, 1)).unwrap();
         }
         pair.give_away();
-        // What the helpers use is root's.
+        // What the helpers use is root's, and all above it.
+        rustix::fs::chown(pair.scratch.path(), Some(rustix::fs::Uid::ROOT), None).unwrap();
         for folder in ["run", "helper", "data", "mnt", "dev"] {
             let _ = fs::remove_dir_all(pair.scratch.join(folder));
             fs::create_dir(pair.scratch.join(folder)).unwrap();
@@ -240,6 +241,9 @@ fn the_helper_does_nothing_that_it_was_not_set_up_for() {
     assert!(device["answer"]["device"]["device"].is_string(), "{device}");
     let root = mount_root(pair, PROD);
     symlink("/tmp", root.join("link")).unwrap();
+    fs::create_dir(root.join("theirs")).unwrap();
+    let daemon_is = rustix::fs::Uid::from_raw(daemon);
+    rustix::fs::chown(root.join("theirs"), Some(daemon_is), None).unwrap();
     let mount = |at: &Path| {
         json!({"mount": {"export": "c1/data", "how": {
             "filesystem": "ext4", "at": at, "read_only": false, "full_check": false, "new_uuid": false, "backing": "/none",
@@ -247,6 +251,7 @@ fn the_helper_does_nothing_that_it_was_not_set_up_for() {
     };
     for at in [
         Path::new("/etc"),
+        &root.join("theirs/below"),
         &root,
         &root.join("../elsewhere"),
         &root.join("link/below"),
@@ -290,7 +295,6 @@ fn the_helper_does_nothing_that_it_was_not_set_up_for() {
     other.kill9();
     // No answer to what is no question.
     for line in [
-        "",
         "{",
         "{\"all\": 1}\n",
         "\"alle\"\n",
@@ -303,11 +307,29 @@ fn the_helper_does_nothing_that_it_was_not_set_up_for() {
             let _ = BufReader::new(stream).read_line(&mut said);
             said
         });
-        assert_eq!(said.unwrap(), "", "{line}");
+        let said: Value = serde_json::from_str(&said.unwrap()).unwrap();
+        let why = said["failed"]["refused"].as_str();
+        assert!(
+            why.is_some_and(|why| why.contains("no question")),
+            "{line}: {said}"
+        );
     }
-    assert!(ask(&socket, &format!("{}\n", "x".repeat(100_000))).is_none());
+    let long = ask(&socket, &format!("{}\n", "x".repeat(100_000)));
+    assert!(long.is_none_or(|said| said["failed"]["refused"].is_string()));
     let said = ask(&socket, "\"all\"\n").unwrap();
     assert_eq!(said["answer"]["devices"][0]["export"], "c1/data", "{said}");
+    // Somebody else listens where the daemon did: nothing is attached.
+    let detach = json!({"detach": {"export": "c1/data"}});
+    assert_eq!(ask(&socket, &format!("{detach}\n")).unwrap()["answer"], "done");
+    let exports = pair.socket(PROD);
+    fs::rename(&exports, exports.with_extension("old")).unwrap();
+    symlink(pair.scratch.join("other.sock"), &exports).unwrap();
+    let other = UnixListener::bind(pair.scratch.join("other.sock")).unwrap();
+    let said = ask(&socket, &format!("{attach}\n")).unwrap();
+    assert!(said.to_string().contains("listens there"), "{said}");
+    drop(other);
+    fs::rename(exports.with_extension("old"), &exports).unwrap();
+    ask(&socket, &format!("{attach}\n")).unwrap();
     let detach = json!({"detach": {"export": "c1/data"}});
     assert_eq!(ask(&socket, &format!("{detach}\n")).unwrap()["answer"], "done");
 }

@@ -5,7 +5,11 @@ use super::{
     helper::{self, HelperError},
 };
 use crate::config::{AttachConfig, AttachMethod, Filesystem};
-use std::path::{Path, PathBuf};
+use rustix::process::geteuid;
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 /// Makes block devices of this node's exports, and mounts what is on them.
 #[derive(Debug)]
@@ -18,8 +22,11 @@ pub struct Attacher {
 #[derive(Debug)]
 enum Hand {
     Here(Devices),
-    /// The socket of a helper.
-    Helper(PathBuf),
+    Helper {
+        socket: PathBuf,
+        /// Whether what an earlier daemon left is looked after: before that nothing is changed.
+        settled: AtomicBool,
+    },
 }
 
 /// Nobody listens.
@@ -30,7 +37,10 @@ impl Attacher {
     #[must_use]
     pub fn new(config: &AttachConfig, state_dir: &Path, nbd_socket: PathBuf) -> Self {
         let hand = match &config.helper {
-            Some(socket) => Hand::Helper(socket.clone()),
+            Some(socket) => Hand::Helper {
+                socket: socket.clone(),
+                settled: AtomicBool::new(false),
+            },
             None => Hand::Here(Devices::new(config, &state_dir.join("attach"), nbd_socket)),
         };
         Self {
@@ -55,8 +65,28 @@ impl Attacher {
     fn ask(&self, ask: Ask, told: &mut dyn FnMut(Told)) -> Result<Answer, AttachError> {
         match &self.hand {
             Hand::Here(devices) => devices.perform(ask, told),
-            Hand::Helper(_) if !self.enabled => Err(AttachError::Disabled),
-            Hand::Helper(socket) => helper::ask(socket, &ask, told),
+            Hand::Helper { .. } if !self.enabled => self.ask_nobody(&ask),
+            Hand::Helper { socket, settled } => {
+                let is_change = !matches!(
+                    ask,
+                    Ask::All | Ask::Identities | Ask::Disown { .. } | Ask::Settle { .. }
+                );
+                if is_change && !settled.load(Ordering::Acquire) {
+                    return Err(HelperError::Unsettled(geteuid().as_raw()).at(socket));
+                }
+                helper::ask(socket, &ask, told)
+            }
+        }
+    }
+
+    /// Where nothing is ever attached.
+    fn ask_nobody(&self, ask: &Ask) -> Result<Answer, AttachError> {
+        match ask {
+            Ask::All => Ok(Answer::Devices(Vec::new())),
+            Ask::Identities => Ok(Answer::Identities(Vec::new())),
+            Ask::Users { .. } => Ok(Answer::Users(Vec::new())),
+            Ask::Settle { .. } | Ask::Disown { .. } | Ask::Leave { .. } => Ok(Answer::Done),
+            _ => Err(AttachError::Disabled),
         }
     }
 
@@ -71,7 +101,7 @@ impl Attacher {
     fn nonsense(&self, answer: &Answer) -> AttachError {
         let socket = match &self.hand {
             Hand::Here(_) => PathBuf::new(),
-            Hand::Helper(socket) => socket.clone(),
+            Hand::Helper { socket, .. } => socket.clone(),
         };
         HelperError::Nonsense(format!("{answer:?}")).at(&socket)
     }
@@ -81,9 +111,6 @@ impl Attacher {
     /// # Errors
     /// When the helper cannot be asked: then nobody knows.
     pub fn all(&self) -> Result<Vec<AttachedDevice>, AttachError> {
-        if !self.enabled && matches!(self.hand, Hand::Helper(_)) {
-            return Ok(Vec::new());
-        }
         match self.ask(Ask::All, &mut unheard)? {
             Answer::Devices(devices) => Ok(devices),
             other => Err(self.nonsense(&other)),
@@ -139,7 +166,17 @@ impl Attacher {
     pub fn settle(&self, serves: impl Fn(&str, &str) -> bool) -> Result<(), AttachError> {
         let mut stay = self.identities()?;
         stay.retain(|(export, identity)| serves(export, identity));
-        self.done(Ask::Settle { stay })
+        self.done(Ask::Settle { stay })?;
+        if let Hand::Helper { settled, .. } = &self.hand {
+            settled.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Whether somebody else does what is asked, who may be away.
+    #[must_use]
+    pub fn has_helper(&self) -> bool {
+        matches!(self.hand, Hand::Helper { .. })
     }
 
     /// Takes their identity from devices of which `holds` does not confirm it: they end with this daemon.

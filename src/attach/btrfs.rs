@@ -48,7 +48,7 @@ fn look(device: &Path) -> io::Result<Option<Super>> {
 }
 
 /// Another block device with the same file system id, other than the volume's own backing, which nobody mounts.
-pub(super) fn twin_of(device: &Path, backing: &Path) -> Result<Option<PathBuf>, AttachError> {
+pub(super) fn twin_of(device: &Path, backing: Option<&Path>) -> Result<Option<PathBuf>, AttachError> {
     let failed = || AttachError::io(device.display());
     let Some(own) = look(device).map_err(failed())? else {
         return Ok(None);
@@ -64,7 +64,7 @@ pub(super) fn twin_of(device: &Path, backing: &Path) -> Result<Option<PathBuf>, 
         return Err(failed()(many));
     }
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let not = [real(device), real(backing)];
+    let not: Vec<_> = [Some(device), backing].into_iter().flatten().map(real).collect();
     let is_twin = |other: &PathBuf| {
         // One that cannot be read cannot be mounted either.
         !not.contains(other) && look(other).is_ok_and(|s| s.is_some_and(|s| s.id == own.id))

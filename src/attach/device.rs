@@ -14,6 +14,9 @@ use std::{
     time::Duration,
 };
 
+/// Most devices of one who is not trusted with the host.
+const DEVICES_MAX: usize = 256;
+
 /// Makes block devices of a node's exports, in this very process.
 #[derive(Debug)]
 pub struct Devices {
@@ -22,8 +25,8 @@ pub struct Devices {
     records: PathBuf,
     keepers: Keepers,
     patience: Duration,
-    /// What is mounted gives nobody privileges.
-    pub(super) is_wary: bool,
+    /// The user that asks, if that is not this process's own: then nothing that is attached or mounted gives anybody privileges.
+    pub(super) wary_of: Option<u32>,
     /// Held while a device is made or undone: two of them must not choose the same number.
     changing: Mutex<()>,
 }
@@ -73,8 +76,12 @@ impl How {
 }
 
 impl Record {
-    fn attached(self) -> Option<AttachedDevice> {
+    /// The device, if it is still of this place: its number alone may be somebody else's by now.
+    fn attached(self, place: &Place) -> Option<AttachedDevice> {
         let device = self.device?;
+        if !self.how.method().remains(place).contains(&device) {
+            return None;
+        }
         Some(AttachedDevice {
             mounted: mounts::of(&device).into_iter().next(),
             export: self.export,
@@ -94,7 +101,7 @@ impl Devices {
             records: records.to_owned(),
             keepers: Keepers::new(nbd_socket),
             patience: config.patience.0,
-            is_wary: false,
+            wary_of: None,
             changing: Mutex::default(),
         }
     }
@@ -117,7 +124,16 @@ impl Devices {
     /// What is attached under `device` now.
     #[must_use]
     pub fn find(&self, device: &str) -> Option<AttachedDevice> {
-        Self::read(&self.place(device))?.attached()
+        let place = self.place(device);
+        Self::read(&place)?.attached(&place)
+    }
+
+    /// The same for somebody else, who is this user and has no privileges.
+    #[must_use]
+    pub fn wary_of(mut self, user: u32) -> Self {
+        self.wary_of = Some(user);
+        self.keepers.server = Some(user);
+        self
     }
 
     /// What is attached under `device`.
@@ -138,6 +154,7 @@ impl Devices {
 
     /// Writes down which folders were made for a device's mount.
     pub(super) fn note_made(&self, device: &str, made: Vec<PathBuf>) -> Result<(), AttachError> {
+        let _changing = self.changing.lock();
         let place = self.place(device);
         match Self::read(&place) {
             Some(record) if record.made != made => self.write(&place, &Record { made, ..record }),
@@ -153,8 +170,8 @@ impl Devices {
     /// Everything that is attached.
     #[must_use]
     pub fn all(&self) -> Vec<AttachedDevice> {
-        let records = self.places().into_iter().filter_map(|p| Self::read(&p));
-        let mut all: Vec<_> = records.filter_map(Record::attached).collect();
+        let places = self.places().into_iter();
+        let mut all: Vec<_> = places.filter_map(|p| Self::read(&p)?.attached(&p)).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
@@ -192,10 +209,15 @@ impl Devices {
         if let Some(record) = Self::read(&place) {
             let whole = record.how.method().device(&place);
             if whole.is_some() && whole == record.device {
-                return Ok(record.attached().expect("it has a device"));
+                return Ok(record.attached(&place).expect("it has a device"));
             }
             // Its keeper died, or a daemon in the middle of it.
             self.destroy(&place);
+        }
+        if self.wary_of.is_some() && self.places().len() >= DEVICES_MAX {
+            return Err(AttachError::Refused(format!(
+                "{DEVICES_MAX} devices are attached"
+            )));
         }
         let how = self.how()?;
         let identity = identity.filter(|_| !self.patience.is_zero());
@@ -228,7 +250,9 @@ impl Devices {
             self.destroy(&place);
             return Err(e);
         }
-        Ok(record.attached().expect("it has just got a device"))
+        record
+            .attached(&place)
+            .ok_or_else(|| AttachError::NotAttached(export.to_owned()))
     }
 
     /// Undoes [`Devices::attach`].
@@ -295,7 +319,7 @@ impl Devices {
                 Some(record) if stays(&place, &record).is_some() => {
                     tracing::info!(device = %record.name.display(), "still attached");
                 }
-                record => leftovers.push((record.and_then(Record::attached), place)),
+                record => leftovers.push((record.and_then(|r| r.attached(&place)), place)),
             }
         }
         leftovers.sort_by_key(|(attached, _)| std::cmp::Reverse(attached.as_ref().map(depth)));
@@ -326,9 +350,12 @@ impl Devices {
 
     /// Unmounts and detaches, at the daemon's end, as far as nobody uses it; with `for_a_while`, only what would not survive.
     pub fn leave(&self, for_a_while: bool) {
-        let records = self.places().into_iter().filter_map(|p| Self::read(&p));
-        let goes = records.filter(|r| !(for_a_while && r.identity.is_some()));
-        let mut goes: Vec<_> = goes.filter_map(Record::attached).collect();
+        let records = self
+            .places()
+            .into_iter()
+            .filter_map(|p| Some((Self::read(&p)?, p)));
+        let goes = records.filter(|(r, _)| !(for_a_while && r.identity.is_some()));
+        let mut goes: Vec<_> = goes.filter_map(|(r, p)| r.attached(&p)).collect();
         goes.sort_by_key(|a| std::cmp::Reverse(depth(a)));
         for attached in goes {
             let at = attached.mounted.as_ref();

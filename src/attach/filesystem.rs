@@ -70,15 +70,21 @@ pub fn check(
     line: &mut dyn FnMut(String),
 ) -> Result<(), AttachError> {
     let full = how.full_check;
+    // The name is what an operator knows; where others have names in the same folder it may lead elsewhere.
+    let name = if options.is_wary {
+        &attached.device
+    } else {
+        &attached.name
+    };
     match how.filesystem {
-        Filesystem::Ext4 => check_ext4(&attached.name, full, line),
+        Filesystem::Ext4 => check_ext4(name, full, line),
         Filesystem::Xfs if full => {
             replay(how, attached, options)?;
-            check_only("xfs_repair", &["-n"], &attached.name, line)
+            check_only("xfs_repair", &["-n"], name, line)
         }
         Filesystem::Btrfs if full => {
             replay(how, attached, options)?;
-            check_only("btrfs", &["check", "--readonly"], &attached.name, line)
+            check_only("btrfs", &["check", "--readonly"], name, line)
         }
         Filesystem::Xfs | Filesystem::Btrfs => Ok(()),
     }
@@ -140,13 +146,14 @@ fn check_ext4(device: &Path, full: bool, line: &mut dyn FnMut(String)) -> Result
 pub fn alone(
     how: &MountAsk,
     device: &Path,
+    backing: Option<&Path>,
     options: Options,
     line: &mut dyn FnMut(String),
 ) -> Result<(), AttachError> {
     if how.filesystem != Filesystem::Btrfs {
         return Ok(());
     }
-    let Some(twin) = btrfs::twin_of(device, &how.backing)? else {
+    let Some(twin) = btrfs::twin_of(device, backing)? else {
         return Ok(());
     };
     if !how.new_uuid {

@@ -8,20 +8,27 @@
 //!
 //! # What one who has taken over the daemon can do through it
 //!
-//! * It is asked by one user alone, whom the kernel names.
+//! * It is asked by one user alone, whom the kernel names, and connects to a socket at which that user listens.
 //! * What may be mounted where, and whose exports become devices, is in the helper's own command line: [`Bounds`]. A question names an
-//!   export, whose name is checked to be one; its device, its records and the name under `dev_root` follow from that.
-//! * A mount point is below one of the folders `--mount-root`, without a link on the way. Everything is mounted `nosuid,nodev`: who
-//!   writes a volume's bytes gets no privilege from what they say.
-//! * Only who uses such a mount or device is ended, and only on a list that was shown before.
-//! * One question a connection, of at most 64 KiB, within ten seconds; at most sixteen at a time.
+//!   export, whose name is checked to be one; its device, its records and the name under `dev_root` follow from that. A device is one
+//!   only while it stands on what this helper made: never by its number alone.
+//! * A mount point is below one of the folders `--mount-root`, and all between is root's alone: no link, nothing in which another user
+//!   can put anything, and nothing that is mounted, for its bytes are the daemon's. So one volume is not mounted in another.
+//!   Everything is mounted `nosuid,nodev`: who writes a volume's bytes gets no privilege from what they say.
+//! * Only processes that use such a mount or device are ended, of a list that was shown before, and by a descriptor of theirs.
+//! * One question a connection, of at most 64 KiB, within ten seconds; at most sixteen at a time, and 256 devices.
+//!
+//! # A helper that is away
+//!
+//! The daemon begins without it, protects, ships and applies; what needs to know who holds a volume is refused, until the helper has
+//! undone what an earlier daemon left. Which devices are of before a failure does not depend on it: [`super::Epochs`].
 //!
 //! # What it does not do
 //!
-//! The kernel reads a file system whose bytes the daemon chooses: a fault in that part of the kernel is not kept from it. Between the
-//! look at a mount point's folders and the mount somebody who may write in them can put a link there: the folders below
-//! `--mount-root` belong to root, and what is mounted on them to whom the volumes belong. While no helper runs the daemon protects,
-//! ships and applies as ever, and refuses what needs to know who holds a volume.
+//! The kernel, `blkid`, `mkfs`, the checkers and `btrfstune` read file systems whose bytes the daemon chooses: a fault in one of them is
+//! not kept from it; formats that name other devices (btrfs, an external journal) are not looked through. What else looks at block
+//! devices (udev, LVM) sees these too. What a checker prints is held in memory. Who uses the volumes can be shown other data, and be
+//! made to wait.
 
 use super::{Answer, Ask, AttachError, Devices, Told};
 use crate::config::{AttachConfig, AttachMethod};
@@ -36,7 +43,7 @@ use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, Read, Write},
     os::unix::{
-        fs::{DirBuilderExt, PermissionsExt, chown},
+        fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
         net::{UnixListener, UnixStream},
     },
     path::{Component, Path, PathBuf},
@@ -45,7 +52,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// The longest question; a list of all users of a large file system goes with one.
@@ -54,6 +61,8 @@ const ASK_BYTES_MAX: u64 = 64 << 10;
 const ANSWER_BYTES_MAX: u64 = 4 << 20;
 /// How long a question may take to come.
 const ASK_WITHIN: Duration = Duration::from_secs(10);
+/// How long a look may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// Questions at a time.
 const CONNECTIONS_MAX: usize = 16;
 /// The longest name of an export, and of what it is.
@@ -69,6 +78,9 @@ pub enum HelperError {
     /// It ended in the middle of an answer.
     #[error("{0}")]
     Broken(io::Error),
+    /// What an earlier daemon left is not looked after yet.
+    #[error("what an earlier daemon left attached is not looked after yet: is it started, with --user {0}?")]
+    Unsettled(u32),
     /// What it says is no answer.
     #[error("an answer that is none: {0}")]
     Nonsense(String),
@@ -101,6 +113,7 @@ pub(super) fn ask(socket: &Path, ask: &Ask, told: &mut dyn FnMut(Told)) -> Resul
     let broken = |e: io::Error| HelperError::Broken(e).at(socket);
     let user = rustix::process::geteuid().as_raw();
     let mut stream = UnixStream::connect(socket).map_err(|e| HelperError::Connect(e, user).at(socket))?;
+    stream.set_read_timeout(patience(ask)).map_err(broken)?;
     send(&mut stream, ask).map_err(broken)?;
     let mut lines = BufReader::new(stream);
     loop {
@@ -114,10 +127,35 @@ pub(super) fn ask(socket: &Path, ask: &Ask, told: &mut dyn FnMut(Told)) -> Resul
     }
 }
 
+/// How long an answer may take, to what does no work that may take long. Who asks it may hold up everything.
+fn patience(ask: &Ask) -> Option<Duration> {
+    match ask {
+        Ask::All | Ask::Identities | Ask::Disown { .. } => Some(ANSWER_WITHIN),
+        _ => None,
+    }
+}
+
 fn send(stream: &mut UnixStream, what: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(what)?;
     line.push(b'\n');
     stream.write_all(&line)
+}
+
+/// What comes before a moment.
+struct Timed<'a> {
+    stream: &'a UnixStream,
+    until: Instant,
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(out)
+    }
 }
 
 /// A whole line of at most so many bytes.
@@ -194,24 +232,71 @@ impl Bounds {
         if !is_plain {
             return Err(refused("it is not an absolute path without '..'".into()));
         }
-        if !self
+        let Some(root) = self
             .mount_roots
             .iter()
-            .any(|root| at != root && at.starts_with(root))
-        {
+            .find(|root| at != **root && at.starts_with(root))
+        else {
             let roots: Vec<_> = self.mount_roots.iter().map(|r| r.display().to_string()).collect();
             return Err(refused(format!(
                 "it is not below --mount-root {}",
                 roots.join(", ")
             )));
+        };
+        // What is not there yet is made, in a folder in which nobody but root can put anything in its place; so not in one that is
+        // mounted: its bytes are the daemon's.
+        let device = fs::symlink_metadata(root)
+            .map_err(|e| refused(e.to_string()))?
+            .dev();
+        for folder in at.ancestors().take_while(|folder| folder != root) {
+            match fs::symlink_metadata(folder) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(refused(format!("{}: {e}", folder.display()))),
+                // Something is mounted on the mount point itself: that is looked at there.
+                Ok(m) if folder == at && m.is_dir() && m.dev() != device => {}
+                Ok(m) if m.dev() != device => {
+                    return Err(refused(format!(
+                        "{} is on what is mounted below --mount-root",
+                        folder.display()
+                    )));
+                }
+                Ok(m) if !m.is_dir() => {
+                    return Err(refused(format!("{} is a link, or no folder", folder.display())));
+                }
+                Ok(m) => roots_alone(folder, &m, false).map_err(refused)?,
+            }
         }
-        // What is not there yet is made, and by no link.
-        let there = at.ancestors().find(|folder| fs::symlink_metadata(folder).is_ok());
-        match there.map(fs::canonicalize) {
-            Some(Ok(real)) if Some(&*real) == there => Ok(()),
-            _ => Err(refused("there is a link on the way to it".into())),
-        }
+        Ok(())
     }
+}
+
+/// Whether nobody but root can put anything in a folder; in one that is `above` what is there and root's, in the place of that.
+fn roots_alone(folder: &Path, m: &fs::Metadata, above: bool) -> Result<(), String> {
+    let is_sticky = above && m.mode() & 0o1000 != 0;
+    let is_shared = m.mode() & 0o022 != 0 && !is_sticky;
+    if m.uid() != 0 || is_shared {
+        return Err(format!(
+            "{} is not root's alone (user {}, mode {:o})",
+            folder.display(),
+            m.uid(),
+            m.mode() & 0o7777
+        ));
+    }
+    Ok(())
+}
+
+/// The same of a folder that is there, and of all above it.
+fn roots_to(folder: &Path) -> anyhow::Result<()> {
+    for above in folder.ancestors() {
+        let is_above = above != folder;
+        let m = fs::symlink_metadata(above).with_context(|| above.display().to_string())?;
+        if !m.is_dir() {
+            bail!("{}: it is a link, or no folder", above.display());
+        }
+        roots_alone(above, &m, is_above)
+            .map_err(|why| anyhow!("{why}: another user could put something in its place"))?;
+    }
+    Ok(())
 }
 
 /// Whether this is how exports of volumes and snapshots are named: `c1/data`, `c1/rsn10/data`.
@@ -304,8 +389,26 @@ pub fn serve(setup: &Setup) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("attaching and mounting needs root: start it as root, and the daemon as --user");
     }
+    let folder_of = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_owned();
+    roots_to(&folder_of(&setup.socket)).context("--socket")?;
+    fs::create_dir_all(&setup.attach.dev_root).context("--dev-root")?;
+    roots_to(&setup.attach.dev_root).context("--dev-root")?;
     for root in &setup.bounds.mount_roots {
         let real = fs::canonicalize(root).with_context(|| format!("--mount-root {}", root.display()))?;
+        roots_to(root).context("--mount-root")?;
+        let own = [
+            &setup.socket,
+            &setup.state_dir,
+            &setup.exports,
+            &setup.attach.dev_root,
+        ];
+        if let Some(own) = own.into_iter().find(|own| own.starts_with(root)) {
+            bail!(
+                "--mount-root {}: {} is below it, and could be mounted over",
+                root.display(),
+                own.display()
+            );
+        }
         if real != *root || root == Path::new("/") {
             bail!(
                 "--mount-root {}: name a real folder, not a link or /: everything below it may be mounted over",
@@ -319,12 +422,13 @@ pub fn serve(setup: &Setup) -> anyhow::Result<()> {
         .mode(0o700)
         .create(state)
         .with_context(|| format!("create {}", state.display()))?;
+    roots_to(state).context("--state-dir")?;
     let lock =
         File::create(state.join("lock")).with_context(|| format!("create {}/lock", state.display()))?;
     rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
         .with_context(|| format!("another attach helper runs on {}", state.display()))?;
-    let mut devices = Devices::new(&setup.attach, &state.join("attach"), setup.exports.clone());
-    devices.is_wary = true;
+    let devices = Devices::new(&setup.attach, &state.join("attach"), setup.exports.clone());
+    let devices = devices.wary_of(setup.bounds.user);
     let listener = listen(&setup.socket, setup.bounds.user)?;
     tracing::info!(socket = %setup.socket.display(), user = setup.bounds.user, "attach helper serving");
     let helper = Arc::new(Helper {
@@ -360,6 +464,15 @@ fn listen(socket: &Path, user: u32) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
+/// One of the questions at a time, whatever becomes of it.
+struct Seat(Arc<Helper>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[derive(Debug)]
 struct Helper {
     devices: Devices,
@@ -375,13 +488,15 @@ impl Helper {
             tracing::warn!("more than {CONNECTIONS_MAX} questions at a time");
             return;
         }
-        let helper = Arc::clone(self);
-        thread::spawn(move || {
-            if let Err(e) = helper.answer(stream) {
+        let seat = Seat(Arc::clone(self));
+        let answer = move || {
+            if let Err(e) = seat.0.answer(stream) {
                 tracing::warn!("not answered: {e}");
             }
-            helper.open.fetch_sub(1, Ordering::Relaxed);
-        });
+        };
+        if let Err(e) = thread::Builder::new().name("answer".into()).spawn(answer) {
+            tracing::warn!("not answered: {e}");
+        }
     }
 
     fn answer(&self, mut stream: UnixStream) -> io::Result<()> {
@@ -392,16 +507,30 @@ impl Helper {
                 format!("user {} asks; the daemon is {}", user.as_raw(), self.bounds.user),
             ));
         }
-        stream.set_read_timeout(Some(ASK_WITHIN))?;
-        let question = read_line(&mut BufReader::new(&stream), ASK_BYTES_MAX)?;
-        let ask: Ask = serde_json::from_slice(&question)?;
+        // Who does not read is not waited for: the work goes on.
+        stream.set_write_timeout(Some(ASK_WITHIN))?;
+        let mut question = BufReader::new(Timed {
+            stream: &stream,
+            until: Instant::now() + ASK_WITHIN,
+        });
+        let ask = read_line(&mut question, ASK_BYTES_MAX)
+            .and_then(|line| Ok(serde_json::from_slice::<Ask>(&line)?));
+        let ask = match ask {
+            Ok(ask) => ask,
+            Err(e) => {
+                let refused = AttachError::Refused(format!("that is no question: {e}"));
+                let _ = send(&mut stream, &Line::Failed(refused));
+                return Err(e);
+            }
+        };
         let is_change = !matches!(
             ask,
             Ask::All | Ask::Identities | Ask::Users { .. } | Ask::Probe { .. }
         );
         let said = format!("{ask:?}");
         // Who asked may have gone; what was begun is ended all the same.
-        let mut tell = |line: &Line| drop(send(&mut stream, line));
+        let mut listens = true;
+        let mut tell = |line: &Line| listens = listens && send(&mut stream, line).is_ok();
         let done = self
             .bounds
             .check(&ask)
@@ -455,11 +584,23 @@ mod tests {
 
     #[test]
     fn mount_points_are_below_a_root_and_reached_by_no_link() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!(
+                "SKIPPED: mount_points_are_below_a_root_and_reached_by_no_link needs root, whose the folders must be"
+            );
+            return;
+        }
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().canonicalize().unwrap().join("root");
         fs::create_dir_all(root.join("there")).unwrap();
         symlink("/etc", root.join("link")).unwrap();
         symlink("/nowhere", root.join("dangling")).unwrap();
+        for (name, mode, owner) in [("open", 0o777, 0), ("theirs", 0o755, 7), ("sticky", 0o1777, 0)] {
+            fs::create_dir(root.join(name)).unwrap();
+            fs::set_permissions(root.join(name), fs::Permissions::from_mode(mode)).unwrap();
+            chown(root.join(name), Some(owner), None).unwrap();
+        }
+        fs::write(root.join("file"), "").unwrap();
         let bounds = Bounds {
             user: 7,
             mount_roots: vec![root.clone()],
@@ -474,6 +615,12 @@ mod tests {
             root.join("link/passwd"),
             root.join("dangling"),
             root.join("dangling/x"),
+            root.join("open/x"),
+            root.join("theirs/x"),
+            root.join("theirs"),
+            root.join("sticky/new"),
+            root.join("file"),
+            root.join("file/x"),
             PathBuf::from("there"),
             PathBuf::from("/etc"),
             PathBuf::from(format!("{}2/x", root.display())),

@@ -36,6 +36,7 @@ mod attacher;
 mod btrfs;
 mod command;
 pub mod device;
+mod epochs;
 pub mod filesystem;
 pub mod helper;
 pub mod keeper;
@@ -48,6 +49,7 @@ pub use ask::{Answer, Ask, MountAsk, Told};
 pub use attacher::Attacher;
 pub use command::CommandError;
 pub use device::{AttachedDevice, Devices};
+pub use epochs::Epochs;
 pub use helper::HelperError;
 pub use keeper::{Keepers, Line};
 pub use method::{Fuse, Kernel, Method, Place};
@@ -154,10 +156,25 @@ impl AttachError {
         move |source| Self::Io { what, source }
     }
 
+    /// Whether nobody knows what was done.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        matches!(
+            self,
+            Self::Helper {
+                source: HelperError::Broken(_) | HelperError::Nonsense(_),
+                ..
+            }
+        )
+    }
+
     /// The same in a form that can be sent to another process.
     pub(crate) fn portable(self) -> Self {
         match self {
-            Self::Command(_) | Self::Io { .. } | Self::Helper { .. } => Self::Told(self.to_string()),
+            Self::Command(_) | Self::Io { .. } | Self::Helper { .. } => {
+                // A program may have had much to say.
+                Self::Told(self.to_string().chars().take(16 << 10).collect())
+            }
             Self::At { step, error, left } => Self::At {
                 step,
                 error: Box::new(error.portable()),

@@ -42,6 +42,10 @@ pub fn mount(filesystem: Filesystem, device: &Path, at: &Path, options: Options)
     let mut words = filesystem::mount_options(filesystem, options.read_only).to_owned();
     if options.is_wary {
         words.push_str(",nosuid,nodev");
+        if filesystem == Filesystem::Ext4 {
+            // Its superblock may say that the host is to panic.
+            words.push_str(",errors=remount-ro");
+        }
     }
     must(
         "mount",
@@ -99,8 +103,8 @@ impl MountPoint {
 
     /// Which folders were made.
     #[must_use]
-    pub fn folders(self) -> Vec<PathBuf> {
-        self.0
+    pub fn folders(&self) -> Vec<PathBuf> {
+        self.0.clone()
     }
 
     /// Removes what was made, as far as it is empty.

@@ -6,8 +6,14 @@ use super::{
     mounts,
 };
 use crate::config::Filesystem;
-use rustix::process::{Pid, Signal, kill_process};
-use std::{fs, path::PathBuf, thread, time::Duration};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 /// Names the step of an error.
 fn at(step: &'static str) -> impl Fn(AttachError) -> AttachError {
@@ -44,7 +50,6 @@ impl Devices {
         }
         let mut made = MountPoint::default();
         let Err(mut error) = self.check_and_mount(&attached, how, &mut made, told) else {
-            self.note_made(export, made.folders()).map_err(at("mount"))?;
             return Ok(false);
         };
         // The check of some file systems mounts too. What was mounted before stays.
@@ -96,12 +101,18 @@ impl Devices {
             return Err(at("attach")(AttachError::Busy { path, holders }));
         }
         *made = MountPoint::make(point).map_err(at("mount"))?;
+        self.note_made(&attached.export, made.folders())
+            .map_err(at("mount"))?;
         let options = |read_only| mount::Options {
             read_only,
-            is_wary: self.is_wary,
+            is_wary: self.wary_of.is_some(),
         };
+        // Only a backing of the one who asks is not its own volume's twin.
+        let is_theirs = |path: &Path, user| fs::metadata(path).is_ok_and(|m| m.uid() == user);
+        let is_known = self.wary_of.is_none_or(|user| is_theirs(&how.backing, user));
+        let backing = is_known.then_some(&*how.backing);
         let mut line = |l: String| told(Told::Line(l));
-        filesystem::alone(how, device, options(false), &mut line).map_err(at("UUID"))?;
+        filesystem::alone(how, device, backing, options(false), &mut line).map_err(at("UUID"))?;
         if !how.read_only {
             let mut is_first = true;
             let mut line = |l: String| match std::mem::take(&mut is_first) {
@@ -154,21 +165,40 @@ impl Devices {
         users
     }
 
+    /// The processes among them.
+    fn processes(&self, exports: &[String]) -> Vec<(Pid, String)> {
+        let attached = exports.iter().filter_map(|export| self.find(export));
+        let of = |a: AttachedDevice| {
+            let at = mounts::of(&a.device);
+            let mut all: Vec<_> = at.iter().flat_map(|at| mounts::processes_in(at)).collect();
+            all.extend(mounts::processes_on(&a.device));
+            all
+        };
+        attached.flat_map(of).collect()
+    }
+
     /// Ends `users`, as far as they still use the devices of these exports: asked first, then for good. What is in the middle of a
     /// write or a sync ends when that does, and on a device that has just lost its export every page is an error of its own.
     pub fn end(&self, exports: &[String], users: &[String]) {
-        let now = self.users(exports);
-        let pids: Vec<Pid> = now
-            .iter()
-            .filter(|user| users.contains(user))
-            .filter_map(|user| Pid::from_raw(user.split(' ').next()?.parse().ok()?))
+        let wanted = self
+            .processes(exports)
+            .into_iter()
+            .filter(|(_, name)| users.contains(name));
+        // A number may be another's by the time of the signal; whom a descriptor was opened of is told once more.
+        let held: Vec<_> = wanted
+            .filter_map(|(pid, name)| Some((pid, name, pidfd_open(pid, PidfdFlags::empty()).ok()?)))
+            .collect();
+        let now = self.processes(exports);
+        let held: Vec<_> = held
+            .into_iter()
+            .filter(|(pid, name, _)| now.iter().any(|(p, n)| (p, n) == (pid, name)))
             .collect();
         for (signal, patience) in [(Signal::TERM, 40), (Signal::KILL, 600)] {
-            for pid in &pids {
-                let _ = kill_process(*pid, signal);
+            for (_, _, process) in &held {
+                let _ = pidfd_send_signal(process, signal);
             }
             for _ in 0..patience {
-                if !pids.iter().any(|pid| lives(*pid)) {
+                if !held.iter().any(|(pid, _, _)| lives(*pid)) {
                     return;
                 }
                 thread::sleep(Duration::from_millis(50));

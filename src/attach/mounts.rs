@@ -2,6 +2,7 @@
 //!
 //! Nothing here looks into a mounted file system: it may stand on a device that waits for this very daemon.
 
+use rustix::process::Pid;
 use std::{
     fs,
     os::unix::ffi::OsStringExt,
@@ -74,9 +75,7 @@ pub fn at(at: &Path) -> Option<PathBuf> {
 /// Who uses the file system mounted at `at`: processes as `pid command`, mounts in it other than `ours`, loop devices and swap.
 #[must_use]
 pub fn users_of(at: &Path, ours: &[PathBuf]) -> Vec<String> {
-    let mut users = processes(|links, maps| {
-        links.iter().any(|link| link.starts_with(at)) || maps().iter().any(|file| file.starts_with(at))
-    });
+    let mut users: Vec<String> = processes_in(at).into_iter().map(|(_, name)| name).collect();
     let below = table()
         .into_iter()
         .filter(|m| m.at != at && m.at.starts_with(at) && !ours.contains(&m.at));
@@ -85,6 +84,20 @@ pub fn users_of(at: &Path, ours: &[PathBuf]) -> Vec<String> {
     users.extend(loops.map(|(device, file)| format!("{} stands on {}", device.display(), file.display())));
     users.extend(swaps().into_iter().filter(|s| s.starts_with(at)).map(swap));
     users
+}
+
+/// Processes that use the file system mounted at `at`, with their names as `pid command`.
+#[must_use]
+pub fn processes_in(at: &Path) -> Vec<(Pid, String)> {
+    processes(|links, maps| {
+        links.iter().any(|link| link.starts_with(at)) || maps().iter().any(|file| file.starts_with(at))
+    })
+}
+
+/// Processes that have a block device open, with their names as `pid command`.
+#[must_use]
+pub fn processes_on(device: &Path) -> Vec<(Pid, String)> {
+    processes(|links, _| links.iter().any(|link| link == device))
 }
 
 /// Who uses a block device, and goes on using it: processes, mounts, what is made of it, swap. Whoever only has a look at every
@@ -102,7 +115,7 @@ pub fn users_of_device(device: &Path) -> Vec<String> {
 }
 
 fn users_now(device: &Path) -> Vec<String> {
-    let mut users = processes(|links, _| links.iter().any(|link| link == device));
+    let mut users: Vec<String> = processes_on(device).into_iter().map(|(_, name)| name).collect();
     users.extend(of(device).iter().map(|at| format!("mounted at {}", at.display())));
     let made = device
         .file_name()
@@ -177,7 +190,7 @@ pub fn loops() -> Vec<(PathBuf, PathBuf)> {
 }
 
 /// Processes that `use_it`, told by what they have open and, when asked, by what they have mapped; this one is not among them.
-fn processes(use_it: impl Fn(&[PathBuf], &dyn Fn() -> Vec<PathBuf>) -> bool) -> Vec<String> {
+fn processes(use_it: impl Fn(&[PathBuf], &dyn Fn() -> Vec<PathBuf>) -> bool) -> Vec<(Pid, String)> {
     let this = std::process::id().to_string();
     let mut found = Vec::new();
     for (pid, folder) in pids() {
@@ -185,8 +198,12 @@ fn processes(use_it: impl Fn(&[PathBuf], &dyn Fn() -> Vec<PathBuf>) -> bool) -> 
         let links = ["cwd", "root", "exe"].map(|l| folder.join(l));
         let links = links.into_iter().chain(files.map(|f| f.path()));
         let links: Vec<PathBuf> = links.filter_map(|l| fs::read_link(l).ok()).collect();
-        if pid != this && use_it(&links, &|| mapped(&folder)) {
-            found.push(named(&pid, &folder));
+        let number = pid.parse().ok().and_then(Pid::from_raw);
+        if pid != this
+            && use_it(&links, &|| mapped(&folder))
+            && let Some(number) = number
+        {
+            found.push((number, named(&pid, &folder)));
         }
     }
     found

@@ -153,7 +153,10 @@ fn show(op: &mut Op<'_>, told: Told) {
 fn taken_apart(error: AttachError) -> (Option<String>, AttachError, bool) {
     match error {
         AttachError::At { step, error, left } => (Some(step), *error, left),
-        other => (None, other, false),
+        other => {
+            let left = other.is_unknown();
+            (None, other, left)
+        }
     }
 }
 

@@ -60,7 +60,11 @@ impl World {
         let program = program();
         fs::create_dir(scratch.join("attach")).unwrap();
         Self {
-            keepers: Keepers { program, socket },
+            keepers: Keepers {
+                program,
+                socket,
+                server: None,
+            },
             scratch,
             _nbdkit: nbdkit,
         }
