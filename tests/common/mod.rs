@@ -19,14 +19,14 @@ use std::{
     path::PathBuf,
     process::{Command, Stdio},
     sync::{
-        Mutex,
+        Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 use testkit::{
     nbd::Client,
-    proc::{Finished, Process, Scratch, run, until},
+    proc::{Finished, Process, Scratch, behind, run, until},
     proxy::Proxy,
 };
 
@@ -268,7 +268,9 @@ impl Pair {
 
     /// What the node's daemon has logged since it was started.
     pub fn log(&self, node: &str) -> String {
-        self.running.lock().unwrap()[index(node)]
+        // Another thread may have failed with it in its hands.
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running[index(node)]
             .as_ref()
             .map_or_else(String::new, Process::log)
     }
@@ -420,21 +422,13 @@ impl Drop for Pair {
             return;
         }
         for node in [PROD, REC] {
-            let mut status = self.command(node, &["status", "-C", "1"]);
-            let said = status.output().map(|o| {
-                [o.stdout, o.stderr]
-                    .map(|t| String::from_utf8_lossy(&t).into_owned())
-                    .concat()
-            });
-            // Another thread may have failed with it in its hands.
-            let running = self
-                .running
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            let log = running[index(node)]
-                .as_ref()
-                .map_or_else(String::new, Process::log);
-            println!("== {node}\n{}\n-- log\n{log}", said.unwrap_or_default());
+            // It may be that the daemon answers nobody.
+            let mut limit = Command::new("timeout");
+            limit.arg("10");
+            let mut status = behind(limit, &self.command(node, &["status", "-C", "1"]));
+            let said = status.output().map(|o| [o.stdout, o.stderr].concat());
+            let said = String::from_utf8_lossy(&said.unwrap_or_default()).into_owned();
+            println!("== {node}\n{said}\n-- log\n{}", self.log(node));
         }
     }
 }
