@@ -373,7 +373,11 @@ impl Node {
         let raised: Vec<_> = failed.map(|context| self.epochs.raise(context.id().0)).collect();
         if let Some(e) = raised.into_iter().find_map(Result::err) {
             tracing::error!("the epoch of what failed is not written down: {e}");
-            again_and_again(self, "devices of what failed", disown);
+            // It may be this daemon's end: the first time is now.
+            if let Err(e) = disown(self) {
+                tracing::error!("devices of what failed: {e}");
+                again_and_again(self, "devices of what failed", disown);
+            }
         }
     }
 

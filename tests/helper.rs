@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use testkit::proc::{Process, run};
+use testkit::proc::{Process, Signal, run};
 
 /// Two unprivileged nodes, each with its helper.
 struct World {
@@ -51,7 +51,7 @@ fn helper(pair: &Pair, node: &str) -> Process {
         .arg(pair.scratch.join(format!("helper/{node}")))
         .arg("--mount-root")
         .arg(mount_root(pair, node))
-        .arg("--dev-root")
+        .args(["--may-end", "root", "--dev-root"])
         .arg(pair.scratch.join(format!("dev/{node}")));
     let process = pair.scratch.start(&format!("helper-{node}"), &mut command);
     process.wait_for_line("serving", LONG);
@@ -207,7 +207,17 @@ fn without_its_helper_a_node_protects_and_says_what_it_cannot_know() {
     }
     let again = helper(pair, PROD);
     pair.cli(PROD, &["rtumnt", "-FC", "1"]).ok();
-    drop(again);
+    // One that hangs is as good as none.
+    again.signal(Signal::STOP);
+    let status = pair.cli(PROD, &["status", "-C", "1"]);
+    let said = status.stdout + &status.stderr;
+    assert!(
+        said.contains("what is attached and mounted is not known"),
+        "{said}"
+    );
+    again.signal(Signal::CONT);
+    pair.cli(PROD, &["rtmnt", "-C", "1"]).ok();
+    pair.cli(PROD, &["rtumnt", "-C", "1"]).ok();
 }
 
 /// What the helper says to one line.
@@ -249,6 +259,12 @@ fn the_helper_does_nothing_that_it_was_not_set_up_for() {
             "filesystem": "ext4", "at": at, "read_only": false, "full_check": false, "new_uuid": false, "backing": "/none",
         }}})
     };
+    let last = |line: &Value| {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+        let said = BufReader::new(stream).lines().last().unwrap().unwrap();
+        serde_json::from_str::<Value>(&said).unwrap()
+    };
     for at in [
         Path::new("/etc"),
         &root.join("theirs/below"),
@@ -259,8 +275,8 @@ fn the_helper_does_nothing_that_it_was_not_set_up_for() {
         Path::new("data/volume"),
         Path::new("/"),
     ] {
-        let said = ask(&socket, &format!("{}\n", mount(at))).unwrap();
-        let why = said["failed"]["refused"].as_str();
+        let said = last(&mount(at));
+        let why = said["failed"]["at"]["error"]["refused"].as_str();
         assert!(why.is_some_and(|why| why.contains("mount point")), "{said}");
     }
     for export in [
@@ -286,6 +302,33 @@ fn the_helper_does_nothing_that_it_was_not_set_up_for() {
             assert!(said["failed"]["refused"].is_string(), "{line}: {said}");
         }
     }
+    // No volume is mounted in another, nor over the folders of another: its bytes are whose the daemon is.
+    pair.cli(PROD, &["protect", "-C", "2", "other=16M"]).ok();
+    let other = |ask: &str| json!({ask: {"export": "c2/other", "identity": null, "read_only": false}});
+    ask(&socket, &format!("{}\n", other("attach"))).unwrap();
+    let make = json!({"make": {"export": "c2/other", "filesystem": "ext4"}});
+    assert_eq!(ask(&socket, &format!("{make}\n")).unwrap()["answer"], "done");
+    let of_other = |at: &Path| {
+        let mut line = mount(at);
+        line["mount"]["export"] = json!("c2/other");
+        line
+    };
+    let said = last(&mount(&root.join("a/b")));
+    assert!(said["answer"]["mounted"].is_object(), "{said}");
+    for at in ["a", "a/b", "a/b/c"] {
+        let said = last(&of_other(&root.join(at)));
+        assert!(said["failed"].is_object(), "{at}: {said}");
+    }
+    assert!(!root.join("a/b/c").exists());
+    let said = last(&of_other(&root.join("a/c")));
+    assert!(said["answer"]["mounted"].is_object(), "{said}");
+    let unmount = |export: &str| json!({"unmount": {"export": export, "undo": true}});
+    for export in ["c2/other", "c1/data"] {
+        let said = last(&unmount(export));
+        assert!(said["answer"]["unmounted"].is_object(), "{said}");
+    }
+    assert!(!root.join("a").exists());
+    assert!(ask(&socket, &format!("{attach}\n")).unwrap()["answer"].is_object());
     // Nobody is ended who does not use what is asked about.
     let mut sleep = Command::new("sleep");
     let other = pair.scratch.start("other", sleep.arg("600"));

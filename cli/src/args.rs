@@ -110,9 +110,9 @@ pub struct AttachHelperArgs {
     /// Where devices get their names; as in the node's file
     #[arg(long, value_name = "DIR", default_value = "/dev/backstay")]
     pub dev_root: PathBuf,
-    /// How devices are made: auto, nbd or fuse
-    #[arg(long, value_name = "METHOD", default_value = "auto")]
-    pub method: String,
+    /// End processes of this user in `rtumnt -f`, and of nobody else; may be given more than once
+    #[arg(long, value_name = "USER")]
+    pub may_end: Vec<String>,
     /// How long a device waits for a daemon that is away
     #[arg(long, value_name = "TIME", default_value = "2m")]
     pub patience: String,

@@ -290,9 +290,9 @@ fn page(short: &str) -> Page {
         "attach-helper" => (
             "The one process that needs root where the daemon runs as a user of its own: it makes devices of that node's exports\n\
              and mounts them below --mount-root, nosuid and nodev. Only that user is answered, and what is allowed stands in this\n\
-             command line alone. Runs until SIGTERM; what is mounted stays.",
+             command line alone (packaging/backstay-attach@.service has a whole one). Runs until SIGTERM; what is mounted stays.",
             &[
-                "backstay attach-helper --user backstay --socket /run/backstay-attach/rec.sock --exports /var/lib/backstay/rec/nbd.sock --state-dir /var/lib/backstay-attach/rec --mount-root /replica",
+                "backstay attach-helper --user backstay --socket /run/a/s --exports /var/lib/b/nbd.sock --state-dir /var/lib/a --mount-root /m",
             ],
         ),
         "fsck-journal" => (

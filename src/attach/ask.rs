@@ -175,7 +175,7 @@ impl Devices {
                 Answer::Done
             }
             Ask::Settle { stay } => {
-                self.settle(&stay);
+                self.settle(&stay)?;
                 Answer::Done
             }
             Ask::Disown { exports } => {

@@ -1,21 +1,26 @@
 //! Block devices made of exports: their names, and what is written down of them.
 
 use super::{
-    AttachError, Fuse, Keepers, Kernel, Line, Method, Place,
-    mount::{passable, unmount, unmount_lazily},
+    AttachError, Fuse, Keepers, Kernel, Line, Method, Place, keeper,
+    mount::{Stage, unmount, unmount_lazily},
     mounts,
+    point::{Ground, Made, passable},
+    turns::{Turn, Turns},
 };
 use crate::config::{AttachConfig, AttachMethod};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{
-    fs,
+    collections::BTreeSet,
+    fs::{self, File},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 /// Most devices of one who is not trusted with the host.
 const DEVICES_MAX: usize = 256;
+/// How long somebody may wait for whoever works on a device.
+const TURN_WITHIN: Duration = Duration::from_secs(30);
 
 /// Makes block devices of a node's exports, in this very process.
 #[derive(Debug)]
@@ -25,10 +30,34 @@ pub struct Devices {
     records: PathBuf,
     keepers: Keepers,
     patience: Duration,
-    /// The user that asks, if that is not this process's own: then nothing that is attached or mounted gives anybody privileges.
-    pub(super) wary_of: Option<u32>,
-    /// Held while a device is made or undone: two of them must not choose the same number.
-    changing: Mutex<()>,
+    pub(super) wary_of: Option<Asker>,
+    /// Whoever works on a device has its turn: a number that was looked at is nobody else's until the work is done.
+    turns: Turns,
+    /// Held while a device is made: two of them must not choose the same number.
+    choosing: Mutex<()>,
+    /// Held while a record is read and written again, and while names are made and removed.
+    noting: Mutex<()>,
+    /// Held while something that was mounted gets its place.
+    pub(super) placing: Mutex<()>,
+}
+
+/// Who asks, if that is not this process's own user: then nothing that is attached or mounted gives anybody privileges.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    /// The user.
+    pub user: u32,
+    /// Folders below which is mounted for him.
+    pub ground: Vec<PathBuf>,
+    /// Users whose processes are ended for him.
+    pub may_end: Vec<u32>,
+}
+
+impl Asker {
+    /// Below what is mounted for somebody.
+    #[must_use]
+    pub fn ground(asker: Option<&Self>) -> Option<&Ground> {
+        asker.map(|asker| &*asker.ground)
+    }
 }
 
 /// A device that is attached.
@@ -57,6 +86,9 @@ struct Record {
     /// Folders that were made for its mount, the deepest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     made: Vec<PathBuf>,
+    /// Where it is mounted, or was to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,14 +108,17 @@ impl How {
 }
 
 impl Record {
-    /// The device, if it is still of this place: its number alone may be somebody else's by now.
+    /// The device, if it is still of this place: its number alone may be somebody else's by now. What is mounted of a device keeps its
+    /// number, whatever became of its keeper.
     fn attached(self, place: &Place) -> Option<AttachedDevice> {
         let device = self.device?;
-        if !self.how.method().remains(place).contains(&device) {
+        let mounted = mounts::of(&device).into_iter().next();
+        let is_where_it_was = self.at.is_some_and(|at| mounts::of(&device).contains(&at));
+        if !is_where_it_was && !self.how.method().remains(place).contains(&device) {
             return None;
         }
         Some(AttachedDevice {
-            mounted: mounts::of(&device).into_iter().next(),
+            mounted,
             export: self.export,
             name: self.name,
             device,
@@ -102,12 +137,15 @@ impl Devices {
             keepers: Keepers::new(nbd_socket),
             patience: config.patience.0,
             wary_of: None,
-            changing: Mutex::default(),
+            turns: Turns::default(),
+            choosing: Mutex::default(),
+            noting: Mutex::default(),
+            placing: Mutex::default(),
         }
     }
 
-    fn place(&self, device: &str) -> Place {
-        Place::new(self.records.join(device.replace('/', ".")))
+    fn place(&self, export: &str) -> Place {
+        Place::new(self.records.join(place_name(export)))
     }
 
     fn read(place: &Place) -> Option<Record> {
@@ -123,17 +161,61 @@ impl Devices {
 
     /// What is attached under `device` now.
     #[must_use]
-    pub fn find(&self, device: &str) -> Option<AttachedDevice> {
-        let place = self.place(device);
-        Self::read(&place)?.attached(&place)
+    pub fn find(&self, export: &str) -> Option<AttachedDevice> {
+        let place = self.place(export);
+        let record = Self::read(&place).filter(|record| record.export == export);
+        record?.attached(&place)
     }
 
-    /// The same for somebody else, who is this user and has no privileges.
+    /// The same for somebody else, who has no privileges.
     #[must_use]
-    pub fn wary_of(mut self, user: u32) -> Self {
-        self.wary_of = Some(user);
-        self.keepers.server = Some(user);
+    pub fn wary_of(mut self, asker: Asker) -> Self {
+        self.keepers.server = Some(asker.user);
+        self.wary_of = Some(asker);
         self
+    }
+
+    /// Waits until nobody else works on the device of an export.
+    ///
+    /// # Errors
+    /// [`AttachError::Busy`] when somebody does for long: a check of a large file system takes its time.
+    pub(super) fn turn(&self, export: &str) -> Result<Turn<'_>, AttachError> {
+        let turn = self.turns.take(&place_name(export), TURN_WITHIN);
+        turn.ok_or_else(|| AttachError::Busy {
+            path: self.dev_root.join(export),
+            holders: vec!["another command that checks, mounts or unmounts it".to_owned()],
+        })
+    }
+
+    /// A device that stays what it is while this is held: its number is nobody else's as long as somebody has it open.
+    pub(super) fn hold(&self, export: &str) -> Result<(AttachedDevice, File), AttachError> {
+        let attached = self.need(export)?;
+        let open = File::open(&attached.device).map_err(AttachError::io(attached.device.display()))?;
+        let again = self.need(export)?;
+        match again.device == attached.device {
+            true => Ok((again, open)),
+            false => Err(AttachError::NotAttached(export.to_owned())),
+        }
+    }
+
+    /// Where the device of an export is mounted before it has its place.
+    pub(super) fn stage(&self, export: &str) -> Stage {
+        let records = fs::canonicalize(&self.records).unwrap_or_else(|_| self.records.clone());
+        Stage::new(Place::new(records.join(place_name(export))).file("stage"))
+    }
+
+    /// Changes a device's record, if it has one.
+    fn note(&self, place: &Place, change: impl FnOnce(&mut Record)) -> Result<(), AttachError> {
+        let _noting = self.noting.lock();
+        let Some(before) = Self::read(place) else {
+            return Ok(());
+        };
+        let mut record = before.clone();
+        change(&mut record);
+        if record == before {
+            return Ok(());
+        }
+        self.write(place, &record)
     }
 
     /// What is attached under `device`.
@@ -152,19 +234,17 @@ impl Devices {
         records.filter_map(|r| Some((r.export, r.identity?))).collect()
     }
 
-    /// Writes down which folders were made for a device's mount.
-    pub(super) fn note_made(&self, device: &str, made: Vec<PathBuf>) -> Result<(), AttachError> {
-        let _changing = self.changing.lock();
-        let place = self.place(device);
-        match Self::read(&place) {
-            Some(record) if record.made != made => self.write(&place, &Record { made, ..record }),
-            _ => Ok(()),
-        }
+    /// Writes down where a device is to be mounted, and which folders were made for that.
+    pub(super) fn note_mount(&self, export: &str, at: &Path, made: &Made) -> Result<(), AttachError> {
+        self.note(&self.place(export), |record| {
+            record.at = Some(at.to_owned());
+            record.made.clone_from(&made.0);
+        })
     }
 
-    /// Which folders were made for a device's mount, the deepest first.
-    pub(super) fn made_for(&self, device: &str) -> Vec<PathBuf> {
-        Self::read(&self.place(device)).map_or_else(Vec::new, |record| record.made)
+    /// Which folders were made for a device's mount.
+    pub(super) fn made_for(&self, export: &str) -> Made {
+        Made(Self::read(&self.place(export)).map_or_else(Vec::new, |record| record.made))
     }
 
     /// Everything that is attached.
@@ -204,12 +284,17 @@ impl Devices {
         identity: Option<String>,
         read_only: bool,
     ) -> Result<AttachedDevice, AttachError> {
-        let _changing = self.changing.lock();
+        let _turn = self.turn(export)?;
         let place = self.place(export);
         if let Some(record) = Self::read(&place) {
+            if record.export != export {
+                let text = format!("{export} and {}, which is attached, have records of one name", record.export);
+                return Err(AttachError::Told(text));
+            }
             let whole = record.how.method().device(&place);
-            if whole.is_some() && whole == record.device {
-                return Ok(record.attached(&place).expect("it has a device"));
+            let is_whole = whole.is_some() && whole == record.device;
+            if is_whole && let Some(attached) = record.attached(&place) {
+                return Ok(attached);
             }
             // Its keeper died, or a daemon in the middle of it.
             self.destroy(&place);
@@ -221,13 +306,14 @@ impl Devices {
         }
         let how = self.how()?;
         let identity = identity.filter(|_| !self.patience.is_zero());
-        let mut record = Record {
+        let record = Record {
             export: export.to_owned(),
             identity,
             name: self.dev_root.join(export),
             how,
             device: None,
             made: Vec::new(),
+            at: None,
         };
         self.write(&place, &record)?;
         let identity = record.identity.as_deref();
@@ -241,18 +327,20 @@ impl Devices {
             },
             read_only,
         };
-        let made = how.method().attach(&place, &line).and_then(|device| {
-            record.device = Some(device.clone());
-            self.write(&place, &record)?;
-            link(&device, &record.name)
+        let choosing = self.choosing.lock();
+        let made = how.method().attach(&place, &line);
+        drop(choosing);
+        let made = made.and_then(|device| {
+            self.note(&place, |record| record.device = Some(device.clone()))?;
+            let noting = self.noting.lock();
+            link(&device, &record.name)?;
+            drop(noting);
+            self.need(export)
         });
-        if let Err(e) = made {
+        if made.is_err() {
             self.destroy(&place);
-            return Err(e);
         }
-        record
-            .attached(&place)
-            .ok_or_else(|| AttachError::NotAttached(export.to_owned()))
+        made
     }
 
     /// Undoes [`Devices::attach`].
@@ -260,16 +348,20 @@ impl Devices {
     /// # Errors
     /// When somebody uses it, or a step fails; the record then stays, so the same call goes on.
     pub fn detach(&self, export: &str) -> Result<(), AttachError> {
-        let _changing = self.changing.lock();
+        let _turn = self.turn(export)?;
+        self.detach_in_turn(export)
+    }
+
+    pub(super) fn detach_in_turn(&self, export: &str) -> Result<(), AttachError> {
         let place = self.place(export);
-        let Some(record) = Self::read(&place) else {
+        let Some(record) = Self::read(&place).filter(|record| record.export == export) else {
             return Ok(());
         };
         record.how.method().detach(&place)?;
         self.forget(&place, Some(&record))
     }
 
-    /// Undoes whatever there is at a place, however far it came.
+    /// Undoes whatever there is at a place, however far it came; the caller has its turn.
     fn destroy(&self, place: &Place) {
         let record = Self::read(place);
         // One that another version wrote is told by what lies beside it.
@@ -280,7 +372,9 @@ impl Devices {
             How::Fuse
         });
         let method = how.method();
-        let mounted: Vec<_> = method.remains(place).iter().flat_map(|d| mounts::of(d)).collect();
+        let known = record.clone().and_then(|r| r.attached(place)).map(|a| a.device);
+        let remains: BTreeSet<_> = method.remains(place).into_iter().chain(known).collect();
+        let mounted: Vec<_> = remains.iter().flat_map(|device| mounts::of(device)).collect();
         method.cut(place);
         for at in mounted {
             unmount_lazily(&at);
@@ -293,6 +387,7 @@ impl Devices {
 
     /// Removes name and record of what is undone.
     fn forget(&self, place: &Place, record: Option<&Record>) -> Result<(), AttachError> {
+        let _noting = self.noting.lock();
         if let Some(record) = record {
             let _ = fs::remove_file(&record.name);
             let mut parent = record.name.parent();
@@ -305,8 +400,10 @@ impl Devices {
     }
 
     /// Undoes what an earlier daemon left, but for whole devices of exports that `stay` under the same identity.
-    pub fn settle(&self, stay: &[(String, String)]) {
-        let _changing = self.changing.lock();
+    ///
+    /// # Errors
+    /// [`AttachError::Busy`] when somebody works on one of them for long; the same call goes on.
+    pub fn settle(&self, stay: &[(String, String)]) -> Result<(), AttachError> {
         let stays = |place: &Place, record: &Record| {
             let identity = record.identity.as_ref()?;
             let whole = record.how.method().device(place)?;
@@ -325,25 +422,29 @@ impl Devices {
         leftovers.sort_by_key(|(attached, _)| std::cmp::Reverse(attached.as_ref().map(depth)));
         for (_, place) in leftovers {
             tracing::warn!(device = %place.stem().display(), "left over from an earlier run, undone");
+            // Who still works on it waits for what is not answered any more: he gets an error, and then it is our turn.
+            keeper::kill(&place);
+            let name = place.stem().file_name().unwrap_or_default();
+            let _turn = self.turn(&name.to_string_lossy())?;
             self.destroy(&place);
         }
+        Ok(())
     }
 
     /// Takes their identity from the devices of these exports: they end with the daemon.
     pub fn disown(&self, exports: &[String]) {
-        let _changing = self.changing.lock();
         for place in self.places() {
-            let Some(mut record) = Self::read(&place).filter(|r| exports.contains(&r.export)) else {
+            let Some(record) = Self::read(&place).filter(|r| exports.contains(&r.export)) else {
                 continue;
             };
-            if record.identity.take().is_none() {
+            if record.identity.is_none() {
                 continue;
             }
             tracing::warn!(device = %record.name.display(), "ends with this daemon");
-            if let Err(e) = self.write(&place, &record) {
+            if let Err(e) = self.note(&place, |record| record.identity = None) {
                 // What cannot be said durably is done at once.
                 tracing::error!("{e}");
-                record.how.method().cut(&place);
+                keeper::kill(&place);
             }
         }
     }
@@ -359,8 +460,11 @@ impl Devices {
         goes.sort_by_key(|a| std::cmp::Reverse(depth(a)));
         for attached in goes {
             let at = attached.mounted.as_ref();
-            let unmounted = at.map_or(Ok(()), |at| unmount(at, &attached.device));
-            if let Err(e) = unmounted.and_then(|()| self.detach(&attached.export)) {
+            let gone = self.turn(&attached.export).and_then(|_turn| {
+                at.map_or(Ok(()), |at| unmount(at, &attached.device))?;
+                self.detach_in_turn(&attached.export)
+            });
+            if let Err(e) = gone {
                 tracing::warn!(device = %attached.name.display(), "left attached: {e}");
             }
         }
@@ -371,6 +475,11 @@ impl Devices {
 #[must_use]
 pub fn depth(attached: &AttachedDevice) -> usize {
     attached.mounted.as_ref().map_or(0, |m| m.components().count())
+}
+
+/// What a device's records are called.
+fn place_name(export: &str) -> String {
+    export.replace('/', ".")
 }
 
 fn link(device: &Path, name: &Path) -> Result<(), AttachError> {

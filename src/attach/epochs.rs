@@ -15,13 +15,15 @@ use std::{
 #[derive(Debug)]
 pub struct Epochs {
     path: PathBuf,
-    /// Those that are raised in this run.
     epochs: Mutex<State>,
+    /// Held while they are written: who only looks does not wait for a disk.
+    writing: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     epochs: BTreeMap<u32, u64>,
+    /// Those that are raised in this run.
     raised: Vec<u32>,
 }
 
@@ -41,6 +43,7 @@ impl Epochs {
         Ok(Self {
             path,
             epochs: Mutex::new(State { epochs, raised }),
+            writing: Mutex::default(),
         })
     }
 
@@ -57,13 +60,17 @@ impl Epochs {
     /// # Errors
     /// When it could not be made durable.
     pub fn raise(&self, context: u32) -> io::Result<()> {
-        let mut state = self.epochs.lock();
-        if state.raised.contains(&context) {
-            return Ok(());
-        }
-        let mut epochs = state.epochs.clone();
+        let _writing = self.writing.lock();
+        let mut epochs = {
+            let state = self.epochs.lock();
+            if state.raised.contains(&context) {
+                return Ok(());
+            }
+            state.epochs.clone()
+        };
         *epochs.entry(context).or_default() += 1;
         media::replace_file(&self.path, &serde_json::to_vec(&epochs)?, 0o600)?;
+        let mut state = self.epochs.lock();
         state.epochs = epochs;
         state.raised.push(context);
         Ok(())

@@ -3,7 +3,7 @@
 use super::{
     AttachError, AttachedDevice, MountAsk, btrfs,
     command::{must, run},
-    mount::{Options, mount, unmount},
+    mount::{Options, Stage},
 };
 use crate::config::Filesystem;
 use std::path::Path;
@@ -44,15 +44,15 @@ pub fn probe(device: &Path) -> Result<Option<String>, AttachError> {
     Ok(Some(done.output.trim().to_owned()).filter(|t| done.code == 0 && !t.is_empty()))
 }
 
-/// The options of a mount. Read-only is without replaying the file system's journal.
-pub(super) const fn mount_options(filesystem: Filesystem, read_only: bool) -> &'static str {
+/// What the file system is told at a mount, beside `ro`. Read-only is without replaying the file system's journal.
+pub(super) fn mount_options(filesystem: Filesystem, read_only: bool) -> Vec<&'static str> {
     match (filesystem, read_only) {
-        (Filesystem::Ext4 | Filesystem::Btrfs, false) => "rw",
-        (Filesystem::Ext4, true) => "ro,noload",
+        (Filesystem::Ext4 | Filesystem::Btrfs, false) => vec![],
+        (Filesystem::Ext4, true) => vec!["noload"],
         // Views of one xfs have one UUID, and the kernel mounts a UUID once.
-        (Filesystem::Xfs, false) => "rw,nouuid",
-        (Filesystem::Xfs, true) => "ro,norecovery,nouuid",
-        (Filesystem::Btrfs, true) => "ro,rescue=nologreplay",
+        (Filesystem::Xfs, false) => vec!["nouuid"],
+        (Filesystem::Xfs, true) => vec!["norecovery", "nouuid"],
+        (Filesystem::Btrfs, true) => vec!["rescue=nologreplay"],
     }
 }
 
@@ -66,6 +66,7 @@ pub(super) const fn mount_options(filesystem: Filesystem, read_only: bool) -> &'
 pub fn check(
     how: &MountAsk,
     attached: &AttachedDevice,
+    stage: &Stage,
     options: Options,
     line: &mut dyn FnMut(String),
 ) -> Result<(), AttachError> {
@@ -79,22 +80,17 @@ pub fn check(
     match how.filesystem {
         Filesystem::Ext4 => check_ext4(name, full, line),
         Filesystem::Xfs if full => {
-            replay(how, attached, options)?;
+            stage.replay(how.filesystem, &attached.device, options)?;
             check_only("xfs_repair", &["-n"], name, line)
         }
         Filesystem::Btrfs if full => {
-            replay(how, attached, options)?;
+            stage.replay(how.filesystem, &attached.device, options)?;
             check_only("btrfs", &["check", "--readonly"], name, line)
         }
         Filesystem::Xfs | Filesystem::Btrfs => Ok(()),
     }
 }
 
-/// Lets the kernel replay the log.
-fn replay(how: &MountAsk, attached: &AttachedDevice, options: Options) -> Result<(), AttachError> {
-    mount(how.filesystem, &attached.device, &how.at, options)?;
-    unmount(&how.at, &attached.device)
-}
 
 fn check_only(
     checker: &'static str,
@@ -146,7 +142,8 @@ fn check_ext4(device: &Path, full: bool, line: &mut dyn FnMut(String)) -> Result
 pub fn alone(
     how: &MountAsk,
     device: &Path,
-    backing: Option<&Path>,
+    backing: Option<u64>,
+    stage: &Stage,
     options: Options,
     line: &mut dyn FnMut(String),
 ) -> Result<(), AttachError> {
@@ -162,5 +159,5 @@ pub fn alone(
             twin,
         });
     }
-    btrfs::renew(device, &how.at, options, line)
+    btrfs::renew(device, stage, options, line)
 }

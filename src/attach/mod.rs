@@ -44,15 +44,18 @@ mod method;
 pub mod mount;
 mod mounting;
 pub mod mounts;
+mod point;
+mod turns;
 
 pub use ask::{Answer, Ask, MountAsk, Told};
 pub use attacher::Attacher;
 pub use command::CommandError;
-pub use device::{AttachedDevice, Devices};
+pub use device::{Asker, AttachedDevice, Devices};
 pub use epochs::Epochs;
 pub use helper::HelperError;
 pub use keeper::{Keepers, Line};
 pub use method::{Fuse, Kernel, Method, Place};
+pub use point::Ground;
 
 use serde::{Deserialize, Serialize};
 

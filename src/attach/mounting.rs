@@ -1,18 +1,25 @@
 //! What is done to a device by the name of its export: checked, mounted, unmounted, taken from who uses it.
 
 use super::{
-    AttachError, AttachedDevice, Devices, MountAsk, Told, filesystem,
-    mount::{self, MountPoint},
-    mounts,
+    AttachError, AttachedDevice, Devices, MountAsk, Told,
+    device::Asker,
+    filesystem, mount, mounts,
+    point::MountPoint,
 };
 use crate::config::Filesystem;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 use std::{
     fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    thread,
-    time::Duration,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+    path::PathBuf,
+    time::{Duration, Instant},
 };
 
 /// Names the step of an error.
@@ -24,11 +31,20 @@ fn at(step: &'static str) -> impl Fn(AttachError) -> AttachError {
     }
 }
 
-/// Whether a process is there and more than a line in its parent's books.
-fn lives(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
-    let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    !(state.is_empty() || state.starts_with('Z'))
+/// Waits until all of these have ended, but not for longer; a zombie has.
+fn wait_for(processes: &[OwnedFd], patience: Duration) -> bool {
+    let until = Instant::now() + patience;
+    processes.iter().all(|process| {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap_or_default();
+            match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&left)) {
+                Ok(ended) => return ended > 0,
+                Err(Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+    })
 }
 
 impl Devices {
@@ -42,34 +58,15 @@ impl Devices {
         how: &MountAsk,
         told: &mut dyn FnMut(Told),
     ) -> Result<bool, AttachError> {
-        let attached = self.need(export).map_err(at("mount"))?;
+        let _turn = self.turn(export).map_err(at("mount"))?;
+        self.stage(export).clear().map_err(at("mount"))?;
+        let (attached, _held) = self.hold(export).map_err(at("mount"))?;
         let (device, point) = (&attached.device, &how.at);
         let is_there = mounts::of(device).iter().any(|there| there == point);
         if is_there && mounts::at(point).as_ref() == Some(device) {
             return Ok(true);
         }
-        let mut made = MountPoint::default();
-        let Err(mut error) = self.check_and_mount(&attached, how, &mut made, told) else {
-            return Ok(false);
-        };
-        // The check of some file systems mounts too. What was mounted before stays.
-        let unmounted = match &attached.mounted {
-            Some(_) => Ok(()),
-            None => mount::unmount(point, device),
-        };
-        match unmounted {
-            Ok(()) => made.undo(),
-            Err(e) => {
-                if let AttachError::At { left, .. } = &mut error {
-                    *left = true;
-                }
-                told(Told::Line(format!(
-                    "not undone: {}: {e}",
-                    attached.name.display()
-                )));
-            }
-        }
-        Err(error)
+        self.check_and_mount(&attached, how, told).map(|()| false)
     }
 
     /// Only vdevs and the acting production are ever checked: a check writes.
@@ -77,7 +74,6 @@ impl Devices {
         &self,
         attached: &AttachedDevice,
         how: &MountAsk,
-        made: &mut MountPoint,
         told: &mut dyn FnMut(Told),
     ) -> Result<(), AttachError> {
         let (device, point) = (&attached.device, &how.at);
@@ -100,29 +96,50 @@ impl Devices {
             let path = device.clone();
             return Err(at("attach")(AttachError::Busy { path, holders }));
         }
-        *made = MountPoint::make(point).map_err(at("mount"))?;
-        self.note_made(&attached.export, made.folders())
-            .map_err(at("mount"))?;
+        let ground = Asker::ground(self.wary_of.as_ref());
+        let point = MountPoint::reach(point, ground).map_err(at("mount"))?;
+        let noted = self.note_mount(&attached.export, point.path(), point.made());
+        let done = noted
+            .map_err(at("mount"))
+            .and_then(|()| self.check_and_place(attached, how, &point, told));
+        if done.is_err() {
+            point.undo();
+        }
+        done
+    }
+
+    fn check_and_place(
+        &self,
+        attached: &AttachedDevice,
+        how: &MountAsk,
+        point: &MountPoint,
+        told: &mut dyn FnMut(Told),
+    ) -> Result<(), AttachError> {
+        let device = &attached.device;
+        let asker = self.wary_of.as_ref();
         let options = |read_only| mount::Options {
             read_only,
-            is_wary: self.wary_of.is_some(),
+            is_wary: asker.is_some(),
         };
+        let stage = self.stage(&attached.export);
         // Only a backing of the one who asks is not its own volume's twin.
-        let is_theirs = |path: &Path, user| fs::metadata(path).is_ok_and(|m| m.uid() == user);
-        let is_known = self.wary_of.is_none_or(|user| is_theirs(&how.backing, user));
-        let backing = is_known.then_some(&*how.backing);
+        let backing = fs::metadata(&how.backing).ok();
+        let backing = backing.filter(|m| asker.is_none_or(|asker| m.uid() == asker.user));
+        let backing = backing.filter(|m| m.file_type().is_block_device()).map(|m| m.rdev());
         let mut line = |l: String| told(Told::Line(l));
-        filesystem::alone(how, device, backing, options(false), &mut line).map_err(at("UUID"))?;
+        filesystem::alone(how, device, backing, &stage, options(false), &mut line).map_err(at("UUID"))?;
         if !how.read_only {
             let mut is_first = true;
             let mut line = |l: String| match std::mem::take(&mut is_first) {
                 true => told(Told::Checking(l)),
                 false => told(Told::Line(l)),
             };
-            filesystem::check(how, attached, options(false), &mut line).map_err(at("check"))?;
+            filesystem::check(how, attached, &stage, options(false), &mut line).map_err(at("check"))?;
         }
-        told(Told::Mounting(point.clone()));
-        mount::mount(how.filesystem, device, point, options(how.read_only)).map_err(at("mount"))
+        told(Told::Mounting(how.at.clone()));
+        let mounted = stage.open(how.filesystem, device, options(how.read_only)).map_err(at("mount"))?;
+        let _placing = self.placing.lock();
+        point.take(&mounted).map_err(at("mount"))
     }
 
     /// Unmounts and detaches a device; not attached: nothing to do. Answers where it was mounted. With `undo` the folders go
@@ -136,6 +153,7 @@ impl Devices {
         undo: bool,
         told: &mut dyn FnMut(Told),
     ) -> Result<Option<PathBuf>, AttachError> {
+        let _turn = self.turn(export)?;
         let Some(attached) = self.find(export) else {
             return Ok(None);
         };
@@ -147,9 +165,9 @@ impl Devices {
             mount::unmount(&path, &attached.device)?;
         }
         let made = self.made_for(export);
-        self.detach(export)?;
+        self.detach_in_turn(export)?;
         if undo {
-            MountPoint::of(made).undo();
+            made.undo();
         }
         Ok(attached.mounted)
     }
@@ -172,6 +190,7 @@ impl Devices {
             let at = mounts::of(&a.device);
             let mut all: Vec<_> = at.iter().flat_map(|at| mounts::processes_in(at)).collect();
             all.extend(mounts::processes_on(&a.device));
+            all.extend(mounts::processes_elsewhere(&a.device));
             all
         };
         attached.flat_map(of).collect()
@@ -180,30 +199,33 @@ impl Devices {
     /// Ends `users`, as far as they still use the devices of these exports: asked first, then for good. What is in the middle of a
     /// write or a sync ends when that does, and on a device that has just lost its export every page is an error of its own.
     pub fn end(&self, exports: &[String], users: &[String]) {
-        let wanted = self
-            .processes(exports)
-            .into_iter()
-            .filter(|(_, name)| users.contains(name));
-        // A number may be another's by the time of the signal; whom a descriptor was opened of is told once more.
-        let held: Vec<_> = wanted
-            .filter_map(|(pid, name)| Some((pid, name, pidfd_open(pid, PidfdFlags::empty()).ok()?)))
-            .collect();
+        // By their numbers: a process may give itself another name at any time.
+        let number = |user: &String| user.split(' ').next().and_then(|n| n.parse().ok());
+        let wanted: Vec<Pid> = users.iter().filter_map(number).filter_map(Pid::from_raw).collect();
+        let now = self.processes(exports).into_iter();
+        let held = now.filter(|(pid, _)| wanted.contains(pid) && self.may_end(*pid));
+        // A number may be another's by the time of the signal; whom a descriptor was opened of is looked at once more.
+        let held = held.filter_map(|(pid, _)| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?)));
+        let mut held: Vec<_> = held.collect();
         let now = self.processes(exports);
-        let held: Vec<_> = held
-            .into_iter()
-            .filter(|(pid, name, _)| now.iter().any(|(p, n)| (p, n) == (pid, name)))
-            .collect();
-        for (signal, patience) in [(Signal::TERM, 40), (Signal::KILL, 600)] {
-            for (_, _, process) in &held {
+        held.retain(|(pid, _)| now.iter().any(|(p, _)| p == pid) && self.may_end(*pid));
+        let held: Vec<_> = held.into_iter().map(|(_, process)| process).collect();
+        for (signal, patience) in [(Signal::TERM, 2), (Signal::KILL, 30)] {
+            for process in &held {
                 let _ = pidfd_send_signal(process, signal);
             }
-            for _ in 0..patience {
-                if !held.iter().any(|(pid, _, _)| lives(*pid)) {
-                    return;
-                }
-                thread::sleep(Duration::from_millis(50));
+            if wait_for(&held, Duration::from_secs(patience)) {
+                return;
             }
         }
+    }
+
+    /// Whether a process is of those that may be ended for the one who asks. Whoever can hand a file to a service makes it a user of
+    /// what is mounted.
+    fn may_end(&self, pid: Pid) -> bool {
+        let Some(asker) = &self.wary_of else { return true };
+        let process = format!("/proc/{}", pid.as_raw_nonzero());
+        !pid.is_init() && fs::metadata(process).is_ok_and(|m| asker.may_end.contains(&m.uid()))
     }
 
     /// The kind of file system on a device, if one is known.
@@ -211,7 +233,9 @@ impl Devices {
     /// # Errors
     /// When it is not attached, or the program cannot be started.
     pub fn probe(&self, export: &str) -> Result<Option<String>, AttachError> {
-        filesystem::probe(&self.need(export)?.device)
+        let _turn = self.turn(export)?;
+        let (attached, _held) = self.hold(export)?;
+        filesystem::probe(&attached.device)
     }
 
     /// Makes a new file system on a device.
@@ -219,7 +243,9 @@ impl Devices {
     /// # Errors
     /// When it is not attached, or the program fails.
     pub fn make(&self, export: &str, filesystem: Filesystem) -> Result<(), AttachError> {
-        filesystem::make(filesystem, &self.need(export)?.device)
+        let _turn = self.turn(export)?;
+        let (attached, _held) = self.hold(export)?;
+        filesystem::make(filesystem, &attached.device)
     }
 
     /// Syncs what is mounted of a device.
@@ -227,8 +253,10 @@ impl Devices {
     /// # Errors
     /// When it is not mounted, or the sync fails.
     pub fn sync(&self, export: &str) -> Result<(), AttachError> {
-        match self.need(export)?.mounted {
-            Some(at) => mount::sync(&at),
+        let _turn = self.turn(export)?;
+        let attached = self.need(export)?;
+        match attached.mounted {
+            Some(at) => mount::sync(&at, &attached.device),
             None => Ok(()),
         }
     }

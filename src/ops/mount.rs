@@ -211,10 +211,10 @@ fn mount_one(op: &mut Op<'_>, item: &Item, how: &How) -> Result<MountInfo, Attac
         path: item.at.as_ref().map(|a| a.display().to_string()),
         already: false,
     };
-    let at_attach = |error| AttachError::At {
+    let at_attach = |error: AttachError| AttachError::At {
         step: "attach".to_owned(),
+        left: error.is_unknown(),
         error: Box::new(error),
-        left: false,
     };
     let found = attacher.find(&item.device).map_err(at_attach)?;
     let attached = node.attach(&item.device, how.read_only).map_err(at_attach)?;
@@ -367,7 +367,10 @@ pub fn unmount_all(
             question: "These processes will be ended. Do you wish to continue?".into(),
         })?;
         let ended = op.node.attacher().end(exports(&attached), busy);
-        ended.map_err(|e| Failure::from_error(Code::Refused, &e))?;
+        ended.map_err(|e| match e.is_unknown() {
+            true => part_way(&e),
+            false => refused(e.to_string()),
+        })?;
     }
     let mut done = Vec::new();
     for device in attached {

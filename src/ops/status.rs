@@ -3,7 +3,7 @@
 use super::{Answer, Op, next};
 use crate::{
     agent::lca::stopped_on,
-    attach::AttachedDevice,
+    attach::{AttachError, AttachedDevice},
     config::{Mode, OnLinkLoss},
     context::{Context, Running},
     node::Node,
@@ -55,11 +55,12 @@ pub fn consistent(context: &Context) -> bool {
 
 /// The figures of these contexts as of now.
 pub fn of(node: &Arc<Node>, contexts: &[Arc<Context>]) -> StatusReply {
+    let attached = node.attacher().all();
     StatusReply {
         host: node.name(),
         taken: Timestamp::now().into(),
         old: false,
-        contexts: contexts.iter().map(|c| one(node, c)).collect(),
+        contexts: contexts.iter().map(|c| one(node, c, &attached)).collect(),
     }
 }
 
@@ -136,7 +137,11 @@ fn next_step(node: &Node, context: &Context, status: &ContextStatus) -> Option<c
     }
 }
 
-fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
+fn one(
+    node: &Arc<Node>,
+    context: &Arc<Context>,
+    attached: &Result<Vec<AttachedDevice>, AttachError>,
+) -> ContextStatus {
     let journal = &context.journal;
     let cursors = journal.cursors();
     let row = context.row();
@@ -209,11 +214,11 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
             context.peer_name()
         ));
     }
-    let attached = node.attacher().all().unwrap_or_else(|e| {
+    let attached = attached.as_deref().unwrap_or_else(|e| {
         warnings.push(format!("what is attached and mounted is not known: {e}"));
-        Vec::new()
+        &[]
     });
-    let volumes = volumes(node, context, &attached);
+    let volumes = volumes(node, context, attached);
     let suspect: u64 = volumes.iter().map(|v| v.suspect_bytes).sum();
     if suspect > 0 {
         warnings.push(format!(
@@ -298,7 +303,7 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
                 .views
                 .all()
                 .iter()
-                .map(|s| snapshot_status(context, s, &attached))
+                .map(|s| snapshot_status(context, s, attached))
                 .collect(),
             _ => Vec::new(),
         },
