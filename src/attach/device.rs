@@ -288,7 +288,10 @@ impl Devices {
         let place = self.place(export);
         if let Some(record) = Self::read(&place) {
             if record.export != export {
-                let text = format!("{export} and {}, which is attached, have records of one name", record.export);
+                let text = format!(
+                    "{export} and {}, which is attached, have records of one name",
+                    record.export
+                );
                 return Err(AttachError::Told(text));
             }
             let whole = record.how.method().device(&place);

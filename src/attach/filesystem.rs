@@ -44,15 +44,15 @@ pub fn probe(device: &Path) -> Result<Option<String>, AttachError> {
     Ok(Some(done.output.trim().to_owned()).filter(|t| done.code == 0 && !t.is_empty()))
 }
 
-/// What the file system is told at a mount, beside `ro`. Read-only is without replaying the file system's journal.
-pub(super) fn mount_options(filesystem: Filesystem, read_only: bool) -> Vec<&'static str> {
+/// The options of a mount. Read-only is without replaying the file system's journal.
+pub(super) const fn mount_options(filesystem: Filesystem, read_only: bool) -> &'static str {
     match (filesystem, read_only) {
-        (Filesystem::Ext4 | Filesystem::Btrfs, false) => vec![],
-        (Filesystem::Ext4, true) => vec!["noload"],
+        (Filesystem::Ext4 | Filesystem::Btrfs, false) => "rw",
+        (Filesystem::Ext4, true) => "ro,noload",
         // Views of one xfs have one UUID, and the kernel mounts a UUID once.
-        (Filesystem::Xfs, false) => vec!["nouuid"],
-        (Filesystem::Xfs, true) => vec!["norecovery", "nouuid"],
-        (Filesystem::Btrfs, true) => vec!["rescue=nologreplay"],
+        (Filesystem::Xfs, false) => "rw,nouuid",
+        (Filesystem::Xfs, true) => "ro,norecovery,nouuid",
+        (Filesystem::Btrfs, true) => "ro,rescue=nologreplay",
     }
 }
 
@@ -90,7 +90,6 @@ pub fn check(
         Filesystem::Xfs | Filesystem::Btrfs => Ok(()),
     }
 }
-
 
 fn check_only(
     checker: &'static str,

@@ -497,12 +497,13 @@ impl Helper {
         };
         let (end, ended) = mpsc::channel::<()>();
         thread::scope(|scope| {
-            scope.spawn(|| {
+            let tell = &tell;
+            scope.spawn(move || {
                 while ended.recv_timeout(WORKING_EVERY) == Err(RecvTimeoutError::Timeout) {
                     tell(&Line::Working);
                 }
             });
-            self.work(ask, &tell);
+            self.work(ask, tell);
             drop(end);
         });
         Ok(())

@@ -1,17 +1,21 @@
-//! Mounting and unmounting, by the kernel's own calls: a place is told to them by a descriptor.
+//! Mounting and unmounting.
+//!
+//! What is mounted comes onto a [`Stage`] first, where nobody else comes by; there it may take as long as it takes, fail, or be undone. Then
+//! it is put into its place by one call, onto a folder that was opened ([`super::point`]).
 
 use super::{
-    AttachError, filesystem, mounts,
+    AttachError,
+    command::must,
+    filesystem, mounts,
     point::{mount_of, parent_of, walk},
 };
 use crate::config::Filesystem;
 use rustix::{
     fs::{CWD, Mode, OFlags, openat},
     io::Errno,
-    mount::{MountFlags, OpenTreeFlags, UnmountFlags, open_tree},
+    mount::{OpenTreeFlags, UnmountFlags, open_tree},
 };
 use std::{
-    ffi::CString,
     fs,
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -44,11 +48,18 @@ impl Stage {
     ///
     /// # Errors
     /// When the kernel does not mount it.
-    pub fn open(&self, filesystem: Filesystem, device: &Path, options: Options) -> Result<OwnedFd, AttachError> {
+    pub fn open(
+        &self,
+        filesystem: Filesystem,
+        device: &Path,
+        options: Options,
+    ) -> Result<OwnedFd, AttachError> {
         self.mount(filesystem, device, options)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let mounted = open_tree(CWD, &self.0, flags);
-        self.unmount()?;
+        // Whoever looks at all that is mounted may be in it: the copy does not wait for him.
+        unmount_lazily(&self.0);
+        let _ = fs::remove_dir(&self.0);
         mounted.map_err(|e| AttachError::io(self.0.display())(e.into()))
     }
 
@@ -62,28 +73,22 @@ impl Stage {
     }
 
     fn mount(&self, filesystem: Filesystem, device: &Path, options: Options) -> Result<(), AttachError> {
-        let mut words = filesystem::mount_options(filesystem, options.read_only);
-        let mut flags = MountFlags::empty();
-        if options.read_only {
-            flags |= MountFlags::RDONLY;
-        }
+        let mut words = filesystem::mount_options(filesystem, options.read_only).to_owned();
         if options.is_wary {
-            flags |= MountFlags::NOSUID | MountFlags::NODEV;
+            words.push_str(",nosuid,nodev");
             if filesystem == Filesystem::Ext4 {
                 // Its superblock may say that the host is to panic.
-                words.push("errors=remount-ro");
+                words.push_str(",errors=remount-ro");
             }
         }
-        let (stage, name, data) = (&self.0, filesystem.name(), words.join(","));
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(stage);
-        made.map_err(AttachError::io(stage.display()))?;
-        let data = CString::new(data).unwrap_or_default();
-        rustix::mount::mount(device, stage, name, flags, &*data).map_err(|e| {
-            words.insert(0, if options.read_only { "ro" } else { "rw" });
-            let _ = fs::remove_dir(stage);
-            let what = format!("mount -t {name} -o {} {}", words.join(","), device.display());
-            AttachError::io(what)(e.into())
-        })
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0);
+        made.map_err(AttachError::io(self.0.display()))?;
+        let [device, stage] = [device, &self.0].map(|path| path.display().to_string());
+        let mounted = must("mount", &["-t", filesystem.name(), "-o", &words, &device, &stage]);
+        if mounted.is_err() {
+            let _ = fs::remove_dir(&self.0);
+        }
+        Ok(mounted.map(drop)?)
     }
 
     /// Undoes what is mounted there still, because somebody died in the middle.

@@ -1,9 +1,7 @@
 //! What is done to a device by the name of its export: checked, mounted, unmounted, taken from who uses it.
 
 use super::{
-    AttachError, AttachedDevice, Devices, MountAsk, Told,
-    device::Asker,
-    filesystem, mount, mounts,
+    AttachError, AttachedDevice, Devices, MountAsk, Told, device::Asker, filesystem, mount, mounts,
     point::MountPoint,
 };
 use crate::config::Filesystem;
@@ -125,7 +123,9 @@ impl Devices {
         // Only a backing of the one who asks is not its own volume's twin.
         let backing = fs::metadata(&how.backing).ok();
         let backing = backing.filter(|m| asker.is_none_or(|asker| m.uid() == asker.user));
-        let backing = backing.filter(|m| m.file_type().is_block_device()).map(|m| m.rdev());
+        let backing = backing
+            .filter(|m| m.file_type().is_block_device())
+            .map(|m| m.rdev());
         let mut line = |l: String| told(Told::Line(l));
         filesystem::alone(how, device, backing, &stage, options(false), &mut line).map_err(at("UUID"))?;
         if !how.read_only {
@@ -137,7 +137,9 @@ impl Devices {
             filesystem::check(how, attached, &stage, options(false), &mut line).map_err(at("check"))?;
         }
         told(Told::Mounting(how.at.clone()));
-        let mounted = stage.open(how.filesystem, device, options(how.read_only)).map_err(at("mount"))?;
+        let mounted = stage
+            .open(how.filesystem, device, options(how.read_only))
+            .map_err(at("mount"))?;
         let _placing = self.placing.lock();
         point.take(&mounted).map_err(at("mount"))
     }
@@ -201,7 +203,11 @@ impl Devices {
     pub fn end(&self, exports: &[String], users: &[String]) {
         // By their numbers: a process may give itself another name at any time.
         let number = |user: &String| user.split(' ').next().and_then(|n| n.parse().ok());
-        let wanted: Vec<Pid> = users.iter().filter_map(number).filter_map(Pid::from_raw).collect();
+        let wanted: Vec<Pid> = users
+            .iter()
+            .filter_map(number)
+            .filter_map(Pid::from_raw)
+            .collect();
         let now = self.processes(exports).into_iter();
         let held = now.filter(|(pid, _)| wanted.contains(pid) && self.may_end(*pid));
         // A number may be another's by the time of the signal; whom a descriptor was opened of is looked at once more.

@@ -46,8 +46,8 @@ impl Made {
     /// Removes them, as far as they are empty.
     pub fn undo(self) {
         self.0.iter().all(|folder| {
-            let removed = parent_of(folder)
-                .and_then(|(parent, name)| Ok(unlinkat(parent, name, AtFlags::REMOVEDIR)?));
+            let removed =
+                parent_of(folder).and_then(|(parent, name)| Ok(unlinkat(parent, name, AtFlags::REMOVEDIR)?));
             removed.is_ok()
         });
     }
@@ -115,7 +115,8 @@ impl MountPoint {
         let is_between = |m: &Path| {
             let ground = self.ground.as_deref();
             ground.is_some_and(|ground| {
-                m.starts_with(&self.path) || (m != ground && m.starts_with(ground) && self.path.starts_with(m))
+                m.starts_with(&self.path)
+                    || (m != ground && m.starts_with(ground) && self.path.starts_with(m))
             })
         };
         let mut table = mounts::table().into_iter().rev();
@@ -173,7 +174,10 @@ fn below(at: &Path, ground: &Ground) -> Result<(OwnedFd, usize, Option<PathBuf>)
     }
     let Some(root) = ground.iter().find(|root| at != **root && at.starts_with(root)) else {
         let roots: Vec<_> = ground.iter().map(|r| r.display().to_string()).collect();
-        return Err(refused(format!("it is not below --mount-root {}", roots.join(", "))));
+        return Err(refused(format!(
+            "it is not below --mount-root {}",
+            roots.join(", ")
+        )));
     };
     let within = at.strip_prefix(root).expect("it begins with it");
     let (mut path, mut made) = (root.clone(), Vec::new());
@@ -249,7 +253,9 @@ pub(super) fn roots_alone(folder: &OwnedFd, path: &Path, above: bool) -> Result<
 pub(super) fn roots_to(folder: &Path) -> Result<(), String> {
     for above in folder.ancestors() {
         let failed = |e: Errno| match e {
-            Errno::LOOP | Errno::NOTDIR => format!("{}: there is a link on the way, or no folder", above.display()),
+            Errno::LOOP | Errno::NOTDIR => {
+                format!("{}: there is a link on the way, or no folder", above.display())
+            }
             e => format!("{}: {e}", above.display()),
         };
         let opened = walk(above).map_err(failed)?;
@@ -311,7 +317,9 @@ mod tests {
             point.undo();
         }
         // What was there before is there still, and nothing else.
-        assert!(root.join("there").exists() && !root.join("there/and").exists() && !root.join("new").exists());
+        assert!(
+            root.join("there").exists() && !root.join("there/and").exists() && !root.join("new").exists()
+        );
         for at in [
             root.clone(),
             root.join("../x"),
