@@ -116,7 +116,12 @@ pub fn status(op: &mut Op<'_>, only: Option<u32>) -> Answer {
 fn next_step(node: &Node, context: &Context, status: &ContextStatus) -> Option<control::NextStep> {
     let id = context.id();
     let here = node.name();
-    match status.head.context.as_ref().map(|c| c.state)? {
+    let head = status.head.context.as_ref()?;
+    let is_peer_stopped = head
+        .peer
+        .as_ref()
+        .is_some_and(|peer| peer.state == PeerState::Stopped);
+    match head.state {
         ContextState::Stopped => next(format!("rtstart -C {id}"), &here),
         ContextState::Restoring | ContextState::RolledBack => next(format!("scrt_ra -C {id} --undo"), &here),
         ContextState::FailingOver => next(format!("rtdr -C {id} failover"), &here),
@@ -132,6 +137,7 @@ fn next_step(node: &Node, context: &Context, status: &ContextStatus) -> Option<c
             }
             Role::Recovery if status.consistent => next(format!("scrt_ra -C {id} -X"), &here),
             Role::Recovery => next(format!("backstay wait -C {id} --until consistent"), &here),
+            Role::Production if is_peer_stopped => next(format!("rtstart -C {id}"), context.peer_name()),
             Role::Production => next(format!("rtmark -C {id} --name NAME"), &here),
         },
     }

@@ -158,13 +158,33 @@ impl Load {
         (self.sent, self.acknowledged, self.flushed) = (seq, seq, seq);
     }
 
+    /// What the volumes are called, and how large they were at a record.
+    pub fn volumes_at(&self, seq: WriteSeq) -> Vec<(&'static str, u64)> {
+        let sized = |(at, (name, _)): (usize, &(&'static str, u64))| {
+            let volume = VolumeIndex(u16::try_from(at).unwrap());
+            (*name, self.oracle.size(volume, seq))
+        };
+        self.volumes.iter().enumerate().map(sized).collect()
+    }
+
+    /// A volume has another size from here on; nobody wrote since the newest record that was sent. Goes on with the production.
+    pub fn resized(&mut self, pair: &Pair, index: usize, bytes: u64) {
+        let before = self.sent;
+        self.follow(pair, self.node);
+        // Which of the records since is that of the size counts for nobody: none of them is looked at.
+        let (volume, now) = (VolumeIndex(u16::try_from(index).unwrap()), WriteSeq(self.sent));
+        assert!(self.sent > before + 1, "a size has a record of its own");
+        self.oracle.resize(now, Timestamp::now(), volume, bytes);
+        self.volumes = self.volumes_at(now);
+    }
+
     /// Another host has taken over at a record: goes on with its history from there. The one that is left here is that of the
     /// node before, whose clients stay connected.
     pub fn fork(&mut self, at: WriteSeq, node: &'static str) -> Self {
         let mut oracle = self.oracle.clone();
         oracle.truncate(at);
         let on = Self {
-            volumes: self.volumes.clone(),
+            volumes: self.volumes_at(at),
             clients: Vec::new(),
             oracle,
             marks: self.marks.iter().filter(|(_, seq)| *seq <= at).cloned().collect(),
@@ -303,6 +323,7 @@ impl Load {
         );
         self.lost += self.acknowledged.saturating_sub(head.0);
         self.oracle.truncate(head);
+        self.volumes = self.volumes_at(head);
         self.marks.retain(|(_, seq)| *seq <= head);
         // What was found again was made durable again before it was served (rule T6).
         (self.sent, self.acknowledged, self.flushed) = (head.0, head.0, head.0);

@@ -413,6 +413,16 @@ impl Pair {
             assert_eq!(compared.code, 0, "replica of {volume}: {compared:?}");
         }
     }
+
+    /// As [`Pair::same_files`], as far as the volumes go: what storage holds behind the end of a volume is nobody's.
+    pub fn same_volumes(&self, volumes: &[(&str, u64)]) {
+        for (volume, bytes) in volumes {
+            let [a, b] = [PROD, REC].map(|node| self.backing(node, volume));
+            let limit = format!("--bytes={bytes}");
+            let compared = run(Command::new("cmp").arg(limit).args([&a, &b]), LONG);
+            assert_eq!(compared.code, 0, "replica of {volume}: {compared:?}");
+        }
+    }
 }
 
 /// What a failed test would have us look at is gone with the pair: it is told here.

@@ -147,6 +147,9 @@ fn link_a_refusal_ends_with_the_path_to_who_refused() {
     let (pair, looks, why) = (&world.pair, &mut 0, "a peer that is stopped");
     pair.cli(REC, &["rtstop", "-FSC", "1"]).ok();
     peer_is(pair, PROD, "stopped", why, looks);
+    let said = pair.cli(PROD, &["status", "-C", "1"]);
+    let said = said.stdout + &said.stderr;
+    assert!(said.contains("rtstart -C 1"), "{said}");
     pair.stop(REC);
     peer_is(pair, PROD, "unreachable", why, looks);
     pair.start(REC);

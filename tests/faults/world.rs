@@ -111,7 +111,7 @@ impl World {
             Some(_) => format!("c1/{volume}{name}"),
             None => format!("c1/{name}/{volume}"),
         };
-        let mut view = Clients::open(&self.pair, node, &VOLUMES, export);
+        let mut view = Clients::open(&self.pair, node, &self.load.volumes_at(seq), export);
         let same = self.load.oracle.compare(seq, &mut view);
         same.unwrap_or_else(|e| panic!("{name} on {node} is not record {seq}: {e}"));
     }
@@ -125,8 +125,11 @@ impl World {
     /// As [`World::serves`], on a node that has become production.
     #[track_caller]
     pub fn serves_on(&self, node: &str, why: &str) {
-        let mut exports = Clients::open(&self.pair, node, &VOLUMES, |v| format!("c1/{v}"));
-        let same = self.load.oracle.compare(self.load.head(), &mut exports);
+        let head = self.load.head();
+        let mut exports = Clients::open(&self.pair, node, &self.load.volumes_at(head), |v| {
+            format!("c1/{v}")
+        });
+        let same = self.load.oracle.compare(head, &mut exports);
         same.unwrap_or_else(|e| panic!("{why}: {node} serves: {e}"));
     }
 

@@ -67,6 +67,12 @@ fn kills_amid_changes_of_roles() {
     kills("kills amid changes of roles", 4, Mixture::roles_change);
 }
 
+/// Either daemon amid every growth of a volume.
+#[test]
+fn kills_amid_growths() {
+    kills("kills amid growths", 5, Mixture::grown);
+}
+
 #[test]
 fn soak() {
     let seconds = std::env::var("BACKSTAY_SOAK_SECONDS").map_or(40, |v| v.parse().unwrap());

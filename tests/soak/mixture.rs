@@ -127,6 +127,7 @@ impl Mixture {
             81..87 => self.forced(&why, rng),
             87..91 => self.overflow(&why, rng),
             91..95 => self.full_disk(&why, rng),
+            95..98 => self.grown(&why, rng),
             _ => self.write(&why, rng),
         }
         if self.steps.is_multiple_of(6) {
@@ -521,6 +522,26 @@ impl Mixture {
         self.count(if is_home { "failovers" } else { "failbacks" });
     }
 
+    /// A volume grows, perhaps with a kill of either host in the middle; the same command goes on.
+    pub fn grown(&mut self, why: &str, rng: &mut StdRng) {
+        self.world.settle(why);
+        let production = self.production();
+        let index = rng.random_range(0..VOLUMES.len());
+        let (volume, now) = self.world.load.volumes_at(self.world.load.head())[index];
+        let bytes = now + rng.random_range(1..=512) * BLOCK_SIZE;
+        if bytes > 4 * VOLUMES[index].1 {
+            return;
+        }
+        let why = format!("{why}: {volume} from {now} to {bytes} bytes");
+        self.world.load.disconnect();
+        let size = format!("{}K", bytes >> 10);
+        let line = ["grow", "-qC", "1", "-L", volume, "--size", &size];
+        self.amid_a_kill(production, &line, &why, rng);
+        self.world.load.resized(&self.world.pair, index, bytes);
+        self.world.serves(&why);
+        self.count("growths");
+    }
+
     /// As [`Mixture::does`]; now and then one of the daemons is killed in the middle, and the same command goes on.
     fn amid_a_kill(&mut self, node: &str, line: &[&str], why: &str, rng: &mut StdRng) {
         self.amid_a_kill_of(&[PROD, REC], node, line, why, rng);
@@ -558,7 +579,8 @@ impl Mixture {
         self.world.load.disconnect();
         let id = if self.production() == PROD { "1" } else { "2" };
         self.does(self.production(), &["rtstop", "-SC", id], why);
-        self.world.pair.same_files(&VOLUMES.map(|(v, _)| v));
+        let volumes = self.world.load.volumes_at(self.world.load.head());
+        self.world.pair.same_volumes(&volumes);
         let records = self.world.load.oracle.positions().count();
         for (what, n) in [
             ("records", records),

@@ -147,7 +147,7 @@ fn pgbench(bench: &Bench) -> Outcome {
         Database::new(bench, "ours", &ours.uri()),
         Database::new(bench, "theirs", &theirs.uri),
     ];
-    let seconds = 3 * bench.scale.seconds;
+    let seconds = 2 * bench.scale.seconds;
     let runs = bench.rounds(bench.scale.rounds, 2, |who, _| {
         let tps = databases[who].measure(seconds);
         ours.rest();

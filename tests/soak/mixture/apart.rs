@@ -255,8 +255,9 @@ fn point_of(answer: &Value, why: &str) -> WriteSeq {
 
 /// What the old production had at its end, on the host that follows now.
 fn shows_lost(world: &World, history: &crate::load::Load, node: &str, name: &str, why: &str) {
-    use crate::{common::Clients, world::VOLUMES};
-    let mut view = Clients::open(&world.pair, node, &VOLUMES, |v| format!("c1/{v}{name}"));
+    use crate::common::Clients;
+    let volumes = history.volumes_at(history.head());
+    let mut view = Clients::open(&world.pair, node, &volumes, |v| format!("c1/{v}{name}"));
     let same = history.oracle.compare(history.head(), &mut view);
     same.unwrap_or_else(|e| panic!("{why}: {name} on {node}: {e}"));
 }
