@@ -51,7 +51,11 @@ fn helper(pair: &Pair, node: &str) -> Process {
         .arg(pair.scratch.join(format!("helper/{node}")))
         .arg("--mount-root")
         .arg(mount_root(pair, node))
-        .args(["--may-end", "root", "--dev-root"])
+        .args([
+            "--may-end",
+            if node == REC { "root" } else { "daemon" },
+            "--dev-root",
+        ])
         .arg(pair.scratch.join(format!("dev/{node}")));
     let process = pair.scratch.start(&format!("helper-{node}"), &mut command);
     process.wait_for_line("serving", LONG);
@@ -334,8 +338,34 @@ fn the_helper_does_nothing_that_it_was_not_set_up_for() {
     let other = pair.scratch.start("other", sleep.arg("600"));
     let end = json!({"end": {"exports": ["c1/data"], "users": [format!("{} sleep", other.id())]}});
     assert_eq!(ask(&socket, &format!("{end}\n")).unwrap()["answer"], "done");
-    assert!(Path::new(&format!("/proc/{}", other.id())).exists());
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!(other.ended(), None);
+    // Nor whose user is not named, whatever he uses.
+    assert!(last(&mount(&root.join("held")))["answer"].is_object());
+    let mut sleep = Command::new("sleep");
+    let holder = pair
+        .scratch
+        .start("holder", sleep.arg("600").current_dir(root.join("held")));
+    let users = json!({"users": {"exports": ["c1/data"]}});
+    let said = ask(&socket, &format!("{users}\n")).unwrap();
+    let named = format!("{} sleep", holder.id());
+    assert_eq!(said["answer"]["users"], json!([named]), "{said}");
+    let end = json!({"end": {"exports": ["c1/data"], "users": [named]}});
+    assert_eq!(ask(&socket, &format!("{end}\n")).unwrap()["answer"], "done");
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!(holder.ended(), None);
+    let said = last(&unmount("c1/data"));
+    assert!(said["failed"]["busy"].is_object(), "{said}");
+    holder.kill9();
     other.kill9();
+    assert!(last(&unmount("c1/data"))["answer"].is_object());
+    assert!(ask(&socket, &format!("{attach}\n")).unwrap()["answer"].is_object());
+    // A btrfs is not mounted.
+    let mut btrfs = mount(&root.join("btrfs"));
+    btrfs["mount"]["how"]["filesystem"] = json!("btrfs");
+    let said = last(&btrfs);
+    let why = said["failed"]["at"]["error"]["refused"].as_str();
+    assert!(why.is_some_and(|why| why.contains("btrfs")), "{said}");
     // No answer to what is no question.
     for line in [
         "{",

@@ -1,7 +1,7 @@
 //! Block devices made of exports: their names, and what is written down of them.
 
 use super::{
-    AttachError, Fuse, Keepers, Kernel, Line, Method, Place, keeper,
+    AttachError, Fuse, Keepers, Kernel, Line, Method, Place,
     mount::{Stage, unmount, unmount_lazily},
     mounts,
     point::{Ground, Made, passable},
@@ -33,6 +33,8 @@ pub struct Devices {
     pub(super) wary_of: Option<Asker>,
     /// Whoever works on a device has its turn: a number that was looked at is nobody else's until the work is done.
     turns: Turns,
+    /// Held while what an earlier daemon left is undone.
+    settling: Mutex<()>,
     /// Held while a device is made: two of them must not choose the same number.
     choosing: Mutex<()>,
     /// Held while a record is read and written again, and while names are made and removed.
@@ -89,6 +91,9 @@ struct Record {
     /// Where it is mounted, or was to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     at: Option<PathBuf>,
+    /// When it was made, in nanoseconds since 1970: another device of the same export has another one.
+    #[serde(default)]
+    born: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,17 +113,25 @@ impl How {
 }
 
 impl Record {
-    /// The device, if it is still of this place: its number alone may be somebody else's by now. What is mounted of a device keeps its
-    /// number, whatever became of its keeper.
+    /// Whether its device is still of this place: its number alone may be somebody else's by now. What is mounted of a device keeps
+    /// its number, whatever became of its keeper.
+    fn is_ours(&self, place: &Place) -> bool {
+        self.device.as_ref().is_some_and(|device| {
+            let is_where_it_was = self.at.as_ref().is_some_and(|at| mounts::of(device).contains(at));
+            is_where_it_was || self.how.method().remains(place).contains(device)
+        })
+    }
+
+    /// The device, if there was one; nothing is mounted of one that is somebody else's.
     fn attached(self, place: &Place) -> Option<AttachedDevice> {
+        let is_ours = self.is_ours(place);
         let device = self.device?;
-        let mounted = mounts::of(&device).into_iter().next();
-        let is_where_it_was = self.at.is_some_and(|at| mounts::of(&device).contains(&at));
-        if !is_where_it_was && !self.how.method().remains(place).contains(&device) {
-            return None;
-        }
+        let stage = place.file("stage");
+        let mut mounted = mounts::of(&device)
+            .into_iter()
+            .filter(|at| is_ours && *at != stage);
         Some(AttachedDevice {
-            mounted,
+            mounted: mounted.next(),
             export: self.export,
             name: self.name,
             device,
@@ -127,17 +140,23 @@ impl Record {
 }
 
 impl Devices {
-    /// Devices of the exports behind `nbd_socket`, with their records in the folder `records`.
+    /// Devices of the exports behind `nbd_socket`, with their records in the folder `given`.
     #[must_use]
-    pub fn new(config: &AttachConfig, records: &Path, nbd_socket: PathBuf) -> Self {
+    pub fn new(config: &AttachConfig, given: &Path, nbd_socket: PathBuf) -> Self {
+        // The kernel tells of files and mounts by paths without links.
+        let parent = given.parent().and_then(|parent| fs::canonicalize(parent).ok());
+        let records = parent
+            .zip(given.file_name())
+            .map(|(parent, name)| parent.join(name));
         Self {
             method: config.method,
             dev_root: config.dev_root.clone(),
-            records: records.to_owned(),
+            records: records.unwrap_or_else(|| given.to_owned()),
             keepers: Keepers::new(nbd_socket),
             patience: config.patience.0,
             wary_of: None,
             turns: Turns::default(),
+            settling: Mutex::default(),
             choosing: Mutex::default(),
             noting: Mutex::default(),
             placing: Mutex::default(),
@@ -159,12 +178,12 @@ impl Devices {
         media::replace_file(&path, &text, 0o600).map_err(AttachError::io(path.display()))
     }
 
-    /// What is attached under `device` now.
+    /// What is attached under `device` now, and is ours.
     #[must_use]
     pub fn find(&self, export: &str) -> Option<AttachedDevice> {
         let place = self.place(export);
         let record = Self::read(&place).filter(|record| record.export == export);
-        record?.attached(&place)
+        record.filter(|record| record.is_ours(&place))?.attached(&place)
     }
 
     /// The same for somebody else, who has no privileges.
@@ -200,8 +219,7 @@ impl Devices {
 
     /// Where the device of an export is mounted before it has its place.
     pub(super) fn stage(&self, export: &str) -> Stage {
-        let records = fs::canonicalize(&self.records).unwrap_or_else(|_| self.records.clone());
-        Stage::new(Place::new(records.join(place_name(export))).file("stage"))
+        Stage::new(self.place(export).file("stage"))
     }
 
     /// Changes a device's record, if it has one.
@@ -247,7 +265,7 @@ impl Devices {
         Made(Self::read(&self.place(export)).map_or_else(Vec::new, |record| record.made))
     }
 
-    /// Everything that is attached.
+    /// Everything that is attached, whole or not.
     #[must_use]
     pub fn all(&self) -> Vec<AttachedDevice> {
         let places = self.places().into_iter();
@@ -317,6 +335,7 @@ impl Devices {
             device: None,
             made: Vec::new(),
             at: None,
+            born: model::Timestamp::now().0,
         };
         self.write(&place, &record)?;
         let identity = record.identity.as_deref();
@@ -364,20 +383,35 @@ impl Devices {
         self.forget(&place, Some(&record))
     }
 
-    /// Undoes whatever there is at a place, however far it came; the caller has its turn.
-    fn destroy(&self, place: &Place) {
-        let record = Self::read(place);
-        // One that another version wrote is told by what lies beside it.
-        let how = record.as_ref().map(|r| r.how);
+    /// Where the devices of a place are mounted that are ours.
+    fn mounted(place: &Place, record: Option<&Record>) -> BTreeSet<PathBuf> {
+        let method = Self::method_of(place, record);
+        let ours = record.filter(|record| record.is_ours(place));
+        let known = ours.and_then(|record| record.device.clone());
+        let devices: BTreeSet<_> = method.remains(place).into_iter().chain(known).collect();
+        devices.iter().flat_map(|device| mounts::of(device)).collect()
+    }
+
+    /// How a device was made; of a record that another version wrote that is told by what lies beside it.
+    fn method_of(place: &Place, record: Option<&Record>) -> Box<dyn Method> {
+        let how = record.map(|record| record.how);
         let how = how.unwrap_or(if place.file("nbd").exists() {
             How::Nbd
         } else {
             How::Fuse
         });
-        let method = how.method();
-        let known = record.clone().and_then(|r| r.attached(place)).map(|a| a.device);
-        let remains: BTreeSet<_> = method.remains(place).into_iter().chain(known).collect();
-        let mounted: Vec<_> = remains.iter().flat_map(|device| mounts::of(device)).collect();
+        how.method()
+    }
+
+    /// Undoes whatever there is at a place, however far it came; the caller has its turn.
+    fn destroy(&self, place: &Place) {
+        let mounted = Self::mounted(place, Self::read(place).as_ref());
+        self.destroy_with(place, mounted);
+    }
+
+    fn destroy_with(&self, place: &Place, mounted: BTreeSet<PathBuf>) {
+        let record = Self::read(place);
+        let method = Self::method_of(place, record.as_ref());
         method.cut(place);
         for at in mounted {
             unmount_lazily(&at);
@@ -398,6 +432,7 @@ impl Devices {
                 parent = folder.parent();
             }
         }
+        let _ = fs::remove_dir(place.file("stage"));
         let path = place.file("json");
         fs::remove_file(&path).map_err(AttachError::io(path.display()))
     }
@@ -407,6 +442,7 @@ impl Devices {
     /// # Errors
     /// [`AttachError::Busy`] when somebody works on one of them for long; the same call goes on.
     pub fn settle(&self, stay: &[(String, String)]) -> Result<(), AttachError> {
+        let _settling = self.settling.lock();
         let stays = |place: &Place, record: &Record| {
             let identity = record.identity.as_ref()?;
             let whole = record.how.method().device(place)?;
@@ -419,17 +455,29 @@ impl Devices {
                 Some(record) if stays(&place, &record).is_some() => {
                     tracing::info!(device = %record.name.display(), "still attached");
                 }
-                record => leftovers.push((record.and_then(|r| r.attached(&place)), place)),
+                record => leftovers.push((record, place)),
             }
         }
-        leftovers.sort_by_key(|(attached, _)| std::cmp::Reverse(attached.as_ref().map(depth)));
-        for (_, place) in leftovers {
+        let depth_of = |(record, place): &(Option<Record>, Place)| {
+            let attached = record.clone().and_then(|record| record.attached(place));
+            attached.as_ref().map(depth)
+        };
+        leftovers.sort_by_cached_key(|leftover| std::cmp::Reverse(depth_of(leftover)));
+        for (judged, place) in leftovers {
+            let born = |record: Option<&Record>| record.map(|record| record.born);
+            let is_another = || born(Self::read(&place).as_ref()) != born(judged.as_ref());
+            if is_another() {
+                continue;
+            }
             tracing::warn!(device = %place.stem().display(), "left over from an earlier run, undone");
+            let mounted = Self::mounted(&place, judged.as_ref());
             // Who still works on it waits for what is not answered any more: he gets an error, and then it is our turn.
-            keeper::kill(&place);
+            Self::method_of(&place, judged.as_ref()).cut(&place);
             let name = place.stem().file_name().unwrap_or_default();
             let _turn = self.turn(&name.to_string_lossy())?;
-            self.destroy(&place);
+            if !is_another() {
+                self.destroy_with(&place, mounted);
+            }
         }
         Ok(())
     }
@@ -447,7 +495,7 @@ impl Devices {
             if let Err(e) = self.note(&place, |record| record.identity = None) {
                 // What cannot be said durably is done at once.
                 tracing::error!("{e}");
-                keeper::kill(&place);
+                record.how.method().cut(&place);
             }
         }
     }
@@ -462,9 +510,13 @@ impl Devices {
         let mut goes: Vec<_> = goes.filter_map(|(r, p)| r.attached(&p)).collect();
         goes.sort_by_key(|a| std::cmp::Reverse(depth(a)));
         for attached in goes {
-            let at = attached.mounted.as_ref();
             let gone = self.turn(&attached.export).and_then(|_turn| {
-                at.map_or(Ok(()), |at| unmount(at, &attached.device))?;
+                // It may have been mounted meanwhile.
+                let now = self.find(&attached.export);
+                let at = now
+                    .as_ref()
+                    .and_then(|now| Some((now.mounted.as_ref()?, &now.device)));
+                at.map_or(Ok(()), |(at, device)| unmount(at, device))?;
                 self.detach_in_turn(&attached.export)
             });
             if let Err(e) = gone {

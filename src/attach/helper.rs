@@ -28,10 +28,10 @@
 //!
 //! # What it does not do
 //!
-//! The kernel, `blkid`, `mkfs`, the checkers and `btrfstune` read file systems whose bytes the daemon chooses: a fault in one of them is
-//! not kept from it; formats that name other devices (btrfs, an external journal) are not looked through. What else looks at block
-//! devices (udev, LVM) sees these too. What a checker prints is held in memory. Who uses the volumes can be shown other data, and be
-//! made to wait.
+//! The kernel, `blkid`, `mkfs` and the checkers read file systems whose bytes the daemon chooses: a fault in one of them is not kept from
+//! it. A btrfs is not mounted, because it names other devices; an ext4 may name the device of an external journal, and is. What else looks
+//! at block devices sees these too: udev is told not to (`packaging/59-backstay-attach.rules`), LVM is not. What a checker prints is held
+//! in memory. Who uses the volumes can be shown other data, and be made to wait.
 
 use super::{
     Answer, Ask, AttachError, Devices, Told,
@@ -149,12 +149,12 @@ pub(super) fn ask(socket: &Path, ask: &Ask, told: &mut dyn FnMut(Told)) -> Resul
     }
 }
 
-/// How long everything may take of what must not hold up who asks: looks, and the daemon's own beginning and end. A check, a mount and a
-/// sync take as long as they take, while the helper says that it lives.
+/// How long everything may take of what must not hold up who asks: looks, and the daemon's own end. All else takes as long as it takes,
+/// while the helper says that it lives.
 fn patience(ask: &Ask) -> Option<Duration> {
     let seconds = match ask {
         Ask::All | Ask::Identities | Ask::Disown { .. } => 15,
-        Ask::Users { .. } | Ask::Settle { .. } | Ask::Leave { .. } => 60,
+        Ask::Users { .. } | Ask::Leave { .. } => 60,
         _ => return None,
     };
     Some(Duration::from_secs(seconds))

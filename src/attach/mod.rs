@@ -44,7 +44,7 @@ mod method;
 pub mod mount;
 mod mounting;
 pub mod mounts;
-mod point;
+pub mod point;
 mod turns;
 
 pub use ask::{Answer, Ask, MountAsk, Told};

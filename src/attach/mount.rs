@@ -22,7 +22,12 @@ use std::{
         unix::fs::DirBuilderExt,
     },
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
+
+/// How long somebody may look at what is on a stage.
+const A_LOOK: Duration = Duration::from_secs(2);
 
 /// How something is mounted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -104,8 +109,23 @@ impl Stage {
 
     fn unmount(&self) -> Result<(), AttachError> {
         let failed = |e: Errno| AttachError::io(format!("umount {}", self.0.display()))(e.into());
-        undo(&self.0, UnmountFlags::empty()).map_err(failed)?;
+        let until = Instant::now() + A_LOOK;
+        loop {
+            match undo(&self.0, UnmountFlags::empty()) {
+                // Somebody looks at all that is mounted.
+                Err(Errno::BUSY) if Instant::now() < until => thread::sleep(Duration::from_millis(20)),
+                done => break done.map_err(failed)?,
+            }
+        }
         fs::remove_dir(&self.0).map_err(AttachError::io(self.0.display()))
+    }
+
+    /// After a failure: takes away what is mounted there, in use or not.
+    pub fn give_up(&self) {
+        if mounts::table().iter().any(|m| m.at == self.0) {
+            unmount_lazily(&self.0);
+        }
+        let _ = fs::remove_dir(&self.0);
     }
 }
 

@@ -94,6 +94,11 @@ impl Devices {
             let path = device.clone();
             return Err(at("attach")(AttachError::Busy { path, holders }));
         }
+        if self.wary_of.is_some() && how.filesystem == Filesystem::Btrfs {
+            let text =
+                "btrfs names the devices that it is on in its own bytes, also others of this host".to_owned();
+            return Err(at("mount")(AttachError::Refused(text)));
+        }
         let ground = Asker::ground(self.wary_of.as_ref());
         let point = MountPoint::reach(point, ground).map_err(at("mount"))?;
         let noted = self.note_mount(&attached.export, point.path(), point.made());
@@ -101,6 +106,7 @@ impl Devices {
             .map_err(at("mount"))
             .and_then(|()| self.check_and_place(attached, how, &point, told));
         if done.is_err() {
+            self.stage(&attached.export).give_up();
             point.undo();
         }
         done
@@ -157,7 +163,8 @@ impl Devices {
     ) -> Result<Option<PathBuf>, AttachError> {
         let _turn = self.turn(export)?;
         let Some(attached) = self.find(export) else {
-            return Ok(None);
+            // What is left of one that is gone.
+            return self.detach_in_turn(export).map(|()| None);
         };
         for path in mounts::of(&attached.device) {
             told(Told::Unmounting {

@@ -5,7 +5,7 @@
 //! the folder that was opened. Where one who is not root says what is mounted ([`Ground`]), every folder on the way is root's alone, and
 //! nothing is mounted between the ground and the mount point or below it: never is one volume reached through another.
 //!
-//! What was mounted is undone by the path that the kernel tells of it, followed without links ([`parent_of`]).
+//! What was mounted is undone by the path that the kernel tells of it, followed without links.
 
 use super::{AttachError, mounts};
 use rustix::{
@@ -148,9 +148,13 @@ pub(super) fn walk(path: &Path) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// The number of the mount that a folder is on.
+/// The number of the mount that a folder is on (Linux 5.8).
 pub(super) fn mount_of(folder: &OwnedFd) -> Result<u64, Errno> {
-    Ok(statx(folder, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
+    let found = statx(folder, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    match found.stx_mask & StatxFlags::MNT_ID.bits() {
+        0 => Err(Errno::NOSYS),
+        _ => Ok(found.stx_mnt_id),
+    }
 }
 
 /// The folder in which the last part of an absolute path is, reached without links; and that part.
