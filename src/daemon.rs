@@ -39,11 +39,8 @@ const STRANGERS: Patience = Patience {
     time: Duration::from_secs(3),
 };
 
-/// Serves a node in the foreground.
-///
-/// # Errors
-/// When it cannot start.
-pub fn serve(config: &Path) -> anyhow::Result<()> {
+/// Writes the log to stderr; `BACKSTAY_LOG` says how much of it.
+pub(crate) fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("BACKSTAY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let _ = tracing_subscriber::fmt()
@@ -51,6 +48,14 @@ pub fn serve(config: &Path) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .try_init();
+}
+
+/// Serves a node in the foreground.
+///
+/// # Errors
+/// When it cannot start.
+pub fn serve(config: &Path) -> anyhow::Result<()> {
+    log();
     // What a node writes is its owner's alone; what others must pass through is opened where it is made.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     // Before any other thread: it changes the environment.

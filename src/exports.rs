@@ -144,7 +144,13 @@ impl NodeExports {
                     return None;
                 }
                 let instance = row(&context)?;
-                matches!(*running, Running::Production(_)).then(|| format!("t{}-{instance}", context.term()))
+                // Another epoch, if an earlier daemon's could not be told that it failed.
+                let epoch = match self.node.upgrade()?.epochs().of(context.id().0) {
+                    0 => String::new(),
+                    epoch => format!("-e{epoch}"),
+                };
+                matches!(*running, Running::Production(_))
+                    .then(|| format!("t{}-{instance}{epoch}", context.term()))
             }
             Name::Level {
                 context,

@@ -34,7 +34,7 @@ pub mod verify;
 pub mod volume_identity;
 pub mod withheld;
 
-use cli::{Hooks, InitArgs, InitReport, Offline};
+use cli::{AttachHelperArgs, Hooks, InitArgs, InitReport, Offline};
 use control::{Code, Failure, Outcome, client::Listener, status::StatusReply};
 use std::path::Path;
 
@@ -44,6 +44,12 @@ pub struct Program;
 impl Hooks for Program {
     fn serve(&self, config: &Path) -> Result<(), Box<Failure>> {
         daemon::serve(config).map_err(|e| Box::new(chain(Code::Refused, &e)))
+    }
+
+    fn attach_helper(&self, args: &AttachHelperArgs) -> Result<(), Box<Failure>> {
+        daemon::log();
+        let setup = attach::helper::Setup::of(args).map_err(|e| Box::new(chain(Code::Usage, &e)))?;
+        attach::helper::serve(&setup).map_err(|e| Box::new(chain(Code::Refused, &e)))
     }
 
     fn init(&self, args: &InitArgs) -> Result<InitReport, Box<Failure>> {

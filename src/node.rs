@@ -2,7 +2,7 @@
 
 use crate::{
     activation::HandedOver,
-    attach::{AttachError, AttachedDevice, Attacher},
+    attach::{AttachError, AttachedDevice, Attacher, Epochs},
     bell::Bell,
     clock::HostClock,
     config::{ConfigError, ContextConfig, HostConfig, NbdConfig, NodeConfig, TlsMode, VolumeConfig},
@@ -25,7 +25,11 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::{Arc, Weak, mpsc},
+    time::Duration,
 };
+
+/// How long a helper that cannot be asked is left alone.
+const AGAIN_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs the hooks of changes as they come, until the node ends.
 fn run_state_hooks(node: Weak<Node>, changes: mpsc::Receiver<Facts>) -> anyhow::Result<()> {
@@ -43,6 +47,28 @@ fn run_state_hooks(node: Weak<Node>, changes: mpsc::Receiver<Facts>) -> anyhow::
     Ok(())
 }
 
+/// Does something about devices until the helper has done it, or the node ends.
+fn again_and_again(
+    node: &Arc<Node>,
+    what: &'static str,
+    work: impl Fn(&Arc<Node>) -> Result<(), AttachError> + Send + 'static,
+) {
+    let node = Arc::downgrade(node);
+    let run = move || {
+        let mut told = String::new();
+        while let Some(node) = node.upgrade() {
+            let Err(e) = work(&node) else { return };
+            if e.to_string() != told {
+                tracing::error!("{what}: {e}");
+                told = e.to_string();
+            }
+            drop(node);
+            std::thread::sleep(AGAIN_EVERY);
+        }
+    };
+    let _ = std::thread::Builder::new().name("helper".into()).spawn(run);
+}
+
 /// Everything a node holds.
 pub struct Node {
     config_path: PathBuf,
@@ -54,6 +80,7 @@ pub struct Node {
     damaged: Mutex<BTreeMap<u32, Arc<Damaged>>>,
     clock: Arc<HostClock>,
     attacher: Attacher,
+    epochs: Epochs,
     peers: Peers,
     jobs: Jobs,
     protecting: CommandLock,
@@ -96,6 +123,7 @@ impl Node {
         let last_alive = last_alive(state);
         let clock = Arc::new(HostClock::open(state));
         let attacher = Attacher::new(&config.attach, state, config.nbd_socket());
+        let epochs = Epochs::open(state).with_context(|| format!("read {}/epochs.json", state.display()))?;
         let peers = Peers::open(&config)?;
         let (state_changes, changes) = mpsc::channel();
         let jobs = Jobs::open(&config.name, state)?;
@@ -107,6 +135,7 @@ impl Node {
             damaged: Mutex::default(),
             clock,
             attacher,
+            epochs,
             peers,
             jobs,
             protecting: CommandLock::default(),
@@ -122,8 +151,15 @@ impl Node {
         node.open_contexts()?;
         // Before anything is served: what an earlier daemon attached sees only what it was attached to.
         let exports = node.exports();
-        node.attacher
-            .settle(|export, identity| exports.is(export, identity));
+        let settle = move |node: &Arc<Self>| {
+            node.attacher
+                .settle(|export, identity| exports.is(export, identity))
+        };
+        match node.attacher.has_helper() {
+            // It may be away, or busy; protection begins without. What is served under an identity is what had it.
+            true => again_and_again(&node, "what an earlier daemon left attached", settle),
+            false => settle(&node)?,
+        }
         Ok(node)
     }
 
@@ -320,9 +356,35 @@ impl Node {
 
     /// Devices whose exports are not what they were, or have failed, do not outlive this daemon.
     pub(crate) fn disown(self: &Arc<Self>) {
-        let exports = self.exports();
-        self.attacher
-            .disown(|export, identity| exports.is(export, identity));
+        let disown = |node: &Arc<Self>| {
+            let exports = node.exports();
+            node.attacher
+                .disown(|export, identity| exports.is(export, identity))
+        };
+        if !self.attacher.has_helper() {
+            // Where it could not be written down the device is cut off at once.
+            if let Err(e) = disown(self) {
+                tracing::error!("devices of what failed: {e}");
+            }
+            return;
+        }
+        let failed = self.contexts().into_iter();
+        let failed = failed.filter(|context| context.journal.poisoned().is_some());
+        let raised: Vec<_> = failed.map(|context| self.epochs.raise(context.id().0)).collect();
+        if let Some(e) = raised.into_iter().find_map(Result::err) {
+            tracing::error!("the epoch of what failed is not written down: {e}");
+            // It may be this daemon's end: the first time is now.
+            if let Err(e) = disown(self) {
+                tracing::error!("devices of what failed: {e}");
+                again_and_again(self, "devices of what failed", disown);
+            }
+        }
+    }
+
+    /// Which devices of a context are of before a failure.
+    #[must_use]
+    pub fn epochs(&self) -> &Epochs {
+        &self.epochs
     }
 
     /// Makes and undoes block devices.
@@ -576,7 +638,9 @@ impl Node {
         self.damaged.lock().clear();
         // A mounted file system still holds writes that were never handed to us.
         self.disown();
-        self.attacher.leave(for_a_while);
+        if let Err(e) = self.attacher.leave(for_a_while) {
+            tracing::warn!("left attached: {e}");
+        }
         if let Some(server) = self.nbd.lock().take() {
             server.stop();
         }

@@ -96,6 +96,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("init", "no daemon: tests/commands.rs"),
     ("links", "no daemon: tests/commands.rs"),
     ("serve", "the daemon itself"),
+    ("attach-helper", "beside the daemon: tests/helper.rs"),
     ("fsck-journal", "of a stopped node: tests/offline"),
     ("dump", "of a stopped node: tests/offline"),
     ("salvage", "of a stopped node: tests/offline"),

@@ -341,3 +341,48 @@ fn the_first_sync_copies_what_was_there_under_writes() {
         kept.count()
     );
 }
+
+/// The kernel tells of files and mounts by paths without links.
+#[test]
+fn folders_behind_links_are_mounted_in_as_any_other() {
+    if !root_for("folders_behind_links_are_mounted_in_as_any_other") {
+        return;
+    }
+    let pair = Pair::stopped("links", &mounting());
+    for (name, real) in [("state", "real-state"), ("points", "real-points")] {
+        let (name, real) = (pair.scratch.join(name), pair.scratch.join(real));
+        if !name.exists() {
+            fs::create_dir(&name).unwrap();
+        }
+        fs::rename(&name, &real).unwrap();
+        std::os::unix::fs::symlink(&real, &name).unwrap();
+    }
+    for node in [PROD, REC] {
+        pair.start(node);
+    }
+    let (point, real) = (
+        pair.scratch.join("points/data"),
+        pair.scratch.join("real-points/data"),
+    );
+    let mount = format!("data={}", point.display());
+    let args = [
+        "protect", "-C", "1", "data=32M", "--fs", "ext4", "--mount", &mount,
+    ];
+    pair.cli(PROD, &args).ok();
+    assert!(is_mounted(&real));
+    fs::write(point.join("file"), "kept").unwrap();
+    for _ in 0..2 {
+        pair.cli(PROD, &["rtumnt", "-C", "1"]).ok();
+        assert!(!is_mounted(&real));
+        pair.cli(PROD, &["rtmnt", "-C", "1"]).ok();
+        assert_eq!(fs::read_to_string(point.join("file")).unwrap(), "kept");
+    }
+    assert_eq!(pair.status(PROD)["volumes"][0]["mounted"], true);
+    pair.cli(PROD, &["rtumnt", "-C", "1"]).ok();
+    let left: Vec<_> = fs::read_dir(pair.scratch.join("state/prod/attach"))
+        .unwrap()
+        .flatten()
+        .map(|e| e.path())
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -489,37 +489,10 @@ fn a_daemon_without_any_privilege_does_all_but_attach() {
         return;
     }
     let pair = Pair::stopped("unprivileged", &Setup::volumes(&VOLUMES));
-    let program = pair.scratch.join("backstay");
-    fs::copy(common::program(), &program).unwrap();
-    let scratch = pair.scratch.path();
-    testkit::proc::run(
-        std::process::Command::new("chown")
-            .args(["-R", "daemon:daemon"])
-            .arg(scratch),
-        LONG,
-    )
-    .ok();
-    let start = |node: &str| {
-        let mut command = std::process::Command::new("setpriv");
-        command.args([
-            "--reuid",
-            "daemon",
-            "--regid",
-            "daemon",
-            "--clear-groups",
-            "--no-new-privs",
-        ]);
-        command
-            .args(["--bounding-set", "-all", "--inh-caps", "-all"])
-            .arg(&program);
-        command
-            .args(["serve", "--config"])
-            .arg(pair.scratch.join(format!("etc/{node}.toml")));
-        let process = pair.scratch.start(node, &mut command);
-        process.wait_for_line("serving", LONG);
-        process
-    };
-    let nodes = [PROD, REC].map(start);
+    pair.give_away();
+    for node in [PROD, REC] {
+        pair.start_unprivileged(node);
+    }
     pair.consistent();
     let mut volume = pair.open(PROD, "c1/data");
     volume.write(8192, &[7; 4096], true).unwrap();
@@ -534,7 +507,7 @@ fn a_daemon_without_any_privilege_does_all_but_attach() {
     );
     pair.open(REC, "c1/sn10/data").write(0, &[9; 4096], true).unwrap();
     pair.cli(PROD, &["protect", "-C", "5", "more=1M"]).ok();
-    for node in nodes {
-        assert_eq!(node.stop(LONG), 0);
+    for node in [PROD, REC] {
+        pair.stop(node);
     }
 }

@@ -88,3 +88,32 @@ pub struct InitArgs {
     #[arg(skip)]
     pub dry_run: bool,
 }
+
+/// How an attach helper is set up: by its command line alone, which must have the first five of these.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct AttachHelperArgs {
+    /// The user that the daemon runs as, by name or number
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Socket to listen at; `[attach] helper` of the node's file
+    #[arg(long, value_name = "SOCKET")]
+    pub socket: Option<PathBuf>,
+    /// The daemon's NBD socket
+    #[arg(long, value_name = "SOCKET")]
+    pub exports: Option<PathBuf>,
+    /// Where devices are written down; not in the daemon's state
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Mount nowhere but below this folder; may be given more than once
+    #[arg(long, value_name = "DIR")]
+    pub mount_root: Vec<PathBuf>,
+    /// Where devices get their names; as in the node's file
+    #[arg(long, value_name = "DIR", default_value = "/dev/backstay")]
+    pub dev_root: PathBuf,
+    /// End processes of this user in `rtumnt -f`, and of nobody else; may be given more than once
+    #[arg(long, value_name = "USER")]
+    pub may_end: Vec<String>,
+    /// How long a device waits for a daemon that is away
+    #[arg(long, value_name = "TIME", default_value = "2m")]
+    pub patience: String,
+}

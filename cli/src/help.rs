@@ -287,6 +287,14 @@ fn page(short: &str) -> Page {
             "Runs until SIGTERM or SIGINT. Commands reach it over its control socket.",
             &["backstay serve --config /etc/backstay/rec.toml"],
         ),
+        "attach-helper" => (
+            "The one process that needs root where the daemon runs as a user of its own: it makes devices of that node's exports\n\
+             and mounts them below --mount-root, nosuid and nodev. Only that user is answered, and what is allowed stands in this\n\
+             command line alone (packaging/backstay-attach@.service has a whole one). Runs until SIGTERM; what is mounted stays.",
+            &[
+                "backstay attach-helper --user backstay --socket /run/a/s --exports /var/lib/b/nbd.sock --state-dir /var/lib/a --mount-root /m",
+            ],
+        ),
         "fsck-journal" => (
             "Reads the journal of a stopped node from end to end: superblock, tails, every row, frame, before-image and index\n\
              entry, and the chain over all containers. Writes nothing, ever. What is damaged is named with its place, what it\n\

@@ -42,7 +42,7 @@ mod tests;
 mod verbs;
 pub mod zone;
 
-pub use args::InitArgs;
+pub use args::{AttachHelperArgs, InitArgs};
 pub use node::config_dir;
 pub use show::dump_line;
 pub use verbs::offline::{Offline, OfflineTool, StatePlace};
@@ -57,6 +57,12 @@ pub trait Hooks {
     /// # Errors
     /// When it cannot start, or ended otherwise than asked.
     fn serve(&self, config: &Path) -> Result<(), Box<Failure>>;
+
+    /// `attach-helper`: makes devices and mounts for a daemon without privileges, until it is told to stop.
+    ///
+    /// # Errors
+    /// When it cannot start.
+    fn attach_helper(&self, args: &AttachHelperArgs) -> Result<(), Box<Failure>>;
 
     /// `init`: writes the node's configuration, and opens or joins a pairing.
     ///

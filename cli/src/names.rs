@@ -79,6 +79,7 @@ names! {
     "protect", SetUp, true, "put volumes under protection";
     "links", SetUp, true, "make the links scrt_ra, rtmnt, ... to this program";
     "serve", SetUp, true, "run the daemon of a node in the foreground";
+    "attach-helper", SetUp, true, "attach and mount for a daemon that does not run as root";
     "setup" = "scsetup", SetUp, false, "create, check and compare contexts";
     "status", Look, true, "roles, lag, window, snapshots, warnings on one screen";
     "pins", Look, true, "what keeps old points reachable";

@@ -1,7 +1,7 @@
 //! One command line, from its words to its exit code.
 
 use crate::{
-    Hooks, InitArgs,
+    AttachHelperArgs, Hooks, InitArgs,
     args::Common,
     console::Console,
     env::Env,
@@ -170,6 +170,7 @@ impl Run<'_> {
             "links" => self.links(words, console),
             "init" => self.init(words, console),
             "serve" => self.serve(words, console),
+            "attach-helper" => self.attach_helper(words, console),
             "fsck-journal" => self.offline::<offline::Check>(words, console),
             "dump" => self.offline::<offline::Dump>(words, console),
             "salvage" => self.offline::<offline::Salvage>(words, console),
@@ -350,6 +351,14 @@ impl Run<'_> {
         // A file that commands could not use would make a daemon that nobody reaches.
         node::read(&config)?;
         self.hooks.serve(Path::new(&config))?;
+        Ok(Code::Done)
+    }
+
+    fn attach_helper(&self, words: &[String], console: &mut Console) -> Result<Code, CliError> {
+        let Some(Line { verb, .. }) = self.parse::<AttachHelperArgs>(words, console)? else {
+            return Ok(Code::Done);
+        };
+        self.hooks.attach_helper(&verb)?;
         Ok(Code::Done)
     }
 

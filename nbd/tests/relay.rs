@@ -50,6 +50,7 @@ impl Client {
             socket,
             export: "vol".into(),
             patience,
+            server: None,
         };
         let relay = Relay::open(relayed, move |event| told.lock().unwrap().push(event)).unwrap();
         let (mut socket, other) = UnixStream::pair().unwrap();
@@ -131,6 +132,7 @@ fn real_clients_work_through_a_relay() {
         socket: f.socket(),
         export: "vol".into(),
         patience: EVER,
+        server: None,
     };
     let relay = Arc::new(Relay::open(relayed, |_| {}).unwrap());
     let path = f.path("relay");
@@ -390,6 +392,7 @@ fn what_is_not_served_is_not_relayed() {
             socket,
             export: export.into(),
             patience: EVER,
+            server: None,
         };
         Relay::open(relayed, |_| {}).map(drop)
     };

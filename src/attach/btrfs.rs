@@ -6,13 +6,13 @@
 use super::{
     AttachError,
     command::must,
-    mount::{mount, unmount},
+    mount::{Options, Stage},
 };
 use crate::config::Filesystem;
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -47,8 +47,13 @@ fn look(device: &Path) -> io::Result<Option<Super>> {
     }
 }
 
-/// Another block device with the same file system id, other than the volume's own backing, which nobody mounts.
-pub(super) fn twin_of(device: &Path, backing: &Path) -> Result<Option<PathBuf>, AttachError> {
+fn number(device: &Path) -> Option<u64> {
+    fs::metadata(device).ok().map(|m| m.rdev())
+}
+
+/// Another block device with the same file system id, other than the one with the number of the volume's own backing, which nobody
+/// mounts.
+pub(super) fn twin_of(device: &Path, backing: Option<u64>) -> Result<Option<PathBuf>, AttachError> {
     let failed = || AttachError::io(device.display());
     let Some(own) = look(device).map_err(failed())? else {
         return Ok(None);
@@ -63,11 +68,10 @@ pub(super) fn twin_of(device: &Path, backing: &Path) -> Result<Option<PathBuf>, 
         );
         return Err(failed()(many));
     }
-    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let not = [real(device), real(backing)];
+    let not = [number(device), backing];
     let is_twin = |other: &PathBuf| {
         // One that cannot be read cannot be mounted either.
-        !not.contains(other) && look(other).is_ok_and(|s| s.is_some_and(|s| s.id == own.id))
+        !not.contains(&number(other)) && look(other).is_ok_and(|s| s.is_some_and(|s| s.id == own.id))
     };
     Ok(block_devices().into_iter().find(is_twin))
 }
@@ -93,12 +97,16 @@ fn block_devices() -> Vec<PathBuf> {
 }
 
 /// Gives the file system on a device an id of its own.
-pub(super) fn renew(device: &Path, at: &Path, line: &mut dyn FnMut(String)) -> Result<(), AttachError> {
+pub(super) fn renew(
+    device: &Path,
+    stage: &Stage,
+    options: Options,
+    line: &mut dyn FnMut(String),
+) -> Result<(), AttachError> {
     let path = device.display().to_string();
     let found = look(device).map_err(AttachError::io(&path))?;
     if found.is_some_and(|s| s.has_log) {
-        mount(Filesystem::Btrfs, device, at, false)?;
-        unmount(at, device)?;
+        stage.replay(Filesystem::Btrfs, device, options)?;
     }
     line(format!("btrfstune -m {path}"));
     must("btrfstune", &["-f", "-m", &path])?;

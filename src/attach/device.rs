@@ -2,32 +2,68 @@
 
 use super::{
     AttachError, Fuse, Keepers, Kernel, Line, Method, Place,
-    mount::{passable, unmount, unmount_lazily},
+    mount::{Stage, unmount, unmount_lazily},
     mounts,
+    point::{Ground, Made, passable},
+    turns::{Turn, Turns},
 };
 use crate::config::{AttachConfig, AttachMethod};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{
-    fs,
+    collections::BTreeSet,
+    fs::{self, File},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-/// Makes block devices of this node's exports.
+/// Most devices of one who is not trusted with the host.
+const DEVICES_MAX: usize = 256;
+/// How long somebody may wait for whoever works on a device.
+const TURN_WITHIN: Duration = Duration::from_secs(30);
+
+/// Makes block devices of a node's exports, in this very process.
 #[derive(Debug)]
-pub struct Attacher {
+pub struct Devices {
     method: AttachMethod,
     dev_root: PathBuf,
     records: PathBuf,
     keepers: Keepers,
     patience: Duration,
-    /// Held while a device is made or undone: two of them must not choose the same number.
-    changing: Mutex<()>,
+    pub(super) wary_of: Option<Asker>,
+    /// Whoever works on a device has its turn: a number that was looked at is nobody else's until the work is done.
+    turns: Turns,
+    /// Held while what an earlier daemon left is undone.
+    settling: Mutex<()>,
+    /// Held while a device is made: two of them must not choose the same number.
+    choosing: Mutex<()>,
+    /// Held while a record is read and written again, and while names are made and removed.
+    noting: Mutex<()>,
+    /// Held while something that was mounted gets its place.
+    pub(super) placing: Mutex<()>,
+}
+
+/// Who asks, if that is not this process's own user: then nothing that is attached or mounted gives anybody privileges.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    /// The user.
+    pub user: u32,
+    /// Folders below which is mounted for him.
+    pub ground: Vec<PathBuf>,
+    /// Users whose processes are ended for him.
+    pub may_end: Vec<u32>,
+}
+
+impl Asker {
+    /// Below what is mounted for somebody.
+    #[must_use]
+    pub fn ground(asker: Option<&Self>) -> Option<&Ground> {
+        asker.map(|asker| &*asker.ground)
+    }
 }
 
 /// A device that is attached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachedDevice {
     /// The export behind it.
     pub export: String,
@@ -43,12 +79,21 @@ pub struct AttachedDevice {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     export: String,
-    /// What the export was when the device was made, if it survives a restart of the daemon ([`Attacher::settle`]).
+    /// What the export was when the device was made, if it survives a restart of the daemon ([`Devices::settle`]).
     identity: Option<String>,
     name: PathBuf,
     how: How,
     /// Once it is made.
     device: Option<PathBuf>,
+    /// Folders that were made for its mount, the deepest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    made: Vec<PathBuf>,
+    /// Where it is mounted, or was to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at: Option<PathBuf>,
+    /// When it was made, in nanoseconds since 1970: another device of the same export has another one.
+    #[serde(default)]
+    born: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,10 +113,25 @@ impl How {
 }
 
 impl Record {
-    fn attached(self) -> Option<AttachedDevice> {
+    /// Whether its device is still of this place: its number alone may be somebody else's by now. What is mounted of a device keeps
+    /// its number, whatever became of its keeper.
+    fn is_ours(&self, place: &Place) -> bool {
+        self.device.as_ref().is_some_and(|device| {
+            let is_where_it_was = self.at.as_ref().is_some_and(|at| mounts::of(device).contains(at));
+            is_where_it_was || self.how.method().remains(place).contains(device)
+        })
+    }
+
+    /// The device, if there was one; nothing is mounted of one that is somebody else's.
+    fn attached(self, place: &Place) -> Option<AttachedDevice> {
+        let is_ours = self.is_ours(place);
         let device = self.device?;
+        let stage = place.file("stage");
+        let mut mounted = mounts::of(&device)
+            .into_iter()
+            .filter(|at| is_ours && *at != stage);
         Some(AttachedDevice {
-            mounted: mounts::of(&device).into_iter().next(),
+            mounted: mounted.next(),
             export: self.export,
             name: self.name,
             device,
@@ -79,28 +139,32 @@ impl Record {
     }
 }
 
-impl Attacher {
-    /// An attacher for the exports behind `nbd_socket`, with its records under `state_dir`.
+impl Devices {
+    /// Devices of the exports behind `nbd_socket`, with their records in the folder `given`.
     #[must_use]
-    pub fn new(config: &AttachConfig, state_dir: &Path, nbd_socket: PathBuf) -> Self {
+    pub fn new(config: &AttachConfig, given: &Path, nbd_socket: PathBuf) -> Self {
+        // The kernel tells of files and mounts by paths without links.
+        let parent = given.parent().and_then(|parent| fs::canonicalize(parent).ok());
+        let records = parent
+            .zip(given.file_name())
+            .map(|(parent, name)| parent.join(name));
         Self {
             method: config.method,
             dev_root: config.dev_root.clone(),
-            records: state_dir.join("attach"),
+            records: records.unwrap_or_else(|| given.to_owned()),
             keepers: Keepers::new(nbd_socket),
             patience: config.patience.0,
-            changing: Mutex::default(),
+            wary_of: None,
+            turns: Turns::default(),
+            settling: Mutex::default(),
+            choosing: Mutex::default(),
+            noting: Mutex::default(),
+            placing: Mutex::default(),
         }
     }
 
-    /// The name that a device gets, `/dev/backstay/c1/testlv`.
-    #[must_use]
-    pub fn name_of(&self, device: &str) -> PathBuf {
-        self.dev_root.join(device)
-    }
-
-    fn place(&self, device: &str) -> Place {
-        Place::new(self.records.join(device.replace('/', ".")))
+    fn place(&self, export: &str) -> Place {
+        Place::new(self.records.join(place_name(export)))
     }
 
     fn read(place: &Place) -> Option<Record> {
@@ -114,17 +178,98 @@ impl Attacher {
         media::replace_file(&path, &text, 0o600).map_err(AttachError::io(path.display()))
     }
 
-    /// What is attached under `device` now.
+    /// What is attached under `device` now, and is ours.
     #[must_use]
-    pub fn find(&self, device: &str) -> Option<AttachedDevice> {
-        Self::read(&self.place(device))?.attached()
+    pub fn find(&self, export: &str) -> Option<AttachedDevice> {
+        let place = self.place(export);
+        let record = Self::read(&place).filter(|record| record.export == export);
+        record.filter(|record| record.is_ours(&place))?.attached(&place)
     }
 
-    /// Everything that is attached.
+    /// The same for somebody else, who has no privileges.
+    #[must_use]
+    pub fn wary_of(mut self, asker: Asker) -> Self {
+        self.keepers.server = Some(asker.user);
+        self.wary_of = Some(asker);
+        self
+    }
+
+    /// Waits until nobody else works on the device of an export.
+    ///
+    /// # Errors
+    /// [`AttachError::Busy`] when somebody does for long: a check of a large file system takes its time.
+    pub(super) fn turn(&self, export: &str) -> Result<Turn<'_>, AttachError> {
+        let turn = self.turns.take(&place_name(export), TURN_WITHIN);
+        turn.ok_or_else(|| AttachError::Busy {
+            path: self.dev_root.join(export),
+            holders: vec!["another command that checks, mounts or unmounts it".to_owned()],
+        })
+    }
+
+    /// A device that stays what it is while this is held: its number is nobody else's as long as somebody has it open.
+    pub(super) fn hold(&self, export: &str) -> Result<(AttachedDevice, File), AttachError> {
+        let attached = self.need(export)?;
+        let open = File::open(&attached.device).map_err(AttachError::io(attached.device.display()))?;
+        let again = self.need(export)?;
+        match again.device == attached.device {
+            true => Ok((again, open)),
+            false => Err(AttachError::NotAttached(export.to_owned())),
+        }
+    }
+
+    /// Where the device of an export is mounted before it has its place.
+    pub(super) fn stage(&self, export: &str) -> Stage {
+        Stage::new(self.place(export).file("stage"))
+    }
+
+    /// Changes a device's record, if it has one.
+    fn note(&self, place: &Place, change: impl FnOnce(&mut Record)) -> Result<(), AttachError> {
+        let _noting = self.noting.lock();
+        let Some(before) = Self::read(place) else {
+            return Ok(());
+        };
+        let mut record = before.clone();
+        change(&mut record);
+        if record == before {
+            return Ok(());
+        }
+        self.write(place, &record)
+    }
+
+    /// What is attached under `device`.
+    ///
+    /// # Errors
+    /// [`AttachError::NotAttached`].
+    pub(super) fn need(&self, device: &str) -> Result<AttachedDevice, AttachError> {
+        self.find(device)
+            .ok_or_else(|| AttachError::NotAttached(device.to_owned()))
+    }
+
+    /// Exports that are attached with an identity, and which.
+    #[must_use]
+    pub fn identities(&self) -> Vec<(String, String)> {
+        let records = self.places().into_iter().filter_map(|p| Self::read(&p));
+        records.filter_map(|r| Some((r.export, r.identity?))).collect()
+    }
+
+    /// Writes down where a device is to be mounted, and which folders were made for that.
+    pub(super) fn note_mount(&self, export: &str, at: &Path, made: &Made) -> Result<(), AttachError> {
+        self.note(&self.place(export), |record| {
+            record.at = Some(at.to_owned());
+            record.made.clone_from(&made.0);
+        })
+    }
+
+    /// Which folders were made for a device's mount.
+    pub(super) fn made_for(&self, export: &str) -> Made {
+        Made(Self::read(&self.place(export)).map_or_else(Vec::new, |record| record.made))
+    }
+
+    /// Everything that is attached, whole or not.
     #[must_use]
     pub fn all(&self) -> Vec<AttachedDevice> {
-        let records = self.places().into_iter().filter_map(|p| Self::read(&p));
-        let mut all: Vec<_> = records.filter_map(Record::attached).collect();
+        let places = self.places().into_iter();
+        let mut all: Vec<_> = places.filter_map(|p| Self::read(&p)?.attached(&p)).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
@@ -137,12 +282,6 @@ impl Attacher {
         paths.map(|p| Place::new(p.with_extension(""))).collect()
     }
 
-    /// Whether devices can be made at all.
-    #[must_use]
-    pub fn enabled(&self) -> bool {
-        self.method != AttachMethod::None
-    }
-
     fn how(&self) -> Result<How, AttachError> {
         match self.method {
             AttachMethod::None => Err(AttachError::Disabled),
@@ -153,7 +292,7 @@ impl Attacher {
     }
 
     /// Makes a device of `export` under the same name; already so: answers it. With an `identity` it waits for a daemon that is
-    /// away, and a later one serves it again as long as the export has the same ([`Attacher::settle`]).
+    /// away, and a later one serves it again as long as the export has the same ([`Devices::settle`]).
     ///
     /// # Errors
     /// When a step fails; the steps before it are undone.
@@ -163,24 +302,40 @@ impl Attacher {
         identity: Option<String>,
         read_only: bool,
     ) -> Result<AttachedDevice, AttachError> {
-        let _changing = self.changing.lock();
+        let _turn = self.turn(export)?;
         let place = self.place(export);
         if let Some(record) = Self::read(&place) {
+            if record.export != export {
+                let text = format!(
+                    "{export} and {}, which is attached, have records of one name",
+                    record.export
+                );
+                return Err(AttachError::Told(text));
+            }
             let whole = record.how.method().device(&place);
-            if whole.is_some() && whole == record.device {
-                return Ok(record.attached().expect("it has a device"));
+            let is_whole = whole.is_some() && whole == record.device;
+            if is_whole && let Some(attached) = record.attached(&place) {
+                return Ok(attached);
             }
             // Its keeper died, or a daemon in the middle of it.
             self.destroy(&place);
         }
+        if self.wary_of.is_some() && self.places().len() >= DEVICES_MAX {
+            return Err(AttachError::Refused(format!(
+                "{DEVICES_MAX} devices are attached"
+            )));
+        }
         let how = self.how()?;
         let identity = identity.filter(|_| !self.patience.is_zero());
-        let mut record = Record {
+        let record = Record {
             export: export.to_owned(),
             identity,
-            name: self.name_of(export),
+            name: self.dev_root.join(export),
             how,
             device: None,
+            made: Vec::new(),
+            at: None,
+            born: model::Timestamp::now().0,
         };
         self.write(&place, &record)?;
         let identity = record.identity.as_deref();
@@ -194,44 +349,69 @@ impl Attacher {
             },
             read_only,
         };
-        let made = how.method().attach(&place, &line).and_then(|device| {
-            record.device = Some(device.clone());
-            self.write(&place, &record)?;
-            link(&device, &record.name)
+        let choosing = self.choosing.lock();
+        let made = how.method().attach(&place, &line);
+        drop(choosing);
+        let made = made.and_then(|device| {
+            self.note(&place, |record| record.device = Some(device.clone()))?;
+            let noting = self.noting.lock();
+            link(&device, &record.name)?;
+            drop(noting);
+            self.need(export)
         });
-        if let Err(e) = made {
+        if made.is_err() {
             self.destroy(&place);
-            return Err(e);
         }
-        Ok(record.attached().expect("it has just got a device"))
+        made
     }
 
-    /// Undoes [`Attacher::attach`].
+    /// Undoes [`Devices::attach`].
     ///
     /// # Errors
     /// When somebody uses it, or a step fails; the record then stays, so the same call goes on.
-    pub fn detach(&self, attached: &AttachedDevice) -> Result<(), AttachError> {
-        let _changing = self.changing.lock();
-        let place = self.place(&attached.export);
-        let Some(record) = Self::read(&place) else {
+    pub fn detach(&self, export: &str) -> Result<(), AttachError> {
+        let _turn = self.turn(export)?;
+        self.detach_in_turn(export)
+    }
+
+    pub(super) fn detach_in_turn(&self, export: &str) -> Result<(), AttachError> {
+        let place = self.place(export);
+        let Some(record) = Self::read(&place).filter(|record| record.export == export) else {
             return Ok(());
         };
         record.how.method().detach(&place)?;
         self.forget(&place, Some(&record))
     }
 
-    /// Undoes whatever there is at a place, however far it came.
-    fn destroy(&self, place: &Place) {
-        let record = Self::read(place);
-        // One that another version wrote is told by what lies beside it.
-        let how = record.as_ref().map(|r| r.how);
+    /// Where the devices of a place are mounted that are ours.
+    fn mounted(place: &Place, record: Option<&Record>) -> BTreeSet<PathBuf> {
+        let method = Self::method_of(place, record);
+        let ours = record.filter(|record| record.is_ours(place));
+        let known = ours.and_then(|record| record.device.clone());
+        let devices: BTreeSet<_> = method.remains(place).into_iter().chain(known).collect();
+        devices.iter().flat_map(|device| mounts::of(device)).collect()
+    }
+
+    /// How a device was made; of a record that another version wrote that is told by what lies beside it.
+    fn method_of(place: &Place, record: Option<&Record>) -> Box<dyn Method> {
+        let how = record.map(|record| record.how);
         let how = how.unwrap_or(if place.file("nbd").exists() {
             How::Nbd
         } else {
             How::Fuse
         });
-        let method = how.method();
-        let mounted: Vec<_> = method.remains(place).iter().flat_map(|d| mounts::of(d)).collect();
+        how.method()
+    }
+
+    /// Undoes whatever there is at a place, however far it came; the caller has its turn.
+    fn destroy(&self, place: &Place) {
+        let mounted = Self::mounted(place, Self::read(place).as_ref());
+        self.destroy_with(place, mounted);
+    }
+
+    fn destroy_with(&self, place: &Place, mounted: BTreeSet<PathBuf>) {
+        let record = Self::read(place);
+        let method = Self::method_of(place, record.as_ref());
         method.cut(place);
         for at in mounted {
             unmount_lazily(&at);
@@ -244,6 +424,7 @@ impl Attacher {
 
     /// Removes name and record of what is undone.
     fn forget(&self, place: &Place, record: Option<&Record>) -> Result<(), AttachError> {
+        let _noting = self.noting.lock();
         if let Some(record) = record {
             let _ = fs::remove_file(&record.name);
             let mut parent = record.name.parent();
@@ -251,19 +432,22 @@ impl Attacher {
                 parent = folder.parent();
             }
         }
+        let _ = fs::remove_dir(place.file("stage"));
         let path = place.file("json");
         fs::remove_file(&path).map_err(AttachError::io(path.display()))
     }
 
-    /// What becomes of what an earlier daemon left: a whole device whose export `serves` under the same identity stays, mounted
-    /// as it is, and its requests are answered again once exports are served. All else is undone: what it stood on is gone, or
-    /// is not what it was.
-    pub fn settle(&self, serves: impl Fn(&str, &str) -> bool) {
-        let _changing = self.changing.lock();
+    /// Undoes what an earlier daemon left, but for whole devices of exports that `stay` under the same identity.
+    ///
+    /// # Errors
+    /// [`AttachError::Busy`] when somebody works on one of them for long; the same call goes on.
+    pub fn settle(&self, stay: &[(String, String)]) -> Result<(), AttachError> {
+        let _settling = self.settling.lock();
         let stays = |place: &Place, record: &Record| {
-            let identity = record.identity.as_deref()?;
+            let identity = record.identity.as_ref()?;
             let whole = record.how.method().device(place)?;
-            (record.device.as_ref() == Some(&whole) && serves(&record.export, identity)).then_some(())
+            let is_same = stay.iter().any(|(e, i)| *e == record.export && i == identity);
+            (record.device.as_ref() == Some(&whole) && is_same).then_some(())
         };
         let mut leftovers = Vec::new();
         for place in self.places() {
@@ -271,32 +455,44 @@ impl Attacher {
                 Some(record) if stays(&place, &record).is_some() => {
                     tracing::info!(device = %record.name.display(), "still attached");
                 }
-                record => leftovers.push((record.and_then(Record::attached), place)),
+                record => leftovers.push((record, place)),
             }
         }
-        leftovers.sort_by_key(|(attached, _)| std::cmp::Reverse(attached.as_ref().map(depth)));
-        for (_, place) in leftovers {
+        let depth_of = |(record, place): &(Option<Record>, Place)| {
+            let attached = record.clone().and_then(|record| record.attached(place));
+            attached.as_ref().map(depth)
+        };
+        leftovers.sort_by_cached_key(|leftover| std::cmp::Reverse(depth_of(leftover)));
+        for (judged, place) in leftovers {
+            let born = |record: Option<&Record>| record.map(|record| record.born);
+            let is_another = || born(Self::read(&place).as_ref()) != born(judged.as_ref());
+            if is_another() {
+                continue;
+            }
             tracing::warn!(device = %place.stem().display(), "left over from an earlier run, undone");
-            self.destroy(&place);
+            let mounted = Self::mounted(&place, judged.as_ref());
+            // Who still works on it waits for what is not answered any more: he gets an error, and then it is our turn.
+            Self::method_of(&place, judged.as_ref()).cut(&place);
+            let name = place.stem().file_name().unwrap_or_default();
+            let _turn = self.turn(&name.to_string_lossy())?;
+            if !is_another() {
+                self.destroy_with(&place, mounted);
+            }
         }
+        Ok(())
     }
 
-    /// Takes their identity from devices of which `holds` does not confirm it: they end with this daemon.
-    pub fn disown(&self, holds: impl Fn(&str, &str) -> bool) {
-        let _changing = self.changing.lock();
+    /// Takes their identity from the devices of these exports: they end with the daemon.
+    pub fn disown(&self, exports: &[String]) {
         for place in self.places() {
-            let Some(mut record) = Self::read(&place) else {
+            let Some(record) = Self::read(&place).filter(|r| exports.contains(&r.export)) else {
                 continue;
             };
-            if record
-                .identity
-                .take_if(|identity| !holds(&record.export, identity))
-                .is_none()
-            {
+            if record.identity.is_none() {
                 continue;
             }
             tracing::warn!(device = %record.name.display(), "ends with this daemon");
-            if let Err(e) = self.write(&place, &record) {
+            if let Err(e) = self.note(&place, |record| record.identity = None) {
                 // What cannot be said durably is done at once.
                 tracing::error!("{e}");
                 record.how.method().cut(&place);
@@ -306,14 +502,24 @@ impl Attacher {
 
     /// Unmounts and detaches, at the daemon's end, as far as nobody uses it; with `for_a_while`, only what would not survive.
     pub fn leave(&self, for_a_while: bool) {
-        let records = self.places().into_iter().filter_map(|p| Self::read(&p));
-        let goes = records.filter(|r| !(for_a_while && r.identity.is_some()));
-        let mut goes: Vec<_> = goes.filter_map(Record::attached).collect();
+        let records = self
+            .places()
+            .into_iter()
+            .filter_map(|p| Some((Self::read(&p)?, p)));
+        let goes = records.filter(|(r, _)| !(for_a_while && r.identity.is_some()));
+        let mut goes: Vec<_> = goes.filter_map(|(r, p)| r.attached(&p)).collect();
         goes.sort_by_key(|a| std::cmp::Reverse(depth(a)));
         for attached in goes {
-            let at = attached.mounted.as_ref();
-            let unmounted = at.map_or(Ok(()), |at| unmount(at, &attached.device));
-            if let Err(e) = unmounted.and_then(|()| self.detach(&attached)) {
+            let gone = self.turn(&attached.export).and_then(|_turn| {
+                // It may have been mounted meanwhile.
+                let now = self.find(&attached.export);
+                let at = now
+                    .as_ref()
+                    .and_then(|now| Some((now.mounted.as_ref()?, &now.device)));
+                at.map_or(Ok(()), |(at, device)| unmount(at, device))?;
+                self.detach_in_turn(&attached.export)
+            });
+            if let Err(e) = gone {
                 tracing::warn!(device = %attached.name.display(), "left attached: {e}");
             }
         }
@@ -324,6 +530,11 @@ impl Attacher {
 #[must_use]
 pub fn depth(attached: &AttachedDevice) -> usize {
     attached.mounted.as_ref().map_or(0, |m| m.components().count())
+}
+
+/// What a device's records are called.
+fn place_name(export: &str) -> String {
+    export.replace('/', ".")
 }
 
 fn link(device: &Path, name: &Path) -> Result<(), AttachError> {

@@ -1,9 +1,9 @@
 //! What is done to a file system as a whole: made, recognized, checked, told from its twins.
 
 use super::{
-    AttachError, AttachedDevice, btrfs,
+    AttachError, AttachedDevice, MountAsk, btrfs,
     command::{must, run},
-    mount::{mount, unmount},
+    mount::{Options, Stage},
 };
 use crate::config::Filesystem;
 use std::path::Path;
@@ -59,35 +59,36 @@ pub(super) const fn mount_options(filesystem: Filesystem, read_only: bool) -> &'
 /// Runs the file system's own checker; `line` gets its words.
 ///
 /// ext4's replays the journal and mends what is safe. Of xfs and btrfs the kernel replays the log at the mount, and the checkers
-/// do not: they run only for a full check, after a mount at `at` and an unmount, and mend nothing.
+/// do not: they run only for a full check, after a mount and an unmount, and mend nothing.
 ///
 /// # Errors
 /// When it finds what it does not mend by itself.
 pub fn check(
-    filesystem: Filesystem,
+    how: &MountAsk,
     attached: &AttachedDevice,
-    at: &Path,
-    full: bool,
+    stage: &Stage,
+    options: Options,
     line: &mut dyn FnMut(String),
 ) -> Result<(), AttachError> {
-    match filesystem {
-        Filesystem::Ext4 => check_ext4(&attached.name, full, line),
+    let full = how.full_check;
+    // The name is what an operator knows; where others have names in the same folder it may lead elsewhere.
+    let name = if options.is_wary {
+        &attached.device
+    } else {
+        &attached.name
+    };
+    match how.filesystem {
+        Filesystem::Ext4 => check_ext4(name, full, line),
         Filesystem::Xfs if full => {
-            replay(filesystem, attached, at)?;
-            check_only("xfs_repair", &["-n"], &attached.name, line)
+            stage.replay(how.filesystem, &attached.device, options)?;
+            check_only("xfs_repair", &["-n"], name, line)
         }
         Filesystem::Btrfs if full => {
-            replay(filesystem, attached, at)?;
-            check_only("btrfs", &["check", "--readonly"], &attached.name, line)
+            stage.replay(how.filesystem, &attached.device, options)?;
+            check_only("btrfs", &["check", "--readonly"], name, line)
         }
         Filesystem::Xfs | Filesystem::Btrfs => Ok(()),
     }
-}
-
-/// Lets the kernel replay the log.
-fn replay(filesystem: Filesystem, attached: &AttachedDevice, at: &Path) -> Result<(), AttachError> {
-    mount(filesystem, &attached.device, at, false)?;
-    unmount(at, &attached.device)
 }
 
 fn check_only(
@@ -106,7 +107,7 @@ fn check_only(
     done.output.lines().for_each(|l| line(l.to_owned()));
     Err(AttachError::Unclean {
         device: path,
-        checker,
+        checker: checker.to_owned(),
         code: done.code,
     })
 }
@@ -127,7 +128,7 @@ fn check_ext4(device: &Path, full: bool, line: &mut dyn FnMut(String)) -> Result
     }
     Err(AttachError::Unclean {
         device: path,
-        checker: "e2fsck",
+        checker: "e2fsck".to_owned(),
         code: done.code,
     })
 }
@@ -138,24 +139,24 @@ fn check_ext4(device: &Path, full: bool, line: &mut dyn FnMut(String)) -> Result
 /// # Errors
 /// [`AttachError::Twin`] without `new_uuid`; and when a step fails.
 pub fn alone(
-    filesystem: Filesystem,
+    how: &MountAsk,
     device: &Path,
-    at: &Path,
-    backing: &Path,
-    new_uuid: bool,
+    backing: Option<u64>,
+    stage: &Stage,
+    options: Options,
     line: &mut dyn FnMut(String),
 ) -> Result<(), AttachError> {
-    if filesystem != Filesystem::Btrfs {
+    if how.filesystem != Filesystem::Btrfs {
         return Ok(());
     }
     let Some(twin) = btrfs::twin_of(device, backing)? else {
         return Ok(());
     };
-    if !new_uuid {
+    if !how.new_uuid {
         return Err(AttachError::Twin {
             device: device.to_owned(),
             twin,
         });
     }
-    btrfs::renew(device, at, line)
+    btrfs::renew(device, stage, options, line)
 }

@@ -40,6 +40,8 @@ use std::{
 
 /// The word that makes a keeper of this program. No operator types it.
 const WORD: &str = "keep-device";
+/// The word for a daemon of whatever user.
+const ANYBODY: &str = "-";
 /// How many complaints about one device are passed on.
 const TOLD_MAX: usize = 8;
 /// How long a device may take to come up.
@@ -57,6 +59,8 @@ pub struct Keepers {
     pub program: PathBuf,
     /// The daemon's socket.
     pub socket: PathBuf,
+    /// The user that the daemon must be, where that is not this process's own.
+    pub server: Option<u32>,
 }
 
 /// What a keeper connects to.
@@ -78,7 +82,11 @@ impl Keepers {
     pub fn new(socket: PathBuf) -> Self {
         // This way it is the same program also when its file was replaced meanwhile.
         let program = format!("/proc/{}/exe", std::process::id()).into();
-        Self { program, socket }
+        Self {
+            program,
+            socket,
+            server: None,
+        }
     }
 }
 
@@ -103,6 +111,11 @@ impl Line<'_> {
             .arg(&self.keepers.socket)
             .arg(&self.export)
             .arg(self.patience.as_millis().to_string())
+            .arg(
+                self.keepers
+                    .server
+                    .map_or_else(|| ANYBODY.to_owned(), |user| user.to_string()),
+            )
             .args(device)
             .current_dir(folder)
             .env("LC_ALL", "C")
@@ -197,7 +210,7 @@ pub(super) fn socket(place: &Place) -> PathBuf {
 /// The life of a keeper, if this program was started as one.
 #[must_use]
 pub fn called(words: &[OsString]) -> Option<ExitCode> {
-    let [_, word, stem, socket, export, patience, device @ ..] = words else {
+    let [_, word, stem, socket, export, patience, server, device @ ..] = words else {
         return None;
     };
     if word != WORD || device.is_empty() {
@@ -205,10 +218,15 @@ pub fn called(words: &[OsString]) -> Option<ExitCode> {
     }
     let place = Place::new(stem.into());
     let patience = patience.to_str().and_then(|p| p.parse().ok()).unwrap_or(0);
+    let server = match server.to_str()? {
+        ANYBODY => None,
+        user => Some(user.parse().ok()?),
+    };
     let relayed = Relayed {
         socket: socket.into(),
         export: export.to_string_lossy().into_owned(),
         patience: Duration::from_millis(patience),
+        server,
     };
     let ended = keep(&place, relayed, device).unwrap_or_else(|why| {
         say(&why);

@@ -2,7 +2,10 @@
 //!
 //! # Overview
 //!
-//! [`Attacher::attach`] makes a block device of an export and a name for it under `dev_root`; [`filesystem`] checks what is on
+//! The daemon asks an [`Attacher`] for what it wants, always of an export; each wish is one [`Ask`]. [`Devices`] does it, in the daemon
+//! itself or, where that has no privileges, in its [`helper`].
+//!
+//! [`Devices::attach`] makes a block device of an export and a name for it under `dev_root`; [`filesystem`] checks what is on
 //! it, [`mount`] mounts it. Two ways to make a device are behind one trait, [`Method`]: the kernel's own NBD client, and
 //! `nbdfuse` with a loop device. In both, the device's connection ends at a process of its own, the [`keeper`], not at the
 //! daemon.
@@ -21,36 +24,53 @@
 //!
 //! A record in `<state_dir>/attach` is written before anything of a device is made and removed when all is undone. What it
 //! stands for is found by names that only this device has, in the mount table, among the loop devices and by the lock of its
-//! keeper; never by a number that was written down. [`Attacher::settle`] decides at the daemon's start what stays.
+//! keeper; never by a number that was written down. [`Devices::settle`] decides at the daemon's start what stays.
 //!
 //! # What it does not do
 //!
 //! The kernel's nbd was never run on the machines that Backstay is developed on: its command lines are tested against a
 //! recorder. A device does not follow a change of its export's size.
 
+mod ask;
+mod attacher;
 mod btrfs;
 mod command;
 pub mod device;
+mod epochs;
 pub mod filesystem;
+pub mod helper;
 pub mod keeper;
 mod method;
 pub mod mount;
+mod mounting;
 pub mod mounts;
+pub mod point;
+mod turns;
 
+pub use ask::{Answer, Ask, MountAsk, Told};
+pub use attacher::Attacher;
 pub use command::CommandError;
-pub use device::{AttachedDevice, Attacher};
+pub use device::{Asker, AttachedDevice, Devices};
+pub use epochs::Epochs;
+pub use helper::HelperError;
 pub use keeper::{Keepers, Line};
 pub use method::{Fuse, Kernel, Method, Place};
+pub use point::Ground;
+
+use serde::{Deserialize, Serialize};
 
 /// Why a device or a file system could not be attached, mounted or undone.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum AttachError {
     /// A program failed.
     #[error(transparent)]
+    #[serde(skip)]
     Command(#[from] CommandError),
     /// A file could not be used.
     #[error("{what}: {source}")]
+    #[serde(skip)]
     Io {
         /// The file and what was done with it.
         what: String,
@@ -90,10 +110,38 @@ pub enum AttachError {
         /// The device.
         device: String,
         /// The checker.
-        checker: &'static str,
+        checker: String,
         /// Its exit code.
         code: i32,
     },
+    /// No device is made of it.
+    #[error("{0} is not attached")]
+    NotAttached(String),
+    /// A step of a mount failed.
+    #[error("{step}: {error}")]
+    At {
+        /// The step.
+        step: String,
+        /// What failed.
+        error: Box<AttachError>,
+        /// Something could not be undone.
+        left: bool,
+    },
+    /// The helper cannot be asked.
+    #[error("the attach helper at {socket}: {source}")]
+    #[serde(skip)]
+    Helper {
+        /// Its socket.
+        socket: std::path::PathBuf,
+        /// The failure.
+        source: HelperError,
+    },
+    /// The helper does not do that for anybody.
+    #[error("the attach helper refuses: {0}")]
+    Refused(String),
+    /// What the helper says of a failure there.
+    #[error("{0}")]
+    Told(String),
     /// Somebody uses it.
     #[error("{path} is busy")]
     Busy {
@@ -109,5 +157,33 @@ impl AttachError {
     pub(crate) fn io(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.to_string();
         move |source| Self::Io { what, source }
+    }
+
+    /// Whether nobody knows what was done.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        matches!(
+            self,
+            Self::Helper {
+                source: HelperError::Broken(_) | HelperError::Nonsense(_),
+                ..
+            }
+        )
+    }
+
+    /// The same in a form that can be sent to another process.
+    pub(crate) fn portable(self) -> Self {
+        match self {
+            Self::Command(_) | Self::Io { .. } | Self::Helper { .. } => {
+                // A program may have had much to say.
+                Self::Told(self.to_string().chars().take(16 << 10).collect())
+            }
+            Self::At { step, error, left } => Self::At {
+                step,
+                error: Box::new(error.portable()),
+                left,
+            },
+            other => other,
+        }
     }
 }

@@ -90,6 +90,9 @@ pub struct AttachConfig {
     /// How long a device waits for a daemon that is away, before what is asked of it fails.
     #[serde(default = "default_patience")]
     pub patience: Age,
+    /// Socket of the attach helper that makes devices and mounts; default: this daemon does, and needs root for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub helper: Option<PathBuf>,
 }
 
 impl Default for AttachConfig {
@@ -98,6 +101,7 @@ impl Default for AttachConfig {
             method: AttachMethod::default(),
             dev_root: default_dev_root(),
             patience: default_patience(),
+            helper: None,
         }
     }
 }

@@ -84,8 +84,8 @@ pub fn grow(op: &mut Op<'_>, id: u32, volume: &str, bytes: Option<u64>) -> Answe
     }
     let step = match op.node.attacher().find(&format!("c{id}/{volume}")) {
         // NBD tells a client the size once, when it connects.
-        Some(_) => format!("rtumnt -C {id} && rtmnt -C {id}"),
-        None => format!("backstay status -C {id}"),
+        Ok(Some(_)) | Err(_) => format!("rtumnt -C {id} && rtmnt -C {id}"),
+        Ok(None) => format!("backstay status -C {id}"),
     };
     Ok((Reply::Grow(reply), next(step, op.node.name())))
 }

@@ -168,10 +168,7 @@ pub fn stop(op: &mut Op<'_>, id: u32, unmount: bool, drain_first: bool) -> Answe
 fn closed(op: &Op<'_>, context: &Context) -> Result<(), Failure> {
     let id = context.id();
     let prefix = format!("c{id}/");
-    let attached: Vec<String> = op
-        .node
-        .attacher()
-        .all()
+    let attached: Vec<String> = super::mount::attached(op)?
         .into_iter()
         .filter(|a| a.export.starts_with(&prefix))
         .map(|a| format!("{} attached as {}", a.export, a.name.display()))

@@ -1,7 +1,6 @@
 //! `rtmark`.
 
 use super::{Answer, Op, next, refused};
-use crate::attach::mount as fs;
 use control::{Code, Failure, Reply, reply::MarkInfo};
 use model::{EventMark, RecordBody, Role, Timestamp};
 
@@ -44,32 +43,26 @@ pub fn mark(op: &mut Op<'_>, id: u32, name: &str, description: &str, how: How) -
         ));
     }
     let prefix = format!("c{}/", context.id());
-    let mounted: Vec<_> = op
-        .node
-        .attacher()
-        .all()
-        .into_iter()
-        .filter(|a| {
-            a.export
-                .strip_prefix(&prefix)
-                .is_some_and(|rest| !rest.contains('/'))
-        })
-        .filter_map(|a| a.mounted)
-        .collect();
+    let mut mounted = match how.sync {
+        true => super::mount::attached(op)?,
+        false => Vec::new(),
+    };
+    mounted.retain(|a| {
+        let rest = a.export.strip_prefix(&prefix);
+        a.mounted.is_some() && rest.is_some_and(|rest| !rest.contains('/'))
+    });
     let keep_ns = how.keep_s.map(|s| s.saturating_mul(Timestamp::SECOND_NS));
     if op.options.dry_run {
         let mut steps: Vec<String> = mounted
             .iter()
-            .filter(|_| how.sync)
-            .map(|m| format!("sync {}", m.display()))
+            .filter_map(|a| Some(format!("sync {}", a.mounted.as_ref()?.display())))
             .collect();
         steps.push(format!("set the mark '{name}' and seal the container"));
         return super::planned(None, steps);
     }
-    if how.sync {
-        for at in &mounted {
-            fs::sync(at).map_err(|e| Failure::from_error(Code::Refused, &e))?;
-        }
+    for device in &mounted {
+        let synced = op.node.attacher().sync(&device.export);
+        synced.map_err(|e| Failure::from_error(Code::Refused, &e))?;
     }
     let (record, row) = production
         .tap

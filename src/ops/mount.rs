@@ -2,7 +2,7 @@
 
 use super::{Answer, Op, next, part_way, refused};
 use crate::{
-    attach::{AttachError, AttachedDevice, device::depth, filesystem, mount as fs, mounts},
+    attach::{AttachError, AttachedDevice, MountAsk, Told, device::depth, mount as fs},
     config::{Filesystem, VolumeConfig},
     context::Context,
 };
@@ -134,26 +134,35 @@ pub fn mount(op: &mut Op<'_>, id: u32, level: Option<u32>, how: &How) -> Answer 
     ))
 }
 
-/// What was being done when it failed.
-struct Failed {
-    step: &'static str,
-    error: AttachError,
-    /// Something could not be undone.
-    left: bool,
+/// Shows what is told of devices and mounts.
+fn show(op: &mut Op<'_>, told: Told) {
+    match told {
+        Told::Line(text) => op.line(text),
+        Told::Checking(command) => op.step(Step::Checking { command }),
+        Told::Mounting(at) => op.step(Step::Mounting {
+            path: at.display().to_string(),
+        }),
+        Told::Unmounting { device, at } => op.step(Step::Unmounting {
+            device: device.display().to_string(),
+            path: at.display().to_string(),
+        }),
+    }
 }
 
-/// Names the step of an error.
-fn at(step: &'static str) -> impl Fn(AttachError) -> Failed {
-    move |error| Failed {
-        step,
-        error,
-        left: false,
+/// What failed, with its step; and whether something could not be undone.
+fn taken_apart(error: AttachError) -> (Option<String>, AttachError, bool) {
+    match error {
+        AttachError::At { step, error, left } => (Some(step), *error, left),
+        other => {
+            let left = other.is_unknown();
+            (None, other, left)
+        }
     }
 }
 
 /// Attaches, checks and mounts all items; what was done is undone when one fails.
 fn mount_all(op: &mut Op<'_>, items: &[Item], how: &How) -> Result<Vec<MountInfo>, Failure> {
-    let mut done: Vec<(MountInfo, fs::MountPoint)> = Vec::new();
+    let mut done: Vec<MountInfo> = Vec::new();
     for item in items {
         let failed = match mount_one(op, item, how) {
             Ok(info) => {
@@ -162,24 +171,23 @@ fn mount_all(op: &mut Op<'_>, items: &[Item], how: &How) -> Result<Vec<MountInfo
             }
             Err(failed) => failed,
         };
-        let mut failure = Failure::from_error(Code::Refused, &failed.error);
-        failure.error = format!("{}: {}: {}", item.volume, failed.step, failure.error);
-        if failed.left {
+        let (step, error, left) = taken_apart(failed);
+        let mut failure = Failure::from_error(Code::Refused, &error);
+        let step = step.map_or_else(String::new, |step| format!("{step}: "));
+        failure.error = format!("{}: {step}{}", item.volume, failure.error);
+        if left {
             failure.code = Code::PartWay;
         }
-        for ((info, point), item) in done.into_iter().zip(items).rev() {
+        for (info, item) in done.into_iter().zip(items).rev() {
             if info.already {
                 continue;
             }
-            match unmount_one(op, &item.device) {
-                Ok(_) => point.undo(),
-                Err(e) => {
-                    failure.code = Code::PartWay;
-                    op.line(format!("not undone: {}: {e}", info.device));
-                }
+            if let Err(e) = unmount_one(op, &item.device, true) {
+                failure.code = Code::PartWay;
+                op.line(format!("not undone: {}: {e}", info.device));
             }
         }
-        return Err(match failed.error {
+        return Err(match error {
             AttachError::Busy { holders, .. } => failure.with_holders(holders),
             AttachError::Twin { .. } if how.read_only => {
                 failure.with_hint("unmount that one first, or mount the vdevs with --new-uuid")
@@ -190,11 +198,12 @@ fn mount_all(op: &mut Op<'_>, items: &[Item], how: &How) -> Result<Vec<MountInfo
             _ => failure,
         });
     }
-    Ok(done.into_iter().map(|(info, _)| info).collect())
+    Ok(done)
 }
 
-fn mount_one(op: &mut Op<'_>, item: &Item, how: &How) -> Result<(MountInfo, fs::MountPoint), Failed> {
-    let attacher = op.node.attacher();
+fn mount_one(op: &mut Op<'_>, item: &Item, how: &How) -> Result<MountInfo, AttachError> {
+    let node = op.node;
+    let attacher = node.attacher();
     let mut info = MountInfo {
         volume: item.volume.clone(),
         device: attacher.name_of(&item.device).display().to_string(),
@@ -202,117 +211,54 @@ fn mount_one(op: &mut Op<'_>, item: &Item, how: &How) -> Result<(MountInfo, fs::
         path: item.at.as_ref().map(|a| a.display().to_string()),
         already: false,
     };
-    let found = attacher.find(&item.device);
-    let attached = op
-        .node
-        .attach(&item.device, how.read_only)
-        .map_err(at("attach"))?;
+    let at_attach = |error: AttachError| AttachError::At {
+        step: "attach".to_owned(),
+        left: error.is_unknown(),
+        error: Box::new(error),
+    };
+    let found = attacher.find(&item.device).map_err(at_attach)?;
+    let attached = node.attach(&item.device, how.read_only).map_err(at_attach)?;
     // One that was found broken is made anew.
     let fresh = found.is_none_or(|f| f.device != attached.device || f.mounted != attached.mounted);
     let (Some(filesystem), Some(point)) = (item.filesystem, &item.at) else {
         info.already = !fresh;
-        return Ok((info, fs::MountPoint::default()));
+        return Ok(info);
     };
-    let is_there = mounts::of(&attached.device).iter().any(|there| there == point);
-    if is_there && mounts::at(point).as_ref() == Some(&attached.device) {
-        info.already = true;
-        return Ok((info, fs::MountPoint::default()));
-    }
-    let mut made = fs::MountPoint::default();
-    let work = mount_device(op, item, filesystem, point, &attached, how, &mut made);
-    match work {
-        Ok(()) => Ok((info, made)),
-        Err(mut failed) => {
-            // The check of some file systems mounts too. What was mounted before stays.
-            let unmounted = match &attached.mounted {
-                Some(_) => Ok(()),
-                None => fs::unmount(point, &attached.device),
-            };
-            let undone = unmounted.and_then(|()| {
-                made.undo();
-                if fresh {
-                    op.node.attacher().detach(&attached)
-                } else {
-                    Ok(())
-                }
-            });
-            if let Err(e) = undone {
-                failed.left = true;
+    let ask = MountAsk {
+        filesystem,
+        at: point.clone(),
+        read_only: how.read_only,
+        full_check: how.full_check,
+        new_uuid: how.new_uuid,
+        backing: item.backing.clone(),
+    };
+    let mounted = attacher.mount(&item.device, ask, &mut |told| show(op, told));
+    mounted
+        .map(|already| MountInfo {
+            already,
+            ..info.clone()
+        })
+        .map_err(|error| {
+            let (step, error, mut left) = taken_apart(error);
+            if fresh
+                && !left
+                && let Err(e) = attacher.detach(&item.device)
+            {
+                left = true;
                 op.line(format!("not undone: {}: {e}", info.device));
             }
-            Err(failed)
-        }
-    }
-}
-
-/// Checks and mounts what is attached. Only vdevs and the acting production are ever checked: a check writes.
-fn mount_device(
-    op: &mut Op<'_>,
-    item: &Item,
-    filesystem: Filesystem,
-    point: &Path,
-    attached: &AttachedDevice,
-    how: &How,
-    made: &mut fs::MountPoint,
-) -> Result<(), Failed> {
-    let device = &attached.device;
-    if let Some(path) = attached.mounted.clone() {
-        let over = mounts::at(&path).filter(|top| path == point && top != device);
-        return Err(at("mount")(match over {
-            Some(top) => AttachError::ForeignMount {
-                path,
-                device: top.display().to_string(),
-            },
-            None => AttachError::MountedElsewhere {
-                device: attached.name.clone(),
-                path,
-            },
-        }));
-    }
-    // A check that its daemon did not outlive may still run.
-    let holders = mounts::users_of_device(device);
-    if !holders.is_empty() {
-        let path = device.clone();
-        return Err(at("attach")(AttachError::Busy { path, holders }));
-    }
-    *made = fs::MountPoint::make(point).map_err(at("mount"))?;
-    let mut lines = Vec::new();
-    let told = filesystem::alone(filesystem, device, point, &item.backing, how.new_uuid, &mut |l| {
-        lines.push(l)
-    });
-    lines.drain(..).for_each(|l| op.line(l));
-    told.map_err(at("UUID"))?;
-    if !how.read_only {
-        let checked = filesystem::check(filesystem, attached, point, how.full_check, &mut |l| {
-            lines.push(l)
-        });
-        let mut lines = lines.into_iter();
-        if let Some(command) = lines.next() {
-            op.step(Step::Checking { command });
-        }
-        lines.for_each(|l| op.line(l));
-        checked.map_err(at("check"))?;
-    }
-    op.step(Step::Mounting {
-        path: point.display().to_string(),
-    });
-    fs::mount(filesystem, device, point, how.read_only).map_err(at("mount"))
+            AttachError::At {
+                step: step.unwrap_or_else(|| "mount".to_owned()),
+                error: Box::new(error),
+                left,
+            }
+        })
 }
 
 /// Unmounts and detaches one device; not attached: nothing to do. Answers where it was mounted.
-fn unmount_one(op: &mut Op<'_>, device: &str) -> Result<Option<PathBuf>, AttachError> {
-    let Some(attached) = op.node.attacher().find(device) else {
-        return Ok(None);
-    };
-    for path in mounts::of(&attached.device) {
-        op.step(Step::Unmounting {
-            device: attached.name.display().to_string(),
-            path: path.display().to_string(),
-        });
-        fs::unmount(&path, &attached.device)?;
-    }
-    op.node.attacher().detach(&attached)?;
-    Ok(attached.mounted)
+fn unmount_one(op: &mut Op<'_>, device: &str, undo: bool) -> Result<Option<PathBuf>, AttachError> {
+    let node = op.node;
+    node.attacher().unmount(device, undo, &mut |told| show(op, told))
 }
 
 /// `rtumnt`.
@@ -329,7 +275,7 @@ pub fn unmount(op: &mut Op<'_>, id: u32, drain: bool, replica_side: bool, force:
         if !force {
             busy(op, &context, snapshots)?;
         }
-        let unmounted = attached_of(op, &context, snapshots)
+        let unmounted = attached_of(op, &context, snapshots)?
             .into_iter()
             .map(|a| match a.mounted {
                 Some(at) => format!("unmount {}, detach {}", at.display(), a.name.display()),
@@ -362,30 +308,33 @@ pub fn unmount(op: &mut Op<'_>, id: u32, drain: bool, replica_side: bool, force:
     ))
 }
 
-fn attached_of(op: &Op<'_>, context: &Context, snapshots: bool) -> Vec<AttachedDevice> {
+fn attached_of(op: &Op<'_>, context: &Context, snapshots: bool) -> Result<Vec<AttachedDevice>, Failure> {
     let prefix = format!("c{}/", context.id());
-    let mut all: Vec<_> = op
-        .node
-        .attacher()
-        .all()
-        .into_iter()
-        .filter(|a| {
-            a.export
-                .strip_prefix(&prefix)
-                .is_some_and(|rest| rest.contains('/') == snapshots)
-        })
-        .collect();
+    let mut all = attached(op)?;
+    all.retain(|a| {
+        a.export
+            .strip_prefix(&prefix)
+            .is_some_and(|rest| rest.contains('/') == snapshots)
+    });
     all.sort_by_key(|a| std::cmp::Reverse(depth(a)));
-    all
+    Ok(all)
+}
+
+/// Everything that is attached on this node. Who cannot know changes nothing.
+pub(super) fn attached(op: &Op<'_>) -> Result<Vec<AttachedDevice>, Failure> {
+    let all = op.node.attacher().all();
+    all.map_err(|e| Failure::from_error(Code::Refused, &e))
+}
+
+fn exports(attached: &[AttachedDevice]) -> Vec<String> {
+    attached.iter().map(|a| a.export.clone()).collect()
 }
 
 /// Refuses while somebody uses a file system of this side.
 pub(super) fn busy(op: &Op<'_>, context: &Context, snapshots: bool) -> Result<(), Failure> {
-    let attached = attached_of(op, context, snapshots);
-    let ours: Vec<PathBuf> = attached.iter().flat_map(|a| mounts::of(&a.device)).collect();
-    let mut busy: Vec<String> = ours.iter().flat_map(|at| mounts::users_of(at, &ours)).collect();
-    let bare = attached.iter().filter(|a| a.mounted.is_none());
-    busy.extend(bare.flat_map(|a| mounts::users_of_device(&a.device)));
+    let attached = attached_of(op, context, snapshots)?;
+    let users = op.node.attacher().users(exports(&attached));
+    let busy = users.map_err(|e| Failure::from_error(Code::Refused, &e))?;
     if busy.is_empty() {
         return Ok(());
     }
@@ -401,7 +350,7 @@ pub fn unmount_all(
     snapshots: bool,
     force: bool,
 ) -> Result<Vec<MountInfo>, Failure> {
-    let attached = attached_of(op, context, snapshots);
+    let attached = attached_of(op, context, snapshots)?;
     if attached.is_empty() {
         op.step(Step::NoMounted);
         return Ok(Vec::new());
@@ -409,7 +358,7 @@ pub fn unmount_all(
     op.step(Step::DeterminingUnmounts);
     // All or none: who is busy is known before anything is unmounted.
     if let Err(failure) = busy(op, context, snapshots) {
-        if !force {
+        if !force || failure.holders.is_empty() {
             return Err(failure);
         }
         let busy = failure.holders;
@@ -417,14 +366,19 @@ pub fn unmount_all(
             lines: busy.clone(),
             question: "These processes will be ended. Do you wish to continue?".into(),
         })?;
-        end(&busy);
+        let ended = op.node.attacher().end(exports(&attached), busy);
+        ended.map_err(|e| match e.is_unknown() {
+            true => part_way(&e),
+            false => refused(e.to_string()),
+        })?;
     }
     let mut done = Vec::new();
     for device in attached {
         let name = device.name.display().to_string();
-        let at = unmount_one(op, &device.export).map_err(|e| {
+        let at = unmount_one(op, &device.export, false).map_err(|e| {
             // It may have been unmounted and not detached.
-            let is_same = op.node.attacher().find(&device.export).as_ref() == Some(&device);
+            let now = op.node.attacher().find(&device.export);
+            let is_same = now.is_ok_and(|now| now.as_ref() == Some(&device));
             let failure = match done.is_empty() && is_same {
                 true => refused(e.to_string()),
                 false => part_way(&e),
@@ -443,28 +397,4 @@ pub fn unmount_all(
         });
     }
     Ok(done)
-}
-
-/// Ends the holders of a file system: asked first, then for good. What is in the middle of a write or a sync ends when that
-/// does, and on a device that has just lost its export every page is an error of its own.
-fn end(holders: &[String]) {
-    use rustix::process::{Pid, Signal, kill_process};
-    let pids: Vec<Pid> = holders
-        .iter()
-        .filter_map(|h| Pid::from_raw(h.split(' ').next()?.parse().ok()?))
-        .collect();
-    for (signal, patience) in [(Signal::TERM, 40), (Signal::KILL, 600)] {
-        for pid in &pids {
-            let _ = kill_process(*pid, signal);
-        }
-        for _ in 0..patience {
-            if !pids
-                .iter()
-                .any(|p| Path::new(&format!("/proc/{}", p.as_raw_nonzero())).exists())
-            {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
-    }
 }

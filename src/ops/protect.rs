@@ -2,7 +2,6 @@
 
 use super::{Answer, Op, next, refused};
 use crate::{
-    attach::filesystem as fs,
     config::{ContextConfig, Filesystem, Mode, Size, VolumeConfig},
     context::{Context, Running},
     peer::{CONFIGURE, PeerError},
@@ -228,12 +227,13 @@ fn ready(
     let config = op.node.config();
     if let Some(filesystem) = volume.filesystem {
         let failed = |e: crate::attach::AttachError| Failure::from_error(Code::PartWay, &e);
+        let attacher = op.node.attacher();
         let attached = op.node.attach(&device, false).map_err(failed)?;
-        let made = match fs::probe(&attached.device).map_err(failed)?.as_deref() {
+        let made = match attacher.probe(&device).map_err(failed)?.as_deref() {
             Some(name) if name == filesystem.name() => Ok(()),
             None if created => {
                 op.line(format!("mkfs.{} {}", filesystem.name(), attached.name.display()));
-                fs::make(filesystem, &attached.device).map_err(failed)
+                attacher.make(&device, filesystem).map_err(failed)
             }
             other => Err(refused(format!(
                 "volume {} holds {}, not {}: nothing was written to it",
@@ -243,7 +243,7 @@ fn ready(
             ))),
         };
         // `rtmnt` attaches it again together with its check and mount, as one step.
-        op.node.attacher().detach(&attached).map_err(failed)?;
+        attacher.detach(&device).map_err(failed)?;
         made?;
     }
     Ok(ProtectedVolume {

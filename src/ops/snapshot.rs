@@ -195,10 +195,12 @@ pub fn snapshot(op: &mut Op<'_>, id: u32, target: &str, name: Option<&str>) -> A
 
 fn volumes(op: &Op<'_>, context: &Context, snapshot: &Snapshot) -> Vec<SnapshotVolume> {
     let attacher = op.node.attacher();
+    let attached = attacher.all().unwrap_or_default();
     let socket = op.node.config().nbd_socket();
     let minor = |device: &str| {
-        attacher
-            .find(device)
+        attached
+            .iter()
+            .find(|a| a.export == device)
             .and_then(|a| device_number(&a.device))
             .unwrap_or_else(|| "-.-".to_owned())
     };
@@ -281,10 +283,8 @@ pub fn release(op: &mut Op<'_>, id: u32, which: Which) -> Answer {
     if let (Which::Level(level), []) = (which, chosen.as_slice()) {
         return Err(refused(format!("context {id} has no snapshot at level {level}")));
     }
-    let holders: Vec<String> = chosen
-        .iter()
-        .flat_map(|s| holders(op, &context, s.level))
-        .collect();
+    let holders = chosen.iter().map(|s| holders(op, &context, s.level));
+    let holders = holders.collect::<Result<Vec<_>, _>>()?.concat();
     if !holders.is_empty() {
         return Err(refused("snapshots are in use")
             .with_holders(holders)
@@ -331,16 +331,13 @@ pub fn release(op: &mut Op<'_>, id: u32, which: Which) -> Answer {
 }
 
 /// Who has a snapshot open.
-fn holders(op: &Op<'_>, context: &Context, level: Level) -> Vec<String> {
+fn holders(op: &Op<'_>, context: &Context, level: Level) -> Result<Vec<String>, Failure> {
     let prefixes = [
         format!("c{}/sn{level}/", context.id()),
         format!("c{}/rsn{level}/", context.id()),
     ];
     let ours = |name: &str| prefixes.iter().any(|p| name.starts_with(p.as_str()));
-    let mut holders: Vec<String> = op
-        .node
-        .attacher()
-        .all()
+    let mut holders: Vec<String> = super::mount::attached(op)?
         .into_iter()
         .filter(|a| ours(&a.export))
         .map(|a| match a.mounted {
@@ -354,5 +351,5 @@ fn holders(op: &Op<'_>, context: &Context, level: Level) -> Vec<String> {
             holders.push(format!("{connections} NBD connections to snapshot {level}"));
         }
     }
-    holders
+    Ok(holders)
 }

@@ -3,6 +3,7 @@
 use super::{Answer, Op, next};
 use crate::{
     agent::lca::stopped_on,
+    attach::{AttachError, AttachedDevice},
     config::{Mode, OnLinkLoss},
     context::{Context, Running},
     node::Node,
@@ -54,11 +55,12 @@ pub fn consistent(context: &Context) -> bool {
 
 /// The figures of these contexts as of now.
 pub fn of(node: &Arc<Node>, contexts: &[Arc<Context>]) -> StatusReply {
+    let attached = node.attacher().all();
     StatusReply {
         host: node.name(),
         taken: Timestamp::now().into(),
         old: false,
-        contexts: contexts.iter().map(|c| one(node, c)).collect(),
+        contexts: contexts.iter().map(|c| one(node, c, &attached)).collect(),
     }
 }
 
@@ -141,7 +143,11 @@ fn next_step(node: &Node, context: &Context, status: &ContextStatus) -> Option<c
     }
 }
 
-fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
+fn one(
+    node: &Arc<Node>,
+    context: &Arc<Context>,
+    attached: &Result<Vec<AttachedDevice>, AttachError>,
+) -> ContextStatus {
     let journal = &context.journal;
     let cursors = journal.cursors();
     let row = context.row();
@@ -214,7 +220,11 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
             context.peer_name()
         ));
     }
-    let volumes = volumes(node, context);
+    let attached = attached.as_deref().unwrap_or_else(|e| {
+        warnings.push(format!("what is attached and mounted is not known: {e}"));
+        &[]
+    });
+    let volumes = volumes(node, context, attached);
     let suspect: u64 = volumes.iter().map(|v| v.suspect_bytes).sum();
     if suspect > 0 {
         warnings.push(format!(
@@ -299,7 +309,7 @@ fn one(node: &Arc<Node>, context: &Arc<Context>) -> ContextStatus {
                 .views
                 .all()
                 .iter()
-                .map(|s| snapshot_status(node, context, s))
+                .map(|s| snapshot_status(context, s, attached))
                 .collect(),
             _ => Vec::new(),
         },
@@ -532,15 +542,15 @@ fn bytes_between(context: &Context, after: WriteSeq, upto: WriteSeq) -> u64 {
     rows(context).iter().map(|r| share(r)).sum()
 }
 
-fn volumes(node: &Node, context: &Context) -> Vec<VolumeStatus> {
+fn volumes(node: &Node, context: &Context, attached: &[AttachedDevice]) -> Vec<VolumeStatus> {
     let production = context.role() == Role::Production;
     let rows = context.config.indexed().map(|(index, v)| {
         let export = format!("c{}/{}", context.id(), v.name);
-        let attached = node.attacher().find(&export).filter(|_| production);
+        let attached = attached.iter().find(|a| production && a.export == export);
         VolumeStatus {
             name: v.name.clone(),
             bytes: context.volume_size(index),
-            device: attached.as_ref().map(|a| a.name.display().to_string()),
+            device: attached.map(|a| a.name.display().to_string()),
             filesystem: v.filesystem.map(|f| f.name().to_owned()),
             mount: v.mount.as_ref().map(|m| m.display().to_string()),
             mounted: attached.is_some_and(|a| a.mounted.is_some()),
@@ -554,7 +564,11 @@ fn volumes(node: &Node, context: &Context) -> Vec<VolumeStatus> {
     rows.collect()
 }
 
-fn snapshot_status(node: &Node, context: &Context, snapshot: &crate::context::Snapshot) -> SnapshotStatus {
+fn snapshot_status(
+    context: &Context,
+    snapshot: &crate::context::Snapshot,
+    attached: &[AttachedDevice],
+) -> SnapshotStatus {
     let prefixes = [
         format!("c{}/sn{}/", context.id(), snapshot.level),
         format!("c{}/rsn{}/", context.id(), snapshot.level),
@@ -570,12 +584,10 @@ fn snapshot_status(node: &Node, context: &Context, snapshot: &crate::context::Sn
             .flatten()
             .map_or(0, |v| v.overlay().usage().blocks_used * model::BLOCK_SIZE),
         overlay_limit_bytes: Some(context.config.overlay_limit.0),
-        mounts: node
-            .attacher()
-            .all()
-            .into_iter()
+        mounts: attached
+            .iter()
             .filter(|a| prefixes.iter().any(|p| a.export.starts_with(p.as_str())))
-            .filter_map(|a| Some(a.mounted?.display().to_string()))
+            .filter_map(|a| Some(a.mounted.as_ref()?.display().to_string()))
             .collect(),
     }
 }

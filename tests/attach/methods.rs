@@ -60,7 +60,11 @@ impl World {
         let program = program();
         fs::create_dir(scratch.join("attach")).unwrap();
         Self {
-            keepers: Keepers { program, socket },
+            keepers: Keepers {
+                program,
+                socket,
+                server: None,
+            },
             scratch,
             _nbdkit: nbdkit,
         }
@@ -285,7 +289,7 @@ fn one_keeper_a_device_and_none_too_late() {
             .arg("keep-device")
             .arg(&stem)
             .arg(&world.keepers.socket)
-            .args(["x", "0", "sleep", "600"]);
+            .args(["x", "0", "-", "sleep", "600"]);
         keeper.current_dir(world.scratch.join("attach"));
         keeper
     };

@@ -212,6 +212,28 @@ impl Pair {
         self.running.lock().unwrap()[index(node)] = Some(process);
     }
 
+    /// Gives everything of both nodes, which are stopped, to the user `daemon`, with a program that it can run.
+    pub fn give_away(&self) {
+        fs::copy(program(), self.scratch.join("backstay")).unwrap();
+        let mut chown = Command::new("chown");
+        run(chown.args(["-R", "daemon:daemon"]).arg(self.scratch.path()), LONG).ok();
+    }
+
+    /// As [`Pair::start`], of what was given away: as that user, without any capability.
+    pub fn start_unprivileged(&self, node: &str) {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid", "daemon", "--regid", "daemon", "--clear-groups"])
+            .args(["--no-new-privs", "--bounding-set", "-all", "--inh-caps", "-all"])
+            .arg(self.scratch.join("backstay"))
+            .args(["serve", "--config"])
+            .arg(self.scratch.join(format!("etc/{node}.toml")));
+        let process = self.scratch.start(node, &mut command);
+        process.wait_for_line("serving", LONG);
+        process.wait_for_socket(&self.control(node), LONG);
+        self.running.lock().unwrap()[index(node)] = Some(process);
+    }
+
     fn take(&self, node: &str) -> Process {
         self.running.lock().unwrap()[index(node)]
             .take()

@@ -25,6 +25,11 @@ const ROWS: &[(&str, &str, Done)] = &[
     ("protect", "protect -C 1 data=1M", Done::OfContext),
     ("links", "links DIR", Done::Here),
     ("serve", "serve", Done::Here),
+    (
+        "attach-helper",
+        "attach-helper --user 7 --socket s --exports e --state-dir d --mount-root /m",
+        Done::Here,
+    ),
     ("nbd", "nbd --stdio c1/data", Done::Here),
     ("status", "status -C 1", Done::ByDaemon),
     ("pins", "pins -C 1", Done::ByDaemon),

@@ -9,7 +9,9 @@ mod replies;
 mod roles;
 mod usage;
 
-use crate::{Hooks, InitArgs, InitReport, Offline, console::Console, env::Env, run::run, zone::Zone};
+use crate::{
+    AttachHelperArgs, Hooks, InitArgs, InitReport, Offline, console::Console, env::Env, run::run, zone::Zone,
+};
 use control::{
     Code, Event, Failure, Moment, Outcome, Reply, client::Listener, offline::DumpReply, status::StatusReply,
 };
@@ -32,6 +34,7 @@ pub(super) fn berlin() -> Zone {
 #[derive(Default)]
 pub(super) struct Around {
     pub served: RefCell<Vec<String>>,
+    pub helper: RefCell<Option<AttachHelperArgs>>,
     pub init: RefCell<Option<InitArgs>>,
     pub offline: RefCell<Option<Offline>>,
     pub old: Option<StatusReply>,
@@ -40,6 +43,11 @@ pub(super) struct Around {
 impl Hooks for Around {
     fn serve(&self, config: &Path) -> Result<(), Box<Failure>> {
         self.served.borrow_mut().push(config.display().to_string());
+        Ok(())
+    }
+
+    fn attach_helper(&self, args: &AttachHelperArgs) -> Result<(), Box<Failure>> {
+        *self.helper.borrow_mut() = Some(args.clone());
         Ok(())
     }
 

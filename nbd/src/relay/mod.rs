@@ -65,6 +65,8 @@ pub struct Relayed {
     pub export: String,
     /// How long requests wait for a server that is away. Zero: they never do, and a connection that broke is not made again.
     pub patience: Duration,
+    /// The user that the server must be, if the socket may be another's by now.
+    pub server: Option<u32>,
 }
 
 /// Why there is nothing to relay to.
@@ -167,6 +169,13 @@ fn dial(relayed: &Relayed) -> Result<(UnixStream, Told), RelayError> {
         source,
     };
     let stream = UnixStream::connect(&relayed.socket).map_err(away)?;
+    if let Some(user) = relayed.server {
+        let listens = rustix::net::sockopt::socket_peercred(&stream).map_err(|e| away(e.into()))?;
+        if listens.uid.as_raw() != user {
+            let text = format!("user {} listens there, not {user}", listens.uid.as_raw());
+            return Err(away(io::Error::new(io::ErrorKind::PermissionDenied, text)));
+        }
+    }
     let told = greet::ask(&stream, &relayed.export)
         .map_err(away)?
         .map_err(RelayError::Refused)?;

@@ -266,17 +266,14 @@ fn mount(
 }
 
 /// Devices of the context that are still attached here: nobody may hold a volume while its host changes.
-fn held(op: &Op<'_>, context: &Context) -> Vec<String> {
+fn held(op: &Op<'_>, context: &Context) -> Result<Vec<String>, Failure> {
     let prefix = format!("c{}/", context.id());
     let protected = |export: &str| {
         export
             .strip_prefix(&prefix)
             .is_some_and(|rest| !rest.contains('/'))
     };
-    let attached = op
-        .node
-        .attacher()
-        .all()
+    let attached = super::mount::attached(op)?
         .into_iter()
         .filter(|a| protected(&a.export));
     let attached: Vec<String> = attached
@@ -285,7 +282,7 @@ fn held(op: &Op<'_>, context: &Context) -> Vec<String> {
             None => format!("{} attached as {}", a.export, a.name.display()),
         })
         .collect();
-    match super::lifecycle::connections(op, protected) {
+    Ok(match super::lifecycle::connections(op, protected) {
         open if open > 0 && attached.is_empty() => {
             vec![format!(
                 "{open} NBD connections to volumes of context {}",
@@ -293,5 +290,5 @@ fn held(op: &Op<'_>, context: &Context) -> Vec<String> {
             )]
         }
         _ => attached,
-    }
+    })
 }

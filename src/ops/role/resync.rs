@@ -143,7 +143,7 @@ fn make_ready(op: &mut Op<'_>, context: &Arc<Context>, already: bool, words: Wor
             };
             return Err(hinted(refused(text), op, context, step));
         }
-        let holders = held(op, context);
+        let holders = held(op, context)?;
         if !holders.is_empty() {
             return Err(refused("volumes of the context are mounted or open here")
                 .with_holders(holders)
