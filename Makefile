@@ -3,7 +3,7 @@
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/backstay/target
 BACKSTAY := $(CARGO_TARGET_DIR)/debug/backstay
 
-.PHONY: bench bench-quick bench-layout demo test test-long soak mutants fuzz build setup lint install fmt
+.PHONY: bench bench-quick bench-layout demo test test-long test-vm soak mutants fuzz build setup lint install fmt
 demo: build
 	@BACKSTAY=$(BACKSTAY) scripts/demo.sh
 
@@ -26,6 +26,10 @@ fuzz: setup
 # Both hosts through everything at once, against the oracle; prints seeds and counts.
 soak: setup
 	@BACKSTAY_SOAK_SECONDS=$${BACKSTAY_SOAK_SECONDS:-3600} cargo test --quiet --locked --test soak -- --nocapture
+
+# The units under systemd, and the kernel's nbd, in a machine of their own (root, five minutes).
+test-vm: build
+	@BACKSTAY=$(BACKSTAY) scripts/test-vm.sh
 
 build: setup
 	@cargo build --quiet --locked

@@ -28,8 +28,7 @@
 //!
 //! # What it does not do
 //!
-//! The kernel's nbd was never run on the machines that Backstay is developed on: its command lines are tested against a
-//! recorder. A device does not follow a change of its export's size.
+//! A device does not follow a change of its export's size.
 
 mod ask;
 mod attacher;
