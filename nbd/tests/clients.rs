@@ -159,9 +159,17 @@ fn qemu_io_sends_lengths_of_64_bits() {
     // qemu has them since 8.2; Debian 12's own is 7.2.
     let version = ok("qemu-img", &["--version"]);
     let version = version.trim_start_matches("qemu-img version ");
-    let number = |n: usize| version.split('.').nth(n).and_then(|v| v.parse().ok()).unwrap_or(0);
+    let number = |n: usize| {
+        version
+            .split('.')
+            .nth(n)
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(0)
+    };
     if (number(0), number(1)) < (8, 2) {
-        eprintln!("\n*** SKIPPED, needs qemu 8.2 with extended headers: qemu_io_sends_lengths_of_64_bits; this is {version} ***\n");
+        eprintln!(
+            "\n*** SKIPPED, needs qemu 8.2 with extended headers: qemu_io_sends_lengths_of_64_bits; this is {version} ***\n"
+        );
         return;
     }
     let f = Fixture::new();
