@@ -4,7 +4,7 @@ use super::{
     AttachError, Fuse, Keepers, Kernel, Line, Method, Place,
     mount::{Stage, unmount, unmount_lazily},
     mounts,
-    point::{Ground, Made, passable},
+    point::{Made, passable},
     turns::{Turn, Turns},
 };
 use crate::config::{AttachConfig, AttachMethod};
@@ -52,14 +52,6 @@ pub struct Asker {
     pub ground: Vec<PathBuf>,
     /// Users whose processes are ended for him.
     pub may_end: Vec<u32>,
-}
-
-impl Asker {
-    /// Below what is mounted for somebody.
-    #[must_use]
-    pub fn ground(asker: Option<&Self>) -> Option<&Ground> {
-        asker.map(|asker| &*asker.ground)
-    }
 }
 
 /// A device that is attached.
@@ -113,45 +105,38 @@ impl How {
 }
 
 impl Record {
-    /// Whether its device is still of this place: its number alone may be somebody else's by now. What is mounted of a device keeps
-    /// its number, whatever became of its keeper.
-    fn is_ours(&self, place: &Place) -> bool {
-        self.device.as_ref().is_some_and(|device| {
-            let is_where_it_was = self.at.as_ref().is_some_and(|at| mounts::of(device).contains(at));
-            is_where_it_was || self.how.method().remains(place).contains(device)
-        })
-    }
-
-    /// The device, if there was one; nothing is mounted of one that is somebody else's.
-    fn attached(self, place: &Place) -> Option<AttachedDevice> {
-        let is_ours = self.is_ours(place);
+    /// The device, if there was one, and whether it is still of this place: its number alone may be somebody else's by now. What is
+    /// mounted of a device keeps its number, whatever became of its keeper; nothing is mounted of one that is somebody else's.
+    fn attached(self, place: &Place) -> Option<(AttachedDevice, bool)> {
         let device = self.device?;
+        let mounted = mounts::of(&device);
+        let is_where_it_was = self.at.is_some_and(|at| mounted.contains(&at));
+        let is_ours = is_where_it_was || self.how.method().remains(place).contains(&device);
         let stage = place.file("stage");
-        let mut mounted = mounts::of(&device)
-            .into_iter()
-            .filter(|at| is_ours && *at != stage);
-        Some(AttachedDevice {
+        let mut mounted = mounted.into_iter().filter(|at| is_ours && *at != stage);
+        let attached = AttachedDevice {
             mounted: mounted.next(),
             export: self.export,
             name: self.name,
             device,
-        })
+        };
+        Some((attached, is_ours))
     }
 }
 
 impl Devices {
-    /// Devices of the exports behind `nbd_socket`, with their records in the folder `given`.
+    /// Devices of the exports behind `nbd_socket`, with their records in `folder`.
     #[must_use]
-    pub fn new(config: &AttachConfig, given: &Path, nbd_socket: PathBuf) -> Self {
+    pub fn new(config: &AttachConfig, folder: &Path, nbd_socket: PathBuf) -> Self {
         // The kernel tells of files and mounts by paths without links.
-        let parent = given.parent().and_then(|parent| fs::canonicalize(parent).ok());
+        let parent = folder.parent().and_then(|parent| fs::canonicalize(parent).ok());
         let records = parent
-            .zip(given.file_name())
+            .zip(folder.file_name())
             .map(|(parent, name)| parent.join(name));
         Self {
             method: config.method,
             dev_root: config.dev_root.clone(),
-            records: records.unwrap_or_else(|| given.to_owned()),
+            records: records.unwrap_or_else(|| folder.to_owned()),
             keepers: Keepers::new(nbd_socket),
             patience: config.patience.0,
             wary_of: None,
@@ -178,12 +163,13 @@ impl Devices {
         media::replace_file(&path, &text, 0o600).map_err(AttachError::io(path.display()))
     }
 
-    /// What is attached under `device` now, and is ours.
+    /// What is attached of `export` now, and is ours.
     #[must_use]
     pub fn find(&self, export: &str) -> Option<AttachedDevice> {
         let place = self.place(export);
         let record = Self::read(&place).filter(|record| record.export == export);
-        record.filter(|record| record.is_ours(&place))?.attached(&place)
+        let (attached, is_ours) = record?.attached(&place)?;
+        is_ours.then_some(attached)
     }
 
     /// The same for somebody else, who has no privileges.
@@ -269,7 +255,8 @@ impl Devices {
     #[must_use]
     pub fn all(&self) -> Vec<AttachedDevice> {
         let places = self.places().into_iter();
-        let mut all: Vec<_> = places.filter_map(|p| Self::read(&p)?.attached(&p)).collect();
+        let attached = places.filter_map(|p| Self::read(&p)?.attached(&p));
+        let mut all: Vec<_> = attached.map(|(attached, _)| attached).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
@@ -314,7 +301,7 @@ impl Devices {
             }
             let whole = record.how.method().device(&place);
             let is_whole = whole.is_some() && whole == record.device;
-            if is_whole && let Some(attached) = record.attached(&place) {
+            if is_whole && let Some((attached, _)) = record.attached(&place) {
                 return Ok(attached);
             }
             // Its keeper died, or a daemon in the middle of it.
@@ -386,8 +373,10 @@ impl Devices {
     /// Where the devices of a place are mounted that are ours.
     fn mounted(place: &Place, record: Option<&Record>) -> BTreeSet<PathBuf> {
         let method = Self::method_of(place, record);
-        let ours = record.filter(|record| record.is_ours(place));
-        let known = ours.and_then(|record| record.device.clone());
+        let known = record.and_then(|record| record.clone().attached(place));
+        let known = known
+            .filter(|(_, is_ours)| *is_ours)
+            .map(|(known, _)| known.device);
         let devices: BTreeSet<_> = method.remains(place).into_iter().chain(known).collect();
         devices.iter().flat_map(|device| mounts::of(device)).collect()
     }
@@ -460,7 +449,7 @@ impl Devices {
         }
         let depth_of = |(record, place): &(Option<Record>, Place)| {
             let attached = record.clone().and_then(|record| record.attached(place));
-            attached.as_ref().map(depth)
+            attached.map(|(attached, _)| depth(&attached))
         };
         leftovers.sort_by_cached_key(|leftover| std::cmp::Reverse(depth_of(leftover)));
         for (judged, place) in leftovers {
@@ -507,7 +496,8 @@ impl Devices {
             .into_iter()
             .filter_map(|p| Some((Self::read(&p)?, p)));
         let goes = records.filter(|(r, _)| !(for_a_while && r.identity.is_some()));
-        let mut goes: Vec<_> = goes.filter_map(|(r, p)| r.attached(&p)).collect();
+        let goes = goes.filter_map(|(r, p)| r.attached(&p));
+        let mut goes: Vec<_> = goes.map(|(attached, _)| attached).collect();
         goes.sort_by_key(|a| std::cmp::Reverse(depth(a)));
         for attached in goes {
             let gone = self.turn(&attached.export).and_then(|_turn| {

@@ -54,7 +54,6 @@ pub use epochs::Epochs;
 pub use helper::HelperError;
 pub use keeper::{Keepers, Line};
 pub use method::{Fuse, Kernel, Method, Place};
-pub use point::Ground;
 
 use serde::{Deserialize, Serialize};
 

@@ -26,9 +26,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long somebody may look at what is on a stage.
-const A_LOOK: Duration = Duration::from_secs(2);
-
 /// How something is mounted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -101,7 +98,7 @@ impl Stage {
     /// # Errors
     /// When it does not go.
     pub fn clear(&self) -> Result<(), AttachError> {
-        match mounts::table().iter().any(|m| m.at == self.0) {
+        match mounts::is_at(&self.0) {
             true => self.unmount(),
             false => Ok(()),
         }
@@ -109,7 +106,7 @@ impl Stage {
 
     fn unmount(&self) -> Result<(), AttachError> {
         let failed = |e: Errno| AttachError::io(format!("umount {}", self.0.display()))(e.into());
-        let until = Instant::now() + A_LOOK;
+        let until = Instant::now() + mounts::A_LOOK;
         loop {
             match undo(&self.0, UnmountFlags::empty()) {
                 // Somebody looks at all that is mounted.
@@ -122,7 +119,7 @@ impl Stage {
 
     /// After a failure: takes away what is mounted there, in use or not.
     pub fn give_up(&self) {
-        if mounts::table().iter().any(|m| m.at == self.0) {
+        if mounts::is_at(&self.0) {
             unmount_lazily(&self.0);
         }
         let _ = fs::remove_dir(&self.0);

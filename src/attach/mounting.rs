@@ -1,8 +1,7 @@
 //! What is done to a device by the name of its export: checked, mounted, unmounted, taken from who uses it.
 
 use super::{
-    AttachError, AttachedDevice, Devices, MountAsk, Told, device::Asker, filesystem, mount, mounts,
-    point::MountPoint,
+    AttachError, AttachedDevice, Devices, MountAsk, Told, filesystem, mount, mounts, point::MountPoint,
 };
 use crate::config::Filesystem;
 use rustix::{
@@ -99,7 +98,7 @@ impl Devices {
                 "btrfs names the devices that it is on in its own bytes, also others of this host".to_owned();
             return Err(at("mount")(AttachError::Refused(text)));
         }
-        let ground = Asker::ground(self.wary_of.as_ref());
+        let ground = self.wary_of.as_ref().map(|asker| &*asker.ground);
         let point = MountPoint::reach(point, ground).map_err(at("mount"))?;
         let noted = self.note_mount(&attached.export, point.path(), point.made());
         let done = noted

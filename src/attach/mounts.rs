@@ -13,7 +13,7 @@ use std::{
 };
 
 /// How long somebody may look at a device who does not use it.
-const A_LOOK: Duration = Duration::from_secs(2);
+pub(super) const A_LOOK: Duration = Duration::from_secs(2);
 
 /// One line of the mount table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +84,12 @@ fn unescape(text: &[u8]) -> PathBuf {
 pub fn of(device: &Path) -> Vec<PathBuf> {
     let mounts = table().into_iter().rev().filter(|m| m.is_of(device));
     mounts.map(|m| m.at).collect()
+}
+
+/// Whether anything is mounted at a path without links.
+#[must_use]
+pub fn is_at(path: &Path) -> bool {
+    table().iter().any(|m| m.at == path)
 }
 
 /// What is mounted exactly at `at`, on top.
@@ -177,11 +183,8 @@ pub fn processes_elsewhere(device: &Path) -> Vec<(Pid, String)> {
         seen.push(namespace);
         // It may have ended.
         let table = table_of(&folder).unwrap_or_default();
-        let number = pid.parse().ok().and_then(Pid::from_raw);
-        if table.iter().any(|m| m.is_of(device))
-            && let Some(number) = number
-        {
-            found.push((number, named(&pid, &folder)));
+        if table.iter().any(|m| m.is_of(device)) {
+            found.push((pid, named(pid, &folder)));
         }
     }
     found
@@ -226,39 +229,34 @@ pub fn loops() -> Vec<(PathBuf, PathBuf)> {
 
 /// Processes that `use_it`, told by what they have open and, when asked, by what they have mapped; this one is not among them.
 fn processes(use_it: impl Fn(&[PathBuf], &dyn Fn() -> Vec<PathBuf>) -> bool) -> Vec<(Pid, String)> {
-    let this = std::process::id().to_string();
+    let this = rustix::process::getpid();
     let mut found = Vec::new();
     for (pid, folder) in pids() {
         let files = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
         let links = ["cwd", "root", "exe"].map(|l| folder.join(l));
         let links = links.into_iter().chain(files.map(|f| f.path()));
         let links: Vec<PathBuf> = links.filter_map(|l| fs::read_link(l).ok()).collect();
-        let number = pid.parse().ok().and_then(Pid::from_raw);
-        if pid != this
-            && use_it(&links, &|| mapped(&folder))
-            && let Some(number) = number
-        {
-            found.push((number, named(&pid, &folder)));
+        if pid != this && use_it(&links, &|| mapped(&folder)) {
+            found.push((pid, named(pid, &folder)));
         }
     }
     found
 }
 
-fn pids() -> Vec<(String, PathBuf)> {
+fn pids() -> Vec<(Pid, PathBuf)> {
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
     let all = all.filter_map(|process| {
-        let pid = process.file_name().into_string().ok()?;
-        pid.bytes()
-            .all(|b| b.is_ascii_digit())
-            .then(|| (pid, process.path()))
+        let pid = process.file_name().to_str()?.parse().ok()?;
+        Some((Pid::from_raw(pid)?, process.path()))
     });
     all.collect()
 }
 
 /// A process as `pid command`.
-fn named(pid: &str, folder: &Path) -> String {
+fn named(pid: Pid, folder: &Path) -> String {
     let command = fs::read(folder.join("comm")).unwrap_or_default();
-    format!("{pid} {}", String::from_utf8_lossy(&command).trim())
+    let command = String::from_utf8_lossy(&command);
+    format!("{} {}", pid.as_raw_nonzero(), command.trim())
 }
 
 fn mapped(process: &Path) -> Vec<PathBuf> {

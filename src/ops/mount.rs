@@ -369,7 +369,7 @@ pub fn unmount_all(
         let ended = op.node.attacher().end(exports(&attached), busy);
         ended.map_err(|e| match e.is_unknown() {
             true => part_way(&e),
-            false => refused(e.to_string()),
+            false => Failure::from_error(Code::Refused, &e),
         })?;
     }
     let mut done = Vec::new();

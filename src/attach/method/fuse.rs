@@ -9,7 +9,7 @@ use crate::attach::{
 };
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
@@ -39,10 +39,6 @@ fn loops(place: &Place) -> Vec<PathBuf> {
     ours.map(|(device, _)| device).collect()
 }
 
-fn is_mounted(folder: &Path) -> bool {
-    mounts::table().iter().any(|m| m.at == folder)
-}
-
 fn wait_until(done: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + SOON;
     while !done() {
@@ -66,7 +62,7 @@ impl Method for Fuse {
     fn device(&self, place: &Place) -> Option<PathBuf> {
         keeper::of(place)?;
         match &loops(place)[..] {
-            [device] if is_mounted(&folder(place)) => Some(device.clone()),
+            [device] if mounts::is_at(&folder(place)) => Some(device.clone()),
             _ => None,
         }
     }
@@ -86,7 +82,7 @@ impl Method for Fuse {
         let folder = folder(place);
         let path = folder.display().to_string();
         // A loop device lets go of its file a moment after it is detached.
-        let gone = || !is_mounted(&folder) || run("umount", &[&path]).is_ok_and(|done| done.code == 0);
+        let gone = || !mounts::is_at(&folder) || run("umount", &[&path]).is_ok_and(|done| done.code == 0);
         if !wait_until(gone) {
             must("umount", &[&path])?;
         }
@@ -114,7 +110,7 @@ impl Method for Fuse {
         // A program that its daemon did not outlive may still make one.
         let gone = || {
             detach();
-            !is_mounted(&folder) || run("umount", &[&path]).is_ok_and(|done| done.code == 0)
+            !mounts::is_at(&folder) || run("umount", &[&path]).is_ok_and(|done| done.code == 0)
         };
         if !wait_until(gone) {
             let _ = run("umount", &["--lazy", &path]);
