@@ -116,6 +116,17 @@ impl Withholding {
         behind.next().copied().filter(|block| block.start() < range.end)
     }
 
+    /// Refuses what holds a withheld block. Before the storage is read: what is withheld behind this look could still be read when
+    /// it was looked at.
+    fn check_read(&self, at: u64, buf: &[u8]) -> io::Result<()> {
+        let range = ByteRange::at(at, buf.len() as u64);
+        let withheld = self.has_any().then(|| self.first_withheld(range)).flatten();
+        withheld.map_or(Ok(()), |block| {
+            let system = io::Error::from_raw_os_error(UNREADABLE);
+            Err(io::Error::new(system.kind(), Refused { block, system }))
+        })
+    }
+
     /// Writes a range but for the parts of withheld blocks of which it has only a part.
     fn write(&self, range: ByteRange, mut write: impl FnMut(ByteRange) -> io::Result<()>) -> io::Result<()> {
         if !self.has_any() || range.is_empty() {
@@ -206,14 +217,17 @@ impl Medium for Withholding {
     }
 
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
-        // Before the storage is read: what is withheld behind this look could still be read when it was looked at.
-        if self.has_any()
-            && let Some(block) = self.first_withheld(ByteRange::at(at, buf.len() as u64))
-        {
-            let system = io::Error::from_raw_os_error(UNREADABLE);
-            return Err(io::Error::new(system.kind(), Refused { block, system }));
-        }
+        self.check_read(at, buf)?;
         self.below.read_at(at, buf)
+    }
+
+    fn read_each(&self, reads: &mut [(u64, &mut [u8])]) -> io::Result<()> {
+        let check =
+            |reads: &[(u64, &mut [u8])]| reads.iter().try_for_each(|(at, buf)| self.check_read(*at, buf));
+        check(reads)?;
+        self.below.read_each(reads)?;
+        // All of them took their time.
+        check(reads)
     }
 
     fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {

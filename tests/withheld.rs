@@ -362,6 +362,14 @@ fn w7_a_part_of_a_withheld_block_is_left_out() {
         assert_eq!(read.is_err(), [4, BLOCKS - 1].contains(&block), "block {block}");
     }
     assert!(medium.read_at(0, &mut vec![0; SIZE as usize]).is_err());
+    let (mut fine, mut withheld) = ([0], [0]);
+    let mut both = [
+        (range_of(7).start, &mut fine[..]),
+        (range_of(4).start, &mut withheld[..]),
+    ];
+    assert!(model::ports::is_unreadable(
+        &medium.read_each(&mut both).unwrap_err()
+    ));
     host.disk.write_zeroes(4 * BLOCK_SIZE, BLOCK_SIZE).unwrap();
     assert_eq!(
         medium.next_data(4 * BLOCK_SIZE).unwrap().unwrap().start,

@@ -24,7 +24,7 @@ use model::{
 use rocksdb::{
     BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode,
     DBWithThreadMode, Direction, ErrorKind, IngestExternalFileOptions, IteratorMode, MultiThreaded, Options,
-    ReadOptions, SstFileWriter, WriteBatch, WriteOptions, compaction_filter::Decision,
+    ReadOptions, SliceTransform, SstFileWriter, WriteBatch, WriteOptions, compaction_filter::Decision,
 };
 use std::{
     io,
@@ -44,6 +44,13 @@ const MEMTABLE_BYTES: usize = 2 << 20;
 
 /// Entries that are stepped over on the way to the next range before it is sought.
 const STEPS_BEFORE_SEEK: usize = 8;
+
+/// Leading bytes of a key of the undo index: volume and block. Each file of it has a Bloom filter of them, for most blocks that
+/// are looked up have no undo, and a lookup asks several files.
+const UNDO_INDEX_PREFIX: usize = 10;
+
+/// Bits of such a filter for each block: one lookup in a hundred looks into a file for nothing.
+const BLOOM_BITS: f64 = 10.0;
 
 /// A RocksDB database.
 pub struct RocksStore {
@@ -138,11 +145,38 @@ fn options(family: Family, cache: &Cache, floors: &Arc<IndexFloors>) -> Options 
                 let below = be(key, 10, u64::from_be_bytes).is_some_and(|n| Ordinal(n) <= floors.undo());
                 if below { Decision::Remove } else { Decision::Keep }
             });
+            o.set_prefix_extractor(SliceTransform::create_fixed_prefix(UNDO_INDEX_PREFIX));
+            table.set_bloom_filter(BLOOM_BITS, false);
+            table.set_whole_key_filtering(false);
         }
         Family::Catalog | Family::Meta | Family::Map => {}
     }
     o.set_block_based_table_factory(&table);
     o
+}
+
+/// To read whatever lies in a range. Without it a family with filters of prefixes shows a seek's own prefix alone.
+fn ordered() -> ReadOptions {
+    let mut read = ReadOptions::default();
+    read.set_total_order_seek(true);
+    read
+}
+
+/// Whether ranges of the undo index lie within one block each, and on the whole too far from one another for steps.
+fn are_scattered(ranges: &[(Vec<u8>, Vec<u8>)]) -> bool {
+    let block = |(from, _): &(Vec<u8>, Vec<u8>)| be(from, 2, u64::from_be_bytes).unwrap_or(0);
+    let of_one_block = |(from, to): &(Vec<u8>, Vec<u8>)| {
+        let of_from = from.get(..UNDO_INDEX_PREFIX);
+        of_from.is_some() && of_from == to.get(..UNDO_INDEX_PREFIX)
+    };
+    let is_far = match ranges {
+        [first, .., last] => {
+            let apart = block(last).saturating_sub(block(first)) / ranges.len() as u64;
+            apart >= STEPS_BEFORE_SEEK as u64
+        }
+        _ => true,
+    };
+    is_far && ranges.iter().all(of_one_block)
 }
 
 /// Looks at what RocksDB would take for a cut end, or read for ever, before it sees it; answers how its own failures to open are
@@ -288,7 +322,7 @@ impl Store for RocksStore {
         to: &[u8],
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), StoreError> {
-        let mut read = ReadOptions::default();
+        let mut read = ordered();
         read.set_iterate_upper_bound(to);
         let mut at = self.db.raw_iterator_cf_opt(&self.family(family)?, read);
         at.seek(from);
@@ -309,19 +343,25 @@ impl Store for RocksStore {
         let Some((_, end)) = ranges.last() else {
             return Ok(Vec::new());
         };
-        let mut read = ReadOptions::default();
+        let is_scattered = family == Family::UndoIndex && are_scattered(ranges);
+        let mut read = ordered();
+        if is_scattered {
+            read.set_total_order_seek(false);
+            read.set_prefix_same_as_start(true);
+        }
         read.set_iterate_upper_bound(end.as_slice());
         let mut at = self.db.raw_iterator_cf_opt(&self.family(family)?, read);
         let mut out = Vec::with_capacity(ranges.len());
         for (from, to) in ranges {
             // The next range is near as a rule, and a step costs a small part of a seek.
             let is_before = |key: Option<&[u8]>| key.is_some_and(|key| key < from.as_slice());
-            let mut steps = if out.is_empty() { 0 } else { STEPS_BEFORE_SEEK };
+            let is_first = out.is_empty() || is_scattered;
+            let mut steps = if is_first { 0 } else { STEPS_BEFORE_SEEK };
             while steps > 0 && is_before(at.key()) {
                 at.next();
                 steps -= 1;
             }
-            if out.is_empty() || is_before(at.key()) {
+            if is_first || is_before(at.key()) {
                 at.seek(from);
             }
             at.status().map_err(reading(family, "seek"))?;
@@ -332,7 +372,7 @@ impl Store for RocksStore {
     }
 
     fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>, StoreError> {
-        let mut read = ReadOptions::default();
+        let mut read = ordered();
         read.set_iterate_lower_bound(from);
         read.set_iterate_upper_bound(to);
         let mode = IteratorMode::From(to, Direction::Reverse);

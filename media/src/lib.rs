@@ -7,12 +7,16 @@
 mod cuts;
 
 use model::{BLOCK_SIZE, ByteRange, ports::Medium};
-use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
+use rustix::{
+    fs::{Advice, FallocateFlags, FlockOperation, SeekFrom},
+    io::ReadWriteFlags,
+};
 use std::{
     error::Error,
     fmt,
     fs::{File, OpenOptions, Permissions},
     io,
+    num::NonZeroU64,
     os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
@@ -144,6 +148,21 @@ impl FileMedium {
         }
     }
 
+    /// Fills `buf` if memory has all of it; false when the device must be asked, or something is wrong with it.
+    fn read_cached(&self, at: u64, buf: &mut [u8]) -> bool {
+        let len = buf.len();
+        let mut all = [io::IoSliceMut::new(buf)];
+        self.check(at, len as u64).is_ok()
+            && rustix::io::preadv2(&self.file, &mut all, at, ReadWriteFlags::NOWAIT) == Ok(len)
+    }
+
+    /// A hint that is not taken costs time or memory, nothing else.
+    fn advise(&self, at: u64, len: u64, advice: Advice) {
+        if let Some(len) = NonZeroU64::new(len) {
+            let _ = rustix::fs::fadvise(&self.file, at, Some(len), advice);
+        }
+    }
+
     fn name(&self, what: &str, at: u64, e: &io::Error) -> io::Error {
         let place = format!("{}: {what} at {at}", self.path.display());
         let kind = e.kind();
@@ -240,6 +259,20 @@ impl Medium for FileMedium {
             .map_err(|e| self.name("read", at, &e))
     }
 
+    fn read_each(&self, reads: &mut [(u64, &mut [u8])]) -> io::Result<()> {
+        let is_one = reads.len() == 1;
+        let mut absent: Vec<_> = reads
+            .iter_mut()
+            .filter_map(|(at, buf)| (is_one || !self.read_cached(*at, buf)).then_some((*at, buf)))
+            .collect();
+        if absent.len() > 1 {
+            for (at, buf) in &absent {
+                self.advise(*at, buf.len() as u64, Advice::WillNeed);
+            }
+        }
+        absent.iter_mut().try_for_each(|(at, buf)| self.read_at(*at, buf))
+    }
+
     fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
         self.check(at, data.len() as u64)?;
         self.file
@@ -298,10 +331,7 @@ impl Medium for FileMedium {
     }
 
     fn forget(&self, at: u64, len: u64) {
-        if let Some(len) = std::num::NonZeroU64::new(len) {
-            // A hint that is not taken costs memory, nothing else.
-            let _ = rustix::fs::fadvise(&self.file, at, Some(len), rustix::fs::Advice::DontNeed);
-        }
+        self.advise(at, len, Advice::DontNeed);
     }
 
     fn next_data(&self, at: u64) -> io::Result<Option<ByteRange>> {
@@ -394,6 +424,37 @@ mod tests {
         m.read_at(65_535, &mut buf).unwrap();
         assert_eq!(&buf, b"\0\0\0c\0");
         m.sync().unwrap();
+    }
+
+    /// What memory has, what only the disk has, and what lies in a hole, one over the other.
+    #[test]
+    fn many_reads_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = 1 << 20;
+        let m = FileMedium::open(&dir.path().join("v"), Create::Sparse(size)).unwrap();
+        let bytes: Vec<u8> = (0..300_000u32).map(|n| (n / 7) as u8).collect();
+        m.write_at(1000, &bytes).unwrap();
+        m.sync().unwrap();
+        m.forget(0, 150_000);
+        let mut whole = vec![0; size as usize];
+        whole[1000..301_000].copy_from_slice(&bytes);
+        let mut buffers: Vec<_> = (0..100u64)
+            .map(|n| {
+                (
+                    n * 9_973 % (size - 5_000),
+                    vec![9; 1 + (n * 131 % 5_000) as usize],
+                )
+            })
+            .collect();
+        let mut reads: Vec<_> = buffers.iter_mut().map(|(at, buf)| (*at, &mut buf[..])).collect();
+        m.read_each(&mut reads).unwrap();
+        for (at, buf) in &buffers {
+            assert!(*buf == whole[*at as usize..][..buf.len()], "{at}");
+        }
+        m.read_each(&mut []).unwrap();
+        let (mut a, mut b) = ([0; 10], [0; 10]);
+        let e = m.read_each(&mut [(0, &mut a), (size - 9, &mut b)]).unwrap_err();
+        assert!(e.to_string().contains("pass the end"), "{e}");
     }
 
     #[test]

@@ -40,6 +40,14 @@ pub trait Medium: Send + Sync {
     /// When the device fails or the range passes the end.
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()>;
 
+    /// Fills each buffer from the offset beside it. The device is asked for all of them before any is waited for, where it can be.
+    ///
+    /// # Errors
+    /// When any of them fails as [`Medium::read_at`] does; what the buffers hold is then not to be used.
+    fn read_each(&self, reads: &mut [(u64, &mut [u8])]) -> io::Result<()> {
+        reads.iter_mut().try_for_each(|(at, buf)| self.read_at(*at, buf))
+    }
+
     /// Writes all of `data` at offset `at`.
     ///
     /// # Errors

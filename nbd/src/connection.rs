@@ -1,7 +1,7 @@
 //! The thread of one client: negotiates, then works in rounds until the client leaves.
 //!
 //! A *round* is everything that the socket held at once. Its mutations are submitted together, then its reads are run,
-//! then all answers are sent together. A round ends when the socket has likely no more, when it is long enough, or
+//! then all answers are sent together; reads that take long are shared with [others](crate::readers). A round ends when the socket has likely no more, when it is long enough, or
 //! before the thread must wait: for the rest of a payload, or for bytes in flight. So a client that sends one request
 //! at a time has rounds of one and waits for nobody, and one that sends many has large group commits.
 
@@ -11,6 +11,7 @@ use crate::{
     handshake::{Handshake, Progress, TlsMode, World, greeting},
     inbox::Inbox,
     outbox::{MUTATION_BYTES, Outbox},
+    readers::Readers,
     reads::{self, Gathered, Inline},
     request::{Header, Refusal, Request, StatusAsked, judge, judge_status},
     server::{Reception, Security, Shared},
@@ -46,7 +47,9 @@ pub(crate) fn run(
     };
     let limits = &shared.limits;
     let outbox = Outbox::new(transport.clone(), limits.in_flight_bytes_max);
+    let session = Arc::new(session);
     let round = Round {
+        readers: Readers::new(session.clone(), outbox.clone(), shared.readers.clone()),
         session,
         outbox,
         batch: Vec::new(),
@@ -162,6 +165,7 @@ impl Connection<'_> {
         let ended = self.requests();
         // What was received whole is carried out, also for a client that is gone.
         let finished = self.round.finish();
+        self.round.readers.finish();
         let Limits { drain_timeout, .. } = self.shared.limits;
         if !self.round.outbox.drain(drain_timeout) {
             tracing::warn!(
@@ -356,8 +360,9 @@ impl Connection<'_> {
 
 /// What one round has gathered.
 struct Round {
-    session: Session,
+    session: Arc<Session>,
     outbox: Arc<Outbox>,
+    readers: Readers,
     batch: Vec<Mutation>,
     payload: usize,
     inline: Vec<(Form, Inline)>,
@@ -389,9 +394,14 @@ impl Round {
             self.payload = 0;
             self.session.export.submit(mem::take(&mut self.batch));
         }
-        for (form, request) in mem::take(&mut self.inline) {
-            reads::run(request, form, &self.session, &mut self.out, &self.outbox)?;
-        }
+        let inline = mem::take(&mut self.inline);
+        reads::run_all(
+            inline,
+            &self.session,
+            &mut self.out,
+            &self.outbox,
+            &mut self.readers,
+        )?;
         self.out.flush(&self.outbox)
     }
 }

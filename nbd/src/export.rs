@@ -68,6 +68,17 @@ pub trait Export: Send + Sync {
     /// The client is told the error and nothing of the range.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno>;
 
+    /// Fills each buffer from the offset beside it: short reads that one connection had ready, which may be looked up together
+    /// and fetched at once.
+    ///
+    /// # Errors
+    /// When any of them fails; what the buffers hold is then not used, and each is read again by itself.
+    fn read_each(&self, reads: &mut [(u64, &mut [u8])]) -> Result<(), Errno> {
+        reads
+            .iter_mut()
+            .try_for_each(|(offset, buf)| self.read(*offset, buf))
+    }
+
     /// Takes all mutations that one connection had ready, in the order in which it sent them.
     ///
     /// Every [`Mutation::reply`] must be answered once, in this call or later, from any thread. Ranges lie inside the

@@ -8,8 +8,8 @@
 //!
 //! One thread a connection, blocking, no executor: a request crosses no thread on its way in. The connection thread
 //! takes everything its socket holds, parses all complete requests in it, hands the mutations among them to
-//! [`Export::submit`] in **one call** (the batch becomes a group commit), runs the reads itself, and sends all answers
-//! that this produced with one system call. An answer to a mutation may also come later and from any thread (a flush is
+//! [`Export::submit`] in **one call** (the batch becomes a group commit), runs the reads, the short ones in one call as well
+//! and with a few more threads where they take long, and sends all answers that this produced with one system call. An answer to a mutation may also come later and from any thread (a flush is
 //! usually answered by whoever syncs); such a thread never blocks on a slow client.
 //!
 //! | module | what it holds | does I/O |
@@ -25,6 +25,7 @@
 //! | `inbox` | what was received and not yet taken | yes |
 //! | `outbox` | who may write to the socket, back-pressure, bytes in flight | yes |
 //! | `reads` | reads and block status run against an export | yes |
+//! | `readers` | more threads for a connection whose reads take long | yes |
 //! | `session` | what a negotiation agreed on | no |
 //! | `tls` | certificates, and a connection in TLS | yes |
 //! | `transport` | what a connection needs of a socket or of TLS over it | yes |
@@ -65,6 +66,7 @@ mod listen;
 mod option;
 mod outbox;
 mod proto;
+mod readers;
 mod reads;
 mod relay;
 mod reply;

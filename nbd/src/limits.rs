@@ -8,6 +8,8 @@ pub struct Limits {
     /// Connections at one time. One more takes the place of the one that has negotiated longest; where all are past that, it
     /// is turned away.
     pub connections_max: usize,
+    /// Threads beside those of the connections, of all of them together, for reads that take long.
+    pub readers_max: usize,
     /// Time from connect to the end of negotiation.
     pub negotiation_timeout: Duration,
     /// Options of one negotiation.
@@ -22,6 +24,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 1024,
+            readers_max: 64,
             negotiation_timeout: Duration::from_secs(30),
             options_max: 256,
             in_flight_bytes_max: 64 << 20,

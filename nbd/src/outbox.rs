@@ -3,7 +3,7 @@
 //! # Overview
 //!
 //! Answers come from two sides. The *owner*, the thread of the connection, posts answers while it works through a round
-//! of requests and sends them together at its end. *Others* (a thread that syncs, the leader of a group commit) post
+//! of requests and sends them together at its end; its [readers](crate::readers) send what they have read. *Others* (a thread that syncs, the leader of a group commit) post
 //! answers whenever they like and [kick](Outbox::kick) the outbox; they must never wait for a client.
 //!
 //! At most one thread writes at a time: it holds the role `writing`, and takes along whatever is posted meanwhile. An
@@ -16,7 +16,8 @@
 //!   back to the front.
 //! * Whoever gives up the role has found nothing pending, under the lock: no answer is left behind.
 //! * The cost of a mutation is admitted before it is submitted and given back when its answer is in the socket, or when
-//!   the socket is broken. So bytes in flight are bounded, and zero means that the client is owed nothing.
+//!   the socket is broken. So bytes in flight are bounded, and zero means that the client is owed nothing but what readers have
+//!   taken.
 //! * An answer posted by the owner leaves at the latest when the owner flushes, which it does before it waits.
 
 use crate::{
@@ -28,6 +29,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::{
     io::{self, IoSlice},
     mem,
+    panic::{self, AssertUnwindSafe},
     sync::Arc,
     thread::{self, ThreadId},
     time::{Duration, Instant},
@@ -165,10 +167,10 @@ impl Outbox {
         }
     }
 
-    /// The owner sends everything pending, then `data`.
+    /// The owner or one of its readers sends everything pending, then `data`.
     pub(crate) fn send(&self, data: &[u8]) -> io::Result<()> {
         let mut state = self.state.lock();
-        while state.writing {
+        while state.writing && !state.broken {
             self.changed.wait(&mut state);
         }
         if state.broken {
@@ -186,15 +188,24 @@ impl Outbox {
         loop {
             let batch = mem::take(&mut state.pending);
             let cost = mem::take(&mut state.pending_cost);
-            let sent = MutexGuard::unlocked(state, || {
+            let send = || {
                 send_all(&*self.transport, &batch, data)?;
                 self.transport.flush(Wait::Block)
-            });
+            };
+            let sent = MutexGuard::unlocked(state, || panic::catch_unwind(AssertUnwindSafe(send)));
             data = &[];
             self.give_back(state, cost);
-            if let Err(e) = sent {
-                self.fail(state);
-                return Err(e);
+            match sent {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => {
+                    self.fail(state);
+                    return Err(e);
+                }
+                // Others wait for the role.
+                Err(panic) => {
+                    self.fail(state);
+                    panic::resume_unwind(panic);
+                }
             }
             if state.pending.is_empty() {
                 self.rest(state);
@@ -238,6 +249,11 @@ impl Outbox {
         true
     }
 
+    /// Nothing more is received; what was is carried out and answered, and then the connection ends.
+    pub(crate) fn close_read(&self) {
+        self.transport.close_read();
+    }
+
     /// Ends the connection; later answers go nowhere.
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();
@@ -247,6 +263,7 @@ impl Outbox {
             let cost = mem::take(&mut state.pending_cost);
             self.give_back(&mut state, cost);
         }
+        self.changed.notify_all();
         drop(state);
         self.transport.close();
     }

@@ -1,20 +1,25 @@
-//! Reads and block status, run by the thread of the connection, and the buffer in which their replies are gathered.
+//! Reads and block status, run by the thread of the connection or its [readers](crate::readers), and the buffer in which their replies are gathered.
 
 use crate::{
     Errno, Export, Extent,
     chunk::{Form, Style},
     context::Ask,
     outbox::Outbox,
+    readers::Readers,
     request::StatusAsked,
     session::Session,
 };
-use std::{io, ops::Range};
+use std::{
+    io, mem,
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 /// Replies are gathered up to about here before they are sent.
 const GATHERED_BYTES: usize = 256 << 10;
 /// Data of one chunk of a structured reply. Smaller than the longest read, so that sending overlaps with reading.
 const CHUNK_BYTES: u64 = 1 << 20;
-/// Reads shorter than this are not worth a look at the extents.
+/// Reads shorter than this are not worth a look at the extents: they are one piece, and those of a round are read in one call.
 const SPARSE_READ_BYTES: usize = 32 << 10;
 /// Extents asked for at a time, for one read.
 const EXTENTS_MAX: usize = 256;
@@ -65,8 +70,101 @@ impl Gathered {
     }
 }
 
+/// A read of one piece.
+#[derive(Clone, Debug)]
+pub(crate) struct Short(Form, Range<u64>);
+
+/// Runs the requests of a round, with others where that takes long.
+pub(crate) fn run_all(
+    requests: Vec<(Form, Inline)>,
+    session: &Session,
+    out: &mut Gathered,
+    outbox: &Outbox,
+    readers: &mut Readers,
+) -> io::Result<()> {
+    let (mut short, mut long) = (Vec::new(), Vec::new());
+    for (form, request) in requests {
+        match request {
+            Inline::Read { range, .. } if length(&range) < SPARSE_READ_BYTES => {
+                short.push(Short(form, range));
+            }
+            request => long.push((form, request)),
+        }
+    }
+    if !short.is_empty() {
+        let own = readers.share(short);
+        let reads = own.len();
+        let time = run_short(own, session, out, outbox)?;
+        readers.took(reads, time);
+    }
+    for (form, request) in long {
+        run(request, form, session, out, outbox)?;
+    }
+    Ok(())
+}
+
+/// Runs short reads, as many in one call as are gathered before they are sent. Answers how long the export took.
+pub(crate) fn run_short(
+    reads: Vec<Short>,
+    session: &Session,
+    out: &mut Gathered,
+    outbox: &Outbox,
+) -> io::Result<Duration> {
+    let (mut batch, mut bytes, mut time) = (Vec::new(), 0, Duration::ZERO);
+    for read in reads {
+        bytes += length(&read.1);
+        if bytes > GATHERED_BYTES {
+            time += run_batch(mem::take(&mut batch), session, out, outbox)?;
+            bytes = length(&read.1);
+        }
+        batch.push(read);
+    }
+    Ok(time + run_batch(batch, session, out, outbox)?)
+}
+
+/// Lays out the replies of short reads, and lets the export fill them in one call.
+fn run_batch(
+    reads: Vec<Short>,
+    session: &Session,
+    out: &mut Gathered,
+    outbox: &Outbox,
+) -> io::Result<Duration> {
+    let start = out.0.len();
+    let mut data_at = Vec::with_capacity(reads.len());
+    for Short(form, range) in &reads {
+        match form.style {
+            Style::Simple => form.success(&mut out.0),
+            Style::Structured | Style::Extended => {
+                form.data_head(&mut out.0, true, range.start, length(range))
+            }
+        }
+        data_at.push(out.0.len());
+        out.0.resize(out.0.len() + length(range), 0);
+    }
+    let (mut rest, mut at) = (&mut out.0[start..], start);
+    let mut buffers = Vec::with_capacity(reads.len());
+    for (Short(_, range), data_at) in reads.iter().zip(data_at) {
+        let (buffer, behind) = rest[data_at - at..].split_at_mut(length(range));
+        buffers.push((range.start, buffer));
+        (rest, at) = (behind, data_at + length(range));
+    }
+    let began = Instant::now();
+    let done = session.export.read_each(&mut buffers);
+    let time = began.elapsed();
+    if done.is_err() {
+        // Whichever failed is told to whom it belongs.
+        out.0.truncate(start);
+        for Short(form, range) in reads {
+            let unfragmented = true;
+            run(Inline::Read { range, unfragmented }, form, session, out, outbox)?;
+        }
+    }
+    out.flush_if_long(outbox)?;
+    Ok(time)
+}
+
 /// Runs a request and gathers its reply; sends when enough is gathered.
-pub(crate) fn run(
+fn run(
     request: Inline,
     form: Form,
     session: &Session,

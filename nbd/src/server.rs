@@ -3,6 +3,7 @@
 use crate::{
     DefaultExport, Exports, Limits, connection,
     listen::{self, ListenError, Listener},
+    readers::Budget,
     tls::Tls,
     transport::{Socket, Transport},
 };
@@ -58,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) exports: Arc<dyn Exports>,
     pub(crate) limits: Limits,
     pub(crate) stopping: AtomicBool,
+    /// Threads for slow reads that connections may still have.
+    pub(crate) readers: Arc<Budget>,
     register: Mutex<Register>,
     /// A connection has ended.
     ended: Condvar,
@@ -87,7 +90,7 @@ enum Stage {
 
 impl Register {
     /// Makes room for one more; false when there is none. Who was turned out counts no more as a connection, but as a thread
-    /// that ends: there are never twice as many threads as connections.
+    /// that ends: there are never twice as many of those threads as connections.
     fn make_room(&mut self, limit: usize) -> bool {
         let full = self.open.len() - self.leaving() >= limit;
         self.has_thread(limit) && (!full || self.turn_out_oldest())
@@ -251,6 +254,7 @@ impl Shared {
     pub(crate) fn new(exports: Arc<dyn Exports>, limits: Limits) -> Self {
         Self {
             exports,
+            readers: Budget::new(limits.readers_max),
             limits,
             stopping: AtomicBool::new(false),
             register: Mutex::default(),

@@ -53,6 +53,12 @@ pub(crate) struct Lens {
     pub redo: Vec<RedoSpan>,
 }
 
+/// A buffer and the bytes of the volume that belong into it.
+struct Part<'a> {
+    range: ByteRange,
+    buf: &'a mut [u8],
+}
+
 /// What a lens looks at.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
@@ -63,40 +69,69 @@ pub(crate) struct Source<'a> {
 }
 
 impl Lens {
-    /// Fills `buf` from byte `at`; past the backing's end, what is in no undo or redo is zero.
-    pub fn read(&self, source: Source<'_>, volume: VolumeIndex, at: u64, buf: &mut [u8]) -> Result<()> {
-        let mut done = 0;
-        for range in chunks(ByteRange::at(at, buf.len() as u64)) {
-            let len = index(range.len());
-            self.read_chunk(source, volume, range, &mut buf[done..done + len])?;
-            done += len;
-        }
-        Ok(())
-    }
-
-    fn read_chunk(
+    /// Fills each buffer from the byte beside it; past the backing's end, what is in no undo or redo is zero.
+    pub fn read_each(
         &self,
         source: Source<'_>,
         volume: VolumeIndex,
-        range: ByteRange,
-        buf: &mut [u8],
+        reads: &mut [(u64, &mut [u8])],
     ) -> Result<()> {
-        let images = self.base(source, volume, range, |missing| {
-            for part in missing {
-                source
-                    .volumes
-                    .read(volume, part.start, &mut buf[within(range, *part)])?;
-            }
-            Ok(())
-        })?;
-        for (block, image) in range.blocks().zip(&images) {
-            if let (Some(image), Some(part)) = (image, block_range(block).intersect(range)) {
-                image.copy_to(part.start - block.start(), &mut buf[within(range, part)]);
+        let (mut parts, mut blocks) = (Vec::new(), 0);
+        for (at, buf) in reads {
+            let mut rest = &mut **buf;
+            for range in chunks(ByteRange::at(*at, rest.len() as u64)) {
+                if blocks + block_count(range) > CHUNK_BLOCKS {
+                    self.read_parts(source, volume, &mut parts)?;
+                    (parts, blocks) = (Vec::new(), 0);
+                }
+                let buf;
+                (buf, rest) = rest.split_at_mut(index(range.len()));
+                parts.push(Part { range, buf });
+                blocks += block_count(range);
             }
         }
-        self.each_redo(source, volume, range, |part, payload| {
-            payload.copy_to(0, &mut buf[within(range, part)]);
-        })
+        self.read_parts(source, volume, &mut parts)
+    }
+
+    fn read_parts(&self, source: Source<'_>, volume: VolumeIndex, parts: &mut [Part<'_>]) -> Result<()> {
+        let blocks = parts.iter().flat_map(|part| part.range.blocks());
+        let mut keys: Vec<_> = blocks.map(|block| (volume, block)).collect();
+        if parts.len() > 1 {
+            keys.sort_unstable();
+            keys.dedup();
+        }
+        // The blocks of one part stand side by side among the keys.
+        let first = |part: &Part<'_>| {
+            let block = BlockNo::of(part.range.start);
+            keys.partition_point(|key| key.1 < block)
+        };
+        let first: Vec<_> = parts.iter().map(first).collect();
+        let images = self.base(source, &keys, |images| {
+            let mut absent = Vec::new();
+            for (part, first) in parts.iter_mut().zip(&first) {
+                let (mut rest, mut at) = (&mut *part.buf, part.range.start);
+                for range in missing(part.range, &images[*first..]) {
+                    let (buf, behind) = rest[index(range.start - at)..].split_at_mut(index(range.len()));
+                    absent.push((range.start, buf));
+                    (rest, at) = (behind, range.end);
+                }
+            }
+            source.volumes.read_each(volume, &mut absent)
+        })?;
+        for (part, first) in parts.iter_mut().zip(first) {
+            for (block, image) in part.range.blocks().zip(&images[first..]) {
+                if let (Some(image), Some(piece)) = (image, block_range(block).intersect(part.range)) {
+                    image.copy_to(
+                        piece.start - block.start(),
+                        &mut part.buf[within(part.range, piece)],
+                    );
+                }
+            }
+            self.each_redo(source, volume, part.range, |piece, payload| {
+                payload.copy_to(0, &mut part.buf[within(part.range, piece)]);
+            })?;
+        }
+        Ok(())
     }
 
     /// Some blocks of one volume, in order, side by side: what the volume holds, but for those that cannot be read, and what the
@@ -111,14 +146,7 @@ impl Lens {
         let looked = history.published();
         let mut images = first_undo_of(history, keys, self.base, looked)?;
         let mut held = vec![0; keys.len() * BLOCK];
-        let stretches = || keys.chunk_by(|a, b| a.1.0 + 1 == b.1.0);
-        let mut rest = &mut held[..];
-        let mut unreadable = Vec::new();
-        for stretch in stretches() {
-            let (part, behind) = rest.split_at_mut(stretch.len() * BLOCK);
-            unreadable.extend(source.volumes.read_readable(volume, stretch[0].1.start(), part)?);
-            rest = behind;
-        }
+        let unreadable = source.volumes.read_blocks(keys, &mut held)?;
         self.look_again(history, keys, looked, &mut images)?;
         for ((_, block), image) in keys.iter().zip(&images) {
             // It is what the lens would see: reading it for that fails as it does for anybody.
@@ -140,7 +168,7 @@ impl Lens {
             .collect();
         if !self.redo.is_empty() {
             let mut first = 0;
-            for stretch in stretches() {
+            for stretch in keys.chunk_by(|a, b| a.1.0 + 1 == b.1.0) {
                 let range = ByteRange::at(stretch[0].1.start(), (stretch.len() * BLOCK) as u64);
                 let seen = &mut seen[first..first + stretch.len()];
                 first += stretch.len();
@@ -166,9 +194,10 @@ impl Lens {
         for chunk in chunks(range) {
             let first = BlockNo::of(chunk.start).0;
             let mut zero = vec![false; index(block_count(chunk))];
-            let images = self.base(source, volume, chunk, |missing| {
-                for part in missing {
-                    holes(source.volumes, volume, *part, |block| {
+            let keys: Vec<_> = chunk.blocks().map(|block| (volume, block)).collect();
+            let images = self.base(source, &keys, |images| {
+                for part in missing(chunk, images) {
+                    holes(source.volumes, volume, part, |block| {
                         zero[index(block.0 - first)] = true;
                     })?;
                 }
@@ -195,25 +224,22 @@ impl Lens {
         Ok(all)
     }
 
-    /// The before-images of a range's blocks at the base; `None` where `from_volume`, called once with the parts of the
-    /// range that have none so far, saw the block at the base on the volume itself.
+    /// The before-images of blocks, which come in order, at the base; `None` where `from_volume`, called once with those that
+    /// are known so far, saw the block at the base on the volume itself.
     fn base(
         &self,
         source: Source<'_>,
-        volume: VolumeIndex,
-        range: ByteRange,
-        from_volume: impl FnOnce(&[ByteRange]) -> Result<()>,
+        keys: &[BlockKey],
+        from_volume: impl FnOnce(&[Option<Payload>]) -> Result<()>,
     ) -> Result<Vec<Option<Payload>>> {
         let history = source.history;
         let looked = history.published();
-        let mut images = first_undo(history, volume, range, self.base, looked)?;
-        let missing = missing(range, &images);
-        if missing.is_empty() {
+        let mut images = first_undo_of(history, keys, self.base, looked)?;
+        if images.iter().all(Option::is_some) {
             return Ok(images);
         }
-        from_volume(&missing)?;
-        let keys: Vec<_> = range.blocks().map(|block| (volume, block)).collect();
-        self.look_again(history, &keys, looked, &mut images)?;
+        from_volume(&images)?;
+        self.look_again(history, keys, looked, &mut images)?;
         Ok(images)
     }
 
@@ -268,17 +294,6 @@ impl Lens {
 
 fn damaged(what: String) -> SnapshotError {
     HistoryError::Damaged(what).into()
-}
-
-fn first_undo(
-    history: &dyn History,
-    volume: VolumeIndex,
-    range: ByteRange,
-    after: Ordinal,
-    upto: Ordinal,
-) -> Result<Vec<Option<Payload>>> {
-    let keys: Vec<_> = range.blocks().map(|block| (volume, block)).collect();
-    first_undo_of(history, &keys, after, upto)
 }
 
 fn first_undo_of(

@@ -68,8 +68,20 @@ impl Vdev {
     /// # Errors
     /// As [`View::read`], and when the overlay fails.
     pub fn read(&self, volume: VolumeIndex, at: u64, buf: &mut [u8]) -> Result<()> {
-        let size = self.view.check(volume, at, buf.len() as u64)?;
-        self.overlay.read(volume, at, buf, &self.below(size))
+        self.read_each(volume, &mut [(at, buf)])
+    }
+
+    /// As [`Vdev::read`], each buffer from the offset beside it; what lies in the view below is looked up together.
+    ///
+    /// # Errors
+    /// As [`Vdev::read`]; what the buffers hold is then not to be used.
+    pub fn read_each(&self, volume: VolumeIndex, reads: &mut [(u64, &mut [u8])]) -> Result<()> {
+        let mut below = Vec::new();
+        for (at, buf) in reads {
+            self.view.check(volume, *at, buf.len() as u64)?;
+            below.extend(self.overlay.read(volume, *at, buf)?);
+        }
+        self.view.read_each(volume, &mut below)
     }
 
     /// Writes `bytes` at `at`; durable after the next [`Vdev::flush`].

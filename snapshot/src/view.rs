@@ -99,8 +99,18 @@ impl View {
     /// # Errors
     /// When the range passes the size as of the point, or history or storage fails; never other bytes.
     pub fn read(&self, volume: VolumeIndex, at: u64, buf: &mut [u8]) -> Result<()> {
-        self.check(volume, at, buf.len() as u64)?;
-        self.lens.read(self.source(), volume, at, buf)
+        self.read_each(volume, &mut [(at, buf)])
+    }
+
+    /// As [`View::read`], each buffer from the offset beside it; undo of all is looked up together.
+    ///
+    /// # Errors
+    /// As [`View::read`]; what the buffers hold is then not to be used.
+    pub fn read_each(&self, volume: VolumeIndex, reads: &mut [(u64, &mut [u8])]) -> Result<()> {
+        for (at, buf) in &*reads {
+            self.check(volume, *at, buf.len() as u64)?;
+        }
+        self.lens.read_each(self.source(), volume, reads)
     }
 
     /// What is known to be zero, from `range.start` on: adjacent extents of changing kind that cover the range, or a

@@ -8,6 +8,9 @@ use std::{
     sync::Arc,
 };
 
+/// Bytes of a block.
+const BLOCK: usize = BLOCK_SIZE as usize;
+
 /// How often a block is read before it is taken for one that cannot be.
 const READ_TRIES: u32 = 3;
 
@@ -148,6 +151,25 @@ impl Volumes {
             .map_err(|e| volume.failed("read", at, e))
     }
 
+    /// As [`Volumes::read`], each buffer from the offset beside it; the storage is asked for all at once.
+    ///
+    /// # Errors
+    /// As [`Volumes::read`]; of many, the place that is named is that of the first, whichever failed.
+    pub(crate) fn read_each(&self, index: VolumeIndex, reads: &mut [(u64, &mut [u8])]) -> Result<()> {
+        let volume = self.get(index)?;
+        let end = volume.backing();
+        let is_inside = |(at, buf): &(u64, &mut [u8])| at.saturating_add(buf.len() as u64) <= end;
+        match reads.first() {
+            Some(&(first, _)) if reads.len() > 1 && reads.iter().all(is_inside) => volume
+                .medium
+                .read_each(reads)
+                .map_err(|e| volume.failed("read", first, e)),
+            _ => reads
+                .iter_mut()
+                .try_for_each(|(at, buf)| self.read(index, *at, buf)),
+        }
+    }
+
     /// As [`Volumes::read`], block by block where the storage cannot give some of it. Answers the blocks that cannot be read;
     /// their part of `buf` is zero.
     ///
@@ -178,6 +200,36 @@ impl Volumes {
                     Err(e) => return Err(e),
                 }
             }
+        }
+        Ok(unreadable)
+    }
+
+    /// Blocks of one volume, in order, side by side in `buf`; zero where the backing ends. Answers as
+    /// [`Volumes::read_readable`].
+    ///
+    /// # Errors
+    /// When anything else fails.
+    pub(crate) fn read_blocks(
+        &self,
+        blocks: &[(VolumeIndex, BlockNo)],
+        buf: &mut [u8],
+    ) -> Result<Vec<BlockNo>> {
+        let Some(&(index, _)) = blocks.first() else {
+            return Ok(Vec::new());
+        };
+        let (mut reads, mut rest) = (Vec::new(), &mut *buf);
+        for stretch in blocks.chunk_by(|a, b| a.1.0 + 1 == b.1.0) {
+            let part;
+            (part, rest) = rest.split_at_mut(stretch.len() * BLOCK);
+            reads.push((stretch[0].1.start(), part));
+        }
+        match self.read_each(index, &mut reads) {
+            Err(e) if e.is_unreadable() => {}
+            done => return done.map(|()| Vec::new()),
+        }
+        let mut unreadable = Vec::new();
+        for (at, part) in reads {
+            unreadable.extend(self.read_readable(index, at, part)?);
         }
         Ok(unreadable)
     }

@@ -81,6 +81,13 @@ impl Export for HeadExport {
         })
     }
 
+    fn read_each(&self, reads: &mut [(u64, &mut [u8])]) -> Result<(), Errno> {
+        self.tap.read_each(self.index, reads).map_err(|e| {
+            self.faults.log(format_args!("{} reads: {e}", reads.len()));
+            Errno::Io
+        })
+    }
+
     fn submit(&self, batch: Vec<Mutation>) {
         let mut requests = Vec::with_capacity(batch.len());
         for m in batch {

@@ -73,6 +73,13 @@ impl Past {
         }
     }
 
+    fn read_each(&self, reads: &mut [(u64, &mut [u8])]) -> Result<(), SnapshotError> {
+        match self.vdev() {
+            Some(vdev) => vdev.read_each(self.index, reads),
+            None => self.view.read_each(self.index, reads),
+        }
+    }
+
     fn extents(&self, range: ByteRange) -> Result<Vec<snapshot::Extent>, Errno> {
         let found = match self.vdev() {
             Some(vdev) => vdev.extents(self.index, range),
@@ -227,6 +234,15 @@ impl Export for PastExport {
         done.map_err(|e| {
             self.faults
                 .log(format_args!("view: read of {} bytes at {offset}: {e}", buf.len()));
+            Errno::Io
+        })
+    }
+
+    fn read_each(&self, reads: &mut [(u64, &mut [u8])]) -> Result<(), Errno> {
+        let done = self.past.read_each(reads);
+        self.past.still(Ok(()))?;
+        done.map_err(|e| {
+            self.faults.log(format_args!("view: {} reads: {e}", reads.len()));
             Errno::Io
         })
     }

@@ -87,6 +87,17 @@ impl Lab {
     pub fn read(&self, range: ByteRange) -> Vec<u8> {
         let mut out = vec![0; usize::try_from(range.len()).unwrap()];
         self.host.tap.read(V, range.start, &mut out).unwrap();
+        // In pieces at once it is the same.
+        let third = range.len() / 3;
+        let places = [(0, 2 * third), (third, range.len() - third), (0, range.len())];
+        let mut pieces =
+            places.map(|(at, len)| (range.start + at, vec![0xee; usize::try_from(len).unwrap()]));
+        let mut reads = pieces.each_mut().map(|(at, buf)| (*at, &mut buf[..]));
+        self.host.tap.read_each(V, &mut reads).unwrap();
+        for ((at, len), (_, seen)) in places.iter().zip(&pieces) {
+            let at = usize::try_from(*at).unwrap();
+            assert!(*seen == out[at..at + usize::try_from(*len).unwrap()]);
+        }
         out
     }
 }

@@ -546,21 +546,40 @@ impl Tap {
     /// # Errors
     /// When the volume is unknown or fails.
     pub fn read(&self, volume: VolumeIndex, offset: u64, buf: &mut [u8]) -> Result<(), JournalError> {
-        let range = ByteRange::at(offset, buf.len() as u64);
+        self.read_each(volume, &mut [(offset, buf)])
+    }
+
+    /// As [`Tap::read`], each buffer from the offset beside it. The volume is asked for all of them before any is waited for.
+    ///
+    /// # Errors
+    /// As [`Tap::read`].
+    pub fn read_each(&self, volume: VolumeIndex, reads: &mut [(u64, &mut [u8])]) -> Result<(), JournalError> {
         self.check_open()?;
         let v = self.volume(volume)?;
-        let pieces = v.overlay.read().lookup(range);
-        let covered: u64 = pieces.iter().map(|p| p.range.len()).sum();
-        if covered < range.len() {
-            v.medium
-                .read_at(offset, buf)
-                .map_err(|e| JournalError::io("volume", e))?;
-        }
-        for piece in pieces {
-            let index = |at: u64| usize::try_from(at - offset).expect("inside the buffer");
-            piece
-                .payload
-                .copy_to(0, &mut buf[index(piece.range.start)..index(piece.range.end)]);
+        let look = |(offset, buf): &(u64, &mut [u8])| {
+            let range = ByteRange::at(*offset, buf.len() as u64);
+            v.overlay.read().lookup(range)
+        };
+        let looked: Vec<_> = reads.iter().map(look).collect();
+        let is_below = |buf: &[u8], pieces: &[model::Piece]| {
+            pieces.iter().map(|p| p.range.len()).sum::<u64>() < buf.len() as u64
+        };
+        let mut below: Vec<_> = reads
+            .iter_mut()
+            .zip(&looked)
+            .filter(|((_, buf), pieces)| is_below(buf, pieces))
+            .map(|((offset, buf), _)| (*offset, &mut **buf))
+            .collect();
+        v.medium
+            .read_each(&mut below)
+            .map_err(|e| JournalError::io("volume", e))?;
+        for ((offset, buf), pieces) in reads.iter_mut().zip(looked) {
+            for piece in pieces {
+                let index = |at: u64| usize::try_from(at - *offset).expect("inside the buffer");
+                piece
+                    .payload
+                    .copy_to(0, &mut buf[index(piece.range.start)..index(piece.range.end)]);
+            }
         }
         // The volumes may have changed hands meanwhile.
         self.check_open()

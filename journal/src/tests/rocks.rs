@@ -6,7 +6,10 @@ use model::{
     BlockNo, ByteRange, GenNo, LfcId, Ordinal, Payload, RedoSpan,
     ports::{Batch, Family, History, OrdinalKind, Store, StoreError, UndoContainer},
 };
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 fn options() -> Options {
     Options {
@@ -196,6 +199,70 @@ fn the_store_keeps_its_contract() {
             key(18)
         );
     }
+}
+
+/// The undo index has filters of blocks, which a lookup of scattered blocks asks and all else must not: files that lie over one
+/// another, blocks with undo and without, near and far, over a compaction and in a store that is read alone.
+#[test]
+fn v1_lookups_by_block_find_what_a_scan_finds() {
+    use crate::keys::undo_index;
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+    let dir = tempfile::tempdir().unwrap();
+    let floors = Arc::<IndexFloors>::default();
+    let store = RocksStore::open(dir.path(), Arc::clone(&floors)).unwrap();
+    let mut rng = StdRng::seed_from_u64(21);
+    let mut all = BTreeMap::new();
+    for ordinal in 1..=30 {
+        let near = rng.random_range(0..3000);
+        let blocks: BTreeSet<_> = (0..300)
+            .map(|n| match n % 3 {
+                0 => near + n,
+                _ => rng.random_range(0..3000) * 1_000_003,
+            })
+            .collect();
+        let key =
+            |block: &u64| undo_index(VolumeIndex((block % 2) as u16), BlockNo(*block), Ordinal(ordinal));
+        let keys: BTreeSet<_> = blocks.iter().map(key).collect();
+        let mut pairs = keys.iter().map(|key| (key.clone(), Bytes::from_static(&[1])));
+        store.ingest(Family::UndoIndex, &mut pairs).unwrap();
+        all.extend(keys.into_iter().map(|key| (key, ())));
+    }
+    let mut check = |store: RocksStore| {
+        let mut seen = Vec::new();
+        let mut visit = |key: &[u8], _: &[u8]| {
+            seen.push(key.to_vec());
+            true
+        };
+        store
+            .scan(Family::UndoIndex, &[], &[0xff; 19], &mut visit)
+            .unwrap();
+        assert!(seen.iter().eq(all.keys()));
+        let (last, _) = store.last(Family::UndoIndex, &[], &[0xff; 19]).unwrap().unwrap();
+        assert_eq!(Some(&last), all.keys().next_back());
+        for round in 0..200 {
+            let volume = VolumeIndex(rng.random_range(0..2));
+            let step = [1, 5, 1_000_003][round % 3];
+            let asked: BTreeSet<_> = (0..rng.random_range(1..40))
+                .map(|_| BlockNo(rng.random_range(0..3000) * step))
+                .collect();
+            let (after, upto) = (rng.random_range(0..30), rng.random_range(1..=30));
+            let range = |block: &BlockNo| {
+                let key = |n| undo_index(volume, *block, Ordinal(n));
+                (key(after + 1), key(upto + 1))
+            };
+            let ranges: Vec<_> = asked.iter().map(range).collect();
+            let expected = ranges.iter().map(|(from, to)| {
+                let mut inside = all.range(from.clone()..).take_while(|(key, ())| *key < to);
+                inside.next().map(|(key, ())| key.clone())
+            });
+            let found = store.first_of_each(Family::UndoIndex, &ranges).unwrap();
+            let found = found.into_iter().map(|f| f.map(|(key, _)| key));
+            assert!(found.eq(expected), "round {round}");
+        }
+    };
+    check(store);
+    check(RocksStore::open(dir.path(), floors).unwrap());
+    check(RocksStore::open_read_only(dir.path()).unwrap());
 }
 
 /// A second process cannot open what the first one holds, and is told which file.

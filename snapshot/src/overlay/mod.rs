@@ -139,17 +139,23 @@ impl Overlay {
         }
     }
 
-    /// Reads `buf` from byte `at`: the overlay's bytes where it has them, else those of `below`.
-    pub(crate) fn read(&self, volume: VolumeIndex, at: u64, buf: &mut [u8], below: Below<'_>) -> Result<()> {
+    /// Fills what the overlay has of `buf`, which is the volume from byte `at` on; answers the parts that it has not.
+    pub(crate) fn read<'a>(
+        &self,
+        volume: VolumeIndex,
+        at: u64,
+        buf: &'a mut [u8],
+    ) -> Result<Vec<(u64, &'a mut [u8])>> {
         self.check_poison()?;
         let range = ByteRange::at(at, buf.len() as u64);
-        let mut holes = Vec::new();
+        let (mut rest, mut below) = (buf, Vec::new());
         let state = self.state.read();
         for piece in state.map.lookup_bytes(volume, range) {
             let Some(part) = piece.range().intersect(range) else {
                 continue;
             };
-            let out = &mut buf[within(range, part)];
+            let out;
+            (out, rest) = rest.split_at_mut(within(part, part).len());
             match piece.place {
                 Some(Place::Slot(slot)) => {
                     let from = slot * BLOCK_SIZE + (part.start - piece.range().start);
@@ -158,14 +164,10 @@ impl Overlay {
                         .map_err(|e| failed("read", from, e))?;
                 }
                 Some(Place::Zero) => out.fill(0),
-                None => holes.push(part),
+                None => below.push((part.start, out)),
             }
         }
-        drop(state);
-        for part in holes {
-            below(volume, part.start, &mut buf[within(range, part)])?;
-        }
-        Ok(())
+        Ok(below)
     }
 
     /// Writes `bytes` at byte `at`. `below` fills up the blocks that are written in part for the first time.

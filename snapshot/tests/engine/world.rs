@@ -290,6 +290,19 @@ pub fn check_pieces(view: &View, state: &State, rng: &mut dyn RngCore) {
             }
             assert_eq!(at, start + len);
         }
+        // Many at once, which may lie over one another.
+        let mut pieces: Vec<(u64, Vec<u8>)> = (0..rng.random_range(1..20))
+            .map(|_| {
+                let start = rng.random_range(0..size);
+                let len = rng.random_range(0..=(size - start).min(9_000));
+                (start, vec![0xEE; len as usize])
+            })
+            .collect();
+        let mut reads: Vec<_> = pieces.iter_mut().map(|(at, buf)| (*at, &mut buf[..])).collect();
+        view.read_each(volume, &mut reads).unwrap();
+        for (start, seen) in pieces {
+            assert!(seen == bytes[start as usize..][..seen.len()]);
+        }
     }
 }
 
