@@ -16,6 +16,7 @@ use control::{Command as Ask, Event, Options, Question, Reply, Request, client};
 use model::WriteSeq;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -23,7 +24,10 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testkit::{proc::need_tool, with_seeds};
+use testkit::{
+    proc::{need_tool, until},
+    with_seeds,
+};
 
 /// Nobody listens to the progress of a status.
 struct Deaf;
@@ -170,10 +174,15 @@ fn twenty_views_are_mounted_at_once_under_load() {
             }
             let ending = Ending(end);
             let mut mounted: Vec<PathBuf> = Vec::new();
+            let mut shown = BTreeSet::new();
             for n in 0..count {
                 thread::sleep(Duration::from_millis(rng.random_range(0..300)));
-                let received = pair.cursor(REC, "received");
-                let seq = WriteSeq(rng.random_range(first.0..=received.0));
+                // The very same point again is the same level, which is mounted already.
+                let seq = until("a record that no view shows", LONG, || {
+                    let received = pair.cursor(REC, "received");
+                    let seq = rng.random_range(first.0..=received.0);
+                    shown.insert(seq).then_some(WriteSeq(seq))
+                });
                 let made = pair.json(
                     REC,
                     &["scrt_ra", "-C", "1", "-q", "--at", &format!("seq:{}", seq.0)],
