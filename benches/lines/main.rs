@@ -21,6 +21,7 @@ mod page;
 mod peers;
 mod plain;
 mod plot;
+mod processors;
 mod stats;
 mod texts;
 mod work;

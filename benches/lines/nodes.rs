@@ -3,6 +3,7 @@
 use crate::{
     bench::write_noise,
     common::{PROD, Pair, REC, Setup, other},
+    processors,
 };
 use std::{
     fs::{self, OpenOptions},
@@ -173,6 +174,11 @@ impl Nodes {
     /// What both daemons have in memory, in bytes.
     pub fn memory(&self) -> [u64; 2] {
         [PROD, REC].map(|node| resident(self.pair.id(node)))
+    }
+
+    /// Seconds of processors that a daemon has taken.
+    pub fn processor(&self, node: &str) -> f64 {
+        processors::of_process(self.pair.id(node))
     }
 
     /// A command on the recovery node, as [`done`].

@@ -7,6 +7,7 @@ use crate::{
     nodes::{Plan, done},
     outcome::{Aim::AtLeast, Outcome},
     peers::Peer,
+    processors::Processors,
 };
 use std::{
     fs::{self, Permissions},
@@ -148,8 +149,12 @@ fn pgbench(bench: &Bench) -> Outcome {
         Database::new(bench, "theirs", &theirs.uri),
     ];
     let seconds = 2 * bench.scale.seconds;
+    let mut busy = Processors::default();
     let runs = bench.rounds(bench.scale.rounds, 2, |who, _| {
-        let tps = databases[who].measure(seconds);
+        let tps = match who {
+            0 => busy.during(&ours, || databases[0].measure(seconds)),
+            _ => databases[1].measure(seconds),
+        };
         ours.rest();
         tps
     });
@@ -160,6 +165,7 @@ fn pgbench(bench: &Bench) -> Outcome {
     out.ratio("", "qemu-nbd", AtLeast(0.95), tps(0).over(&tps(1)));
     out.series("full path", "transactions a second", tps(0));
     out.series("qemu-nbd", "transactions a second", tps(1));
+    busy.tell(&mut out);
     out.remark(format!("scale {}, {seconds} s a run", bench.scale.pgbench));
     out
 }

@@ -7,6 +7,7 @@ use crate::{
     nodes::Plan,
     outcome::{Aim::AtLeast, Outcome},
     peers::Peer,
+    processors::Processors,
 };
 
 pub fn lines() -> Vec<Line> {
@@ -31,15 +32,18 @@ fn flushes(bench: &Bench) -> Outcome {
         Amount::Seconds(bench.scale.seconds),
     );
     job.flush_every = Some(32);
+    let mut busy = Processors::default();
     let runs = bench.rounds(bench.scale.rounds, 3, |who, round| {
         let job = job.seeded(round);
         if who == 2 {
             let serving = Peer::Nbdkit.start(bench, &bench.image(volume));
             return job.run(&bench.scratch, &serving.uri);
         }
-        let nodes = [&capture, &full][who];
-        let ran = job.run(&bench.scratch, &nodes.uri());
-        nodes.rest();
+        let ran = match who {
+            0 => job.run(&bench.scratch, &capture.uri()),
+            _ => busy.during(&full, || job.run(&bench.scratch, &full.uri())),
+        };
+        [&capture, &full][who].rest();
         ran
     });
     let iops = |who: usize| each(&runs[who], |r| r.iops);
@@ -50,5 +54,6 @@ fn flushes(bench: &Bench) -> Outcome {
     for (name, who) in ["capture", "full path", "nbdkit file"].iter().zip(0..) {
         out.series(name, "IOPS", iops(who));
     }
+    busy.tell(&mut out);
     out
 }

@@ -2,11 +2,12 @@
 
 use super::Line;
 use crate::{
-    bench::Bench,
+    bench::{Bench, timed},
     common::REC,
     fio::{Amount, Job},
     nodes::Plan,
     outcome::{Aim::AtMost, Outcome},
+    processors::Processors,
     stats::{Samples, percentile},
     writer::Places,
 };
@@ -14,6 +15,8 @@ use control::{Command, Event, Options, Outcome as Answer, Question, Reply, Reque
 use model::BLOCK_SIZE;
 use rand::{SeedableRng, rngs::StdRng};
 use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::FileExt,
     path::Path,
     sync::{
         Mutex,
@@ -31,7 +34,8 @@ pub fn lines() -> Vec<Line> {
         does: "A client writes 4 KiB blocks at half the rate that fio reached on the same nodes a moment before (line 2), and notes \
                when each was answered; the recovery node is asked all the time how far it has received durably. \
                The question takes its time, so the figures are upper bounds; `resolution` is the median between two \
-               answers. Idle: a single write, then nothing, ten times.",
+               answers. Idle: a single write, then nothing, ten times. Meanwhile somebody writes 64 KiB over a file of its own every 100 ms and \
+               syncs it: what the lag consists of is two such syncs, one behind the other, and whatever they wait for.",
         run: lag,
         bound: "",
     }]
@@ -120,6 +124,14 @@ fn paced(client: &mut Client, rate: f64, seconds: u64, places: Places) -> Vec<In
         .collect()
 }
 
+/// Bytes of a write of somebody else.
+const OWN_BYTES: usize = 64 << 10;
+
+fn own_sync(file: &File) {
+    file.write_all_at(&[9; OWN_BYTES], 0).expect("it can be written");
+    file.sync_data().expect("it can be synced");
+}
+
 fn lag(bench: &Bench) -> Outcome {
     let volume = bench.scale.volume;
     let nodes = Plan::new("lag", volume).full();
@@ -130,12 +142,19 @@ fn lag(bench: &Bench) -> Outcome {
     let socket = nodes.pair.control(REC);
     let job = Job::new("randwrite", 4096, 16, volume, Amount::Bytes(volume));
     let [mut p50, mut p99, mut most, mut idle]: [Samples; 4] = Default::default();
+    let [mut sync_p50, mut sync_p99]: [Samples; 2] = Default::default();
+    let own = bench.scratch.image("own", OWN_BYTES as u64);
+    let own = OpenOptions::new().write(true).open(own).expect("it was made");
+    // Its blocks are there before any is measured.
+    own_sync(&own);
     let (mut rates, mut resolutions) = (Vec::new(), Vec::new());
+    let mut busy = Processors::default();
     for round in 0..bench.scale.rounds {
         let rate = job.seeded(round).run(&bench.scratch, &nodes.uri()).iops / 2.0;
         nodes.rest();
         bench.quiet();
         let base = nodes.head();
+        let syncs = Mutex::new(Vec::new());
         let mut client = nodes.client();
         let seen = Mutex::new(Vec::new());
         let over = AtomicBool::new(false);
@@ -150,7 +169,14 @@ fn lag(bench: &Bench) -> Outcome {
                     thread::sleep(Duration::from_micros(500));
                 }
             });
-            let answered = paced(&mut client, rate, bench.scale.seconds, places);
+            scope.spawn(|| {
+                while !over.load(Ordering::Acquire) {
+                    let (seconds, ()) = timed(|| own_sync(&own));
+                    syncs.lock().expect("nobody panics with it").push(seconds * 1e3);
+                    thread::sleep(Duration::from_millis(100));
+                }
+            });
+            let answered = busy.during(&nodes, || paced(&mut client, rate, bench.scale.seconds, places));
             let mut head = base + answered.len() as u64;
             let is_received = |head: u64| {
                 let seen = seen.lock().expect("nobody panics with it");
@@ -175,6 +201,9 @@ fn lag(bench: &Bench) -> Outcome {
             over.store(true, Ordering::Release);
             (answered, lonely)
         });
+        let mut syncs = syncs.into_inner().expect("nobody panics with it");
+        sync_p50.0.push(percentile(&mut syncs, 0.5));
+        sync_p99.0.push(percentile(&mut syncs, 0.99));
         let seen = Seen(seen.into_inner().expect("nobody panics with it"));
         let mut lags: Vec<f64> = answered
             .iter()
@@ -203,5 +232,8 @@ fn lag(bench: &Bench) -> Outcome {
     out.series("the longest under load", "ms", most);
     out.series("rate", "writes a second", Samples(rates));
     out.series("resolution", "ms", Samples(resolutions));
+    out.series("a sync of somebody else's 64 KiB, p50", "ms", sync_p50);
+    out.series("… p99", "ms", sync_p99);
+    busy.tell(&mut out);
     out
 }

@@ -6,6 +6,7 @@ use crate::{
     common::{PROD, Pair, REC, Setup},
     nodes::{Plan, resident},
     outcome::{Aim::AtMost, Aim::Told, Outcome},
+    processors,
     stats::Samples,
     writer::{Places, history, write_all},
 };
@@ -150,8 +151,8 @@ fn many_records(bench: &Bench, out: &mut Outcome) {
 /// What a process did since it began to be watched.
 struct Watched {
     pid: u32,
-    /// Processor ticks before.
-    ticks: f64,
+    /// Seconds of processors before.
+    before: f64,
     /// Voluntary context switches of each thread: before, and when it was last seen.
     switches: BTreeMap<String, [f64; 2]>,
 }
@@ -160,7 +161,7 @@ impl Watched {
     fn new(pid: u32) -> Self {
         let mut watched = Self {
             pid,
-            ticks: ticks(pid),
+            before: processors::of_process(pid),
             switches: BTreeMap::new(),
         };
         watched.look();
@@ -189,18 +190,8 @@ impl Watched {
     }
 
     fn seconds(&self) -> f64 {
-        // A tick is a hundredth of a second for user space on every Linux.
-        (ticks(self.pid) - self.ticks) / 100.0
+        processors::of_process(self.pid) - self.before
     }
-}
-
-fn ticks(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the daemon runs");
-    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-    [11, 12]
-        .map(|n: usize| fields[n].parse::<f64>().expect("a number"))
-        .iter()
-        .sum()
 }
 
 fn idle(out: &mut Outcome) {

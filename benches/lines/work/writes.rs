@@ -8,6 +8,7 @@ use crate::{
     outcome::{Aim::AtLeast, Aim::AtMost, Aim::Told, Outcome},
     peers::Peer,
     plain::CaptureOff,
+    processors::Processors,
     stats::Samples,
 };
 use rand::Rng;
@@ -99,12 +100,13 @@ fn capture(bench: &Bench) -> Outcome {
 fn full_path(bench: &Bench) -> Outcome {
     let ours = Plan::new("full", bench.scale.volume).full();
     let peers = [Peer::Datalog, Peer::QemuNbd];
+    let mut busy = Processors::default();
     let runs = bench.rounds(bench.scale.rounds, 3, |who, round| {
         let job = over(bench).seeded(round);
         if who > 0 {
             return against(bench, peers[who - 1], &job);
         }
-        let ran = job.run(&bench.scratch, &ours.uri());
+        let ran = busy.during(&ours, || job.run(&bench.scratch, &ours.uri()));
         ours.rest();
         ran
     });
@@ -115,6 +117,7 @@ fn full_path(bench: &Bench) -> Outcome {
     for (name, runs) in ["full path"].into_iter().chain(peers.map(Peer::name)).zip(&runs) {
         out.series(name, "IOPS", iops(runs));
     }
+    busy.tell(&mut out);
     out
 }
 
@@ -151,13 +154,18 @@ fn sequential(bench: &Bench) -> Outcome {
     let capture = Plan::new("seq-capture", volume).capture();
     let full = Plan::new("seq-full", volume).full();
     let job = Job::new("write", 1 << 20, 4, volume, Amount::Bytes(volume));
+    let mut busy = Processors::default();
     let runs = bench.rounds(bench.scale.rounds, 4, |who, round| {
         let job = job.seeded(round);
         match who {
-            0 | 1 => {
-                let nodes = [&capture, &full][who];
-                let ran = job.run(&bench.scratch, &nodes.uri());
-                nodes.rest();
+            0 => {
+                let ran = job.run(&bench.scratch, &capture.uri());
+                capture.rest();
+                ran.mib_per_s
+            }
+            1 => {
+                let ran = busy.during(&full, || job.run(&bench.scratch, &full.uri()));
+                full.rest();
                 ran.mib_per_s
             }
             2 => against(bench, Peer::Datalog, &job).mib_per_s,
@@ -174,6 +182,7 @@ fn sequential(bench: &Bench) -> Outcome {
     for (name, who) in ["capture", "full path", "datalog", "device"].iter().zip(0..) {
         out.series(name, "MiB/s", rate(who));
     }
+    busy.tell(&mut out);
     out
 }
 
