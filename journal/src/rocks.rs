@@ -355,13 +355,13 @@ impl Store for RocksStore {
         for (from, to) in ranges {
             // The next range is near as a rule, and a step costs a small part of a seek.
             let is_before = |key: Option<&[u8]>| key.is_some_and(|key| key < from.as_slice());
-            let is_first = out.is_empty() || is_scattered;
-            let mut steps = if is_first { 0 } else { STEPS_BEFORE_SEEK };
+            let must_seek = out.is_empty() || is_scattered;
+            let mut steps = if must_seek { 0 } else { STEPS_BEFORE_SEEK };
             while steps > 0 && is_before(at.key()) {
                 at.next();
                 steps -= 1;
             }
-            if is_first || is_before(at.key()) {
+            if must_seek || is_before(at.key()) {
                 at.seek(from);
             }
             at.status().map_err(reading(family, "seek"))?;

@@ -1,9 +1,10 @@
 //! The thread of one client: negotiates, then works in rounds until the client leaves.
 //!
 //! A *round* is everything that the socket held at once. Its mutations are submitted together, then its reads are run,
-//! then all answers are sent together; reads that take long are shared with [others](crate::readers). A round ends when the socket has likely no more, when it is long enough, or
-//! before the thread must wait: for the rest of a payload, or for bytes in flight. So a client that sends one request
-//! at a time has rounds of one and waits for nobody, and one that sends many has large group commits.
+//! then all answers are sent together; reads that take long are shared with [others](crate::readers). A round ends when
+//! the socket has likely no more, when it is long enough, or before the thread must wait: for the rest of a payload, or for
+//! bytes in flight. So a client that sends one request at a time has rounds of one and waits for nobody, and one that sends
+//! many has large group commits.
 
 use crate::{
     Limits, Mutation, Op, Reply,

@@ -3,8 +3,9 @@
 //! # Overview
 //!
 //! Answers come from two sides. The *owner*, the thread of the connection, posts answers while it works through a round
-//! of requests and sends them together at its end; its [readers](crate::readers) send what they have read. *Others* (a thread that syncs, the leader of a group commit) post
-//! answers whenever they like and [kick](Outbox::kick) the outbox; they must never wait for a client.
+//! of requests and sends them together at its end; its [readers](crate::readers) send what they have read. *Others* (a thread
+//! that syncs, the leader of a group commit) post answers whenever they like and [kick](Outbox::kick) the outbox; they must
+//! never wait for a client.
 //!
 //! At most one thread writes at a time: it holds the role `writing`, and takes along whatever is posted meanwhile. An
 //! other that finds the socket full hands the role to a thread made for it, which may block; that happens only with a

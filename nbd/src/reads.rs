@@ -1,4 +1,5 @@
-//! Reads and block status, run by the thread of the connection or its [readers](crate::readers), and the buffer in which their replies are gathered.
+//! Reads and block status, run by the thread of the connection or its [readers](crate::readers), and the buffer in which their
+//! replies are gathered.
 
 use crate::{
     Errno, Export, Extent,
@@ -152,10 +153,10 @@ fn run_batch(
     let done = session.export.read_each(&mut buffers);
     let time = began.elapsed();
     if done.is_err() {
-        // Whichever failed is told to whom it belongs.
+        // Whichever failed is told to whom it belongs, with its place. It is one piece, whether pieces are allowed or not.
         out.0.truncate(start);
+        let unfragmented = false;
         for Short(form, range) in reads {
-            let unfragmented = true;
             run(Inline::Read { range, unfragmented }, form, session, out, outbox)?;
         }
     }

@@ -24,9 +24,10 @@
 //! an error and so does it: never other bytes.
 
 use crate::{
+    BLOCK,
     error::{Result, SnapshotError},
     plan::BlockKey,
-    volumes::Volumes,
+    volumes::{Volumes, stretches},
 };
 use bytes::Bytes;
 use model::{
@@ -40,9 +41,6 @@ use std::{
 
 /// Most blocks looked up at once; bounds the before-images in memory to a MiB.
 const CHUNK_BLOCKS: u64 = 256;
-
-/// Bytes of a block.
-const BLOCK: usize = BLOCK_SIZE as usize;
 
 /// What a view stands on: the part of a point that decides its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,7 +166,7 @@ impl Lens {
             .collect();
         if !self.redo.is_empty() {
             let mut first = 0;
-            for stretch in keys.chunk_by(|a, b| a.1.0 + 1 == b.1.0) {
+            for stretch in stretches(keys) {
                 let range = ByteRange::at(stretch[0].1.start(), (stretch.len() * BLOCK) as u64);
                 let seen = &mut seen[first..first + stretch.len()];
                 first += stretch.len();

@@ -46,3 +46,6 @@ pub use restore::{Checkpoint, Restore, Restored, Watch};
 pub use vdev::Vdev;
 pub use view::{Extent, View};
 pub use volumes::{Volume, Volumes};
+
+/// Bytes of a block, for buffers.
+const BLOCK: usize = model::BLOCK_SIZE as usize;

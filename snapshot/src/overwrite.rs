@@ -40,13 +40,14 @@
 //! [`write_back`] they are not: who writes back without undo syncs them now and then, and says so only behind that.
 
 use crate::{
+    BLOCK,
     change::{ChangeSet, Run},
     error::{Result, SnapshotError},
     volumes::Volumes,
 };
 use bytes::Bytes;
 use model::{
-    BLOCK_SIZE, BlockNo, Ordinal, Payload, VolumeIndex,
+    BlockNo, Ordinal, Payload, VolumeIndex,
     ports::{History, OrdinalKind, UndoContainer},
 };
 use std::sync::atomic::{Ordering, fence};
@@ -228,7 +229,7 @@ fn before_images(volumes: &Volumes, changes: &ChangeSet) -> Result<Images> {
     };
     let of_one_volume = keys.chunk_by(|a, b| a.0 == b.0);
     for keys in of_one_volume.flat_map(|keys| keys.chunks(READ_BLOCKS_MAX)) {
-        let mut buf = vec![0; keys.len() * BLOCK_SIZE as usize];
+        let mut buf = vec![0; keys.len() * BLOCK];
         let unreadable = volumes.read_blocks(keys, &mut buf)?;
         for ((volume, block), image) in keys.iter().zip(blocks(Bytes::from(buf))) {
             if unreadable.binary_search(block).is_ok() {
@@ -243,8 +244,7 @@ fn before_images(volumes: &Volumes, changes: &ChangeSet) -> Result<Images> {
 
 /// Cuts whole blocks out of a buffer.
 fn blocks(buf: Bytes) -> impl Iterator<Item = Payload> {
-    let step = BLOCK_SIZE as usize;
-    (0..buf.len() / step).map(move |i| Payload::of(buf.slice(i * step..(i + 1) * step)))
+    (0..buf.len() / BLOCK).map(move |i| Payload::of(buf.slice(i * BLOCK..(i + 1) * BLOCK)))
 }
 
 /// The blocks whose before-images are known to be durable; invariant 4's one assertion.

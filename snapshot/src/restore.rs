@@ -24,6 +24,7 @@
 //! Between its first and its last container the volumes are at no point.
 
 use crate::{
+    BLOCK,
     change::ChangeSet,
     error::{Result, SnapshotError},
     lens::Source,
@@ -247,10 +248,9 @@ impl Restore<'_> {
             history: self.history,
         };
         let (held, unreadable, wanted) = self.plan.lens.read_both(source, volume, keys)?;
-        let step = BLOCK_SIZE as usize;
         for (i, (key, wanted)) in keys.iter().zip(wanted).enumerate() {
             let range = self.volumes.block_range(volume, key.1)?;
-            let held = held.slice(i * step..(i + 1) * step);
+            let held = held.slice(i * BLOCK..(i + 1) * BLOCK);
             let is_known = unreadable.binary_search(&key.1).is_err();
             if range.is_empty() || (!all && is_known && equal(&held, &wanted, range)) {
                 continue;
@@ -282,7 +282,7 @@ fn equal(held: &[u8], wanted: &Payload, range: ByteRange) -> bool {
 
 /// Bytes of a part of a block.
 fn length(range: ByteRange) -> usize {
-    usize::try_from(range.len().min(BLOCK_SIZE)).unwrap_or(BLOCK_SIZE as usize)
+    usize::try_from(range.len().min(BLOCK_SIZE)).unwrap_or(BLOCK)
 }
 
 /// What one container will hold.

@@ -1,15 +1,15 @@
 //! The volumes of one context and the storage that holds them.
 
-use crate::error::{Result, SnapshotError};
+use crate::{
+    BLOCK,
+    error::{Result, SnapshotError},
+};
 use model::{BLOCK_SIZE, BlockNo, ByteRange, VolumeIndex, ports::Medium};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     sync::Arc,
 };
-
-/// Bytes of a block.
-const BLOCK: usize = BLOCK_SIZE as usize;
 
 /// How often a block is read before it is taken for one that cannot be.
 const READ_TRIES: u32 = 3;
@@ -218,7 +218,7 @@ impl Volumes {
             return Ok(Vec::new());
         };
         let (mut reads, mut rest) = (Vec::new(), &mut *buf);
-        for stretch in blocks.chunk_by(|a, b| a.1.0 + 1 == b.1.0) {
+        for stretch in stretches(blocks) {
             let part;
             (part, rest) = rest.split_at_mut(stretch.len() * BLOCK);
             reads.push((stretch[0].1.start(), part));
@@ -241,15 +241,14 @@ impl Volumes {
     pub(crate) fn withhold(&self, blocks: &[(VolumeIndex, BlockNo)]) -> Result<()> {
         for of_volume in blocks.chunk_by(|a, b| a.0 == b.0) {
             let index = of_volume[0].0;
-            let stretches = of_volume.chunk_by(|a, b| a.1.0 + 1 == b.1.0);
-            let ranges: Vec<_> = stretches
+            let ranges: Vec<_> = stretches(of_volume)
                 .map(|s| ByteRange::at(s[0].1.start(), s.len() as u64 * BLOCK_SIZE))
                 .collect();
             let volume = self.get(index)?;
             if let Err(e) = volume.medium.withhold(&ranges) {
                 // The failed read says more of what is wrong.
                 let at = ranges[0].start;
-                self.read(index, at, &mut [0; BLOCK_SIZE as usize])?;
+                self.read(index, at, &mut [0; BLOCK])?;
                 return Err(volume.failed("withhold", at, e));
             }
         }
@@ -282,4 +281,11 @@ impl Volumes {
         }
         Ok(volume)
     }
+}
+
+/// Blocks of one volume, which come in order, as stretches that lie side by side.
+pub(crate) fn stretches(
+    blocks: &[(VolumeIndex, BlockNo)],
+) -> impl Iterator<Item = &[(VolumeIndex, BlockNo)]> {
+    blocks.chunk_by(|a, b| a.1.0 + 1 == b.1.0)
 }

@@ -66,13 +66,6 @@ impl Past {
         self.view.size(self.index).unwrap_or(0)
     }
 
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), SnapshotError> {
-        match self.vdev() {
-            Some(vdev) => vdev.read(self.index, offset, buf),
-            None => self.view.read(self.index, offset, buf),
-        }
-    }
-
     fn read_each(&self, reads: &mut [(u64, &mut [u8])]) -> Result<(), SnapshotError> {
         match self.vdev() {
             Some(vdev) => vdev.read_each(self.index, reads),
@@ -229,7 +222,7 @@ impl Export for PastExport {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
-        let done = self.past.read(offset, buf);
+        let done = self.past.read_each(&mut [(offset, buf)]);
         self.past.still(Ok(()))?;
         done.map_err(|e| {
             self.faults

@@ -35,7 +35,7 @@ pub fn lines() -> Vec<Line> {
                when each was answered; the recovery node is asked all the time how far it has received durably. \
                The question takes its time, so the figures are upper bounds; `resolution` is the median between two \
                answers. Idle: a single write, then nothing, ten times. Meanwhile somebody writes 64 KiB over a file of its own every 100 ms and \
-               syncs it: what the lag consists of is two such syncs, one behind the other, and whatever they wait for.",
+               syncs it: two such syncs, one behind the other, are the least that the lag can be.",
         run: lag,
         bound: "",
     }]

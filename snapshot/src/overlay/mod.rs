@@ -28,7 +28,10 @@
 mod log;
 mod map;
 
-use crate::error::{Result, SnapshotError};
+use crate::{
+    BLOCK,
+    error::{Result, SnapshotError},
+};
 use log::{BLOCKS_MAX, Entry, Log};
 use map::{Mapped, Place, SlotMap, Slots};
 use model::{BLOCK_SIZE, BlockNo, ByteRange, VolumeIndex, ports::Medium};
@@ -42,7 +45,6 @@ use std::{
     },
 };
 
-const BLOCK: usize = BLOCK_SIZE as usize;
 /// Most bytes of a volume.
 const BYTES_MAX: u64 = BLOCKS_MAX * BLOCK_SIZE;
 /// Entries that may wait for a flush; bounds memory.
@@ -155,7 +157,7 @@ impl Overlay {
                 continue;
             };
             let out;
-            (out, rest) = rest.split_at_mut(within(part, part).len());
+            (out, rest) = rest.split_at_mut(index(part.len()));
             match piece.place {
                 Some(Place::Slot(slot)) => {
                     let from = slot * BLOCK_SIZE + (part.start - piece.range().start);
