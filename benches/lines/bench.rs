@@ -51,7 +51,7 @@ impl Scale {
             rounds: 5,
             few_rounds: 3,
             volume: GIB,
-            seconds: 6,
+            seconds: 5,
             long_seconds: 600,
             history: [20 * MIB, 2 * GIB, 20 * GIB],
             sync: 4 * GIB,

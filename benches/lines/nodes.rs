@@ -176,8 +176,11 @@ impl Nodes {
         [PROD, REC].map(|node| resident(self.pair.id(node)))
     }
 
-    /// Seconds of processors that a daemon has taken.
+    /// Seconds of processors that a daemon has taken; none where there is none.
     pub fn processor(&self, node: &str) -> f64 {
+        if node == REC && !self.both {
+            return 0.0;
+        }
         processors::of_process(self.pair.id(node))
     }
 

@@ -34,9 +34,16 @@ fn of_machine() -> f64 {
 pub struct Processors([Samples; 3]);
 
 impl Processors {
-    /// Runs something with both nodes there.
+    /// Runs something.
     pub fn during<T>(&mut self, nodes: &Nodes, run: impl FnOnce() -> T) -> T {
-        let look = || [of_machine(), nodes.processor(PROD), nodes.processor(REC)];
+        let follows = if nodes.acting == PROD { REC } else { PROD };
+        let look = || {
+            [
+                of_machine(),
+                nodes.processor(nodes.acting),
+                nodes.processor(follows),
+            ]
+        };
         let (before, began) = (look(), Instant::now());
         let done = run();
         let (after, seconds) = (look(), began.elapsed().as_secs_f64());
@@ -46,15 +53,16 @@ impl Processors {
         done
     }
 
-    /// Tells them behind the figures.
-    pub fn tell(self, out: &mut Outcome) {
+    /// Tells them behind the figures of `what` was run.
+    pub fn tell(self, what: &str, out: &mut Outcome) {
         let count = std::thread::available_parallelism().map_or(0, usize::from);
         let names = [
-            format!("full path: busy of {count} processors"),
+            format!("{what}: busy of {count} processors"),
             "… by production".to_owned(),
             "… by the recovery node".to_owned(),
         ];
-        for (name, samples) in names.iter().zip(self.0) {
+        let told = names.iter().zip(self.0);
+        for (name, samples) in told.filter(|(_, samples)| samples.0.iter().any(|n| *n > 0.0)) {
             out.series(name, "processors", samples);
         }
     }

@@ -8,7 +8,6 @@ use crate::{
     cursors::Cursors,
     error::JournalError,
     frame::Frame,
-    history::decode_undo,
     keys::{self, Parts},
     line::decode_start,
     load::Tables,
@@ -20,6 +19,7 @@ use crate::{
     sizes::{Extents, SizeChange},
     superblock,
     tail::{self, ENVELOPE_BYTES},
+    undo::decode_undo,
     withheld::Withheld,
 };
 use bytes::Bytes;

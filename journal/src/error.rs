@@ -121,6 +121,9 @@ pub enum JournalError {
     /// A call that this state does not allow.
     #[error("refused: {0}")]
     Refused(String),
+    /// Whoever gave the before-images could not give all of them.
+    #[error("the before-images ended before the last of them")]
+    Ended,
     /// A defect of the program.
     #[error("internal: {0}")]
     Internal(&'static str),
@@ -163,6 +166,7 @@ impl From<JournalError> for HistoryError {
             JournalError::Io { what, source } => Self::Io { what, source },
             JournalError::Damaged(d) => Self::Damaged(d.to_string()),
             JournalError::Poisoned(text) => Self::Poisoned(text),
+            JournalError::Ended => Self::Ended,
             e @ JournalError::NotHeld { .. } => Self::Gone(e.to_string()),
             e => Self::Damaged(e.to_string()),
         }

@@ -5,18 +5,17 @@
 //! Index entries below a floor are skipped: compaction drops them at leisure.
 
 use crate::{
-    codec::{Malformed, Read, Reader, Writer},
+    codec::Reader,
     container::Hit,
     error::{Damage, JournalError, Position},
     journal::{Journal, Shared},
     keys,
-    rows::{LfcRow, OrdinalRow, bad_key, checked},
+    rows::{LfcRow, bad_key, checked},
+    undo::{ZERO, decode_undo},
 };
-use bytes::Bytes;
 use model::{
-    BLOCK_SIZE, BlockNo, ByteRange, GenNo, LfcId, Ordinal, Payload, Record, RedoSpan, VolumeIndex, WriteSeq,
-    checks,
-    ports::{Batch, Family, History, HistoryError, RedoPiece, StoreError, UndoContainer},
+    BlockNo, ByteRange, GenNo, LfcId, Ordinal, Payload, Record, RedoSpan, VolumeIndex, WriteSeq,
+    ports::{BeforeImage, Ended, Family, History, HistoryError, OrdinalKind, RedoPiece, StoreError},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,46 +28,6 @@ type At = (LfcId, u32, u32);
 
 /// Records that an index names, and containers to read frame by frame.
 type Hits = (BTreeMap<WriteSeq, At>, Vec<Arc<LfcRow>>);
-
-const ZERO: u8 = 0;
-const DATA: u8 = 1;
-/// The block could not be read when it was overwritten.
-const UNKNOWN: u8 = 2;
-const UNKNOWN_TEXT: &str = "the block could not be read when it was overwritten";
-
-/// A before-image; `None`: it is not known.
-fn encode_undo(payload: Option<&Payload>) -> Bytes {
-    let Some(payload) = payload else {
-        return Bytes::from_static(&[UNKNOWN]);
-    };
-    match payload {
-        Payload::Zero => Bytes::from_static(&[ZERO]),
-        Payload::Data(data) => {
-            let mut w = Writer(Vec::with_capacity(data.len() + 5));
-            w.u8(DATA).u32(crc32c::crc32c(data)).bytes(data);
-            Bytes::from(w.done())
-        }
-    }
-}
-
-pub(crate) fn decode_undo(value: &Bytes) -> Read<Payload> {
-    let mut r = Reader(value);
-    match r.u8()? {
-        ZERO => r.end().map(|()| Payload::Zero),
-        DATA => {
-            let crc = r.u32()?;
-            if r.0.len() as u64 != BLOCK_SIZE {
-                return Err(Malformed::What("it has not one block"));
-            }
-            if !checks(&crc32c::crc32c(r.0), &crc) {
-                return Err(Malformed::What("its checksum is wrong"));
-            }
-            Ok(Payload::Data(value.slice(5..)))
-        }
-        UNKNOWN => r.end().and(Err(Malformed::What(UNKNOWN_TEXT))),
-        _ => Err(Malformed::What("its flag is not known")),
-    }
-}
 
 /// How the records of one container of a span are found.
 enum Lookup {
@@ -452,98 +411,6 @@ impl Journal {
         fault.map_or(Ok(out), Err)
     }
 
-    fn commit_undo_inner(&self, container: &UndoContainer) -> Result<(), JournalError> {
-        // One container at a time; held before `meta`, as everywhere.
-        let _ingesting = self.ingesting.lock();
-        let published = self.published();
-        if container.ordinal <= published {
-            // Rule W4: undo that is durable is never rebuilt; applying is repeated from it.
-            let known = self
-                .shared
-                .read()
-                .ordinals
-                .get(&container.ordinal)
-                .map(|row| row.kind == container.kind);
-            return match known {
-                Some(true) => Ok(()),
-                _ => Err(JournalError::Refused(format!(
-                    "ordinal {} is published already, for something else",
-                    container.ordinal
-                ))),
-            };
-        }
-        if container.ordinal != published.next() {
-            return Err(JournalError::Refused(format!(
-                "ordinal {} does not follow {published}",
-                container.ordinal
-            )));
-        }
-        if container
-            .blocks
-            .windows(2)
-            .any(|w| (w[0].0, w[0].1) >= (w[1].0, w[1].1))
-        {
-            return Err(JournalError::Internal("undo blocks are not in order"));
-        }
-        if container
-            .blocks
-            .iter()
-            .any(|(_, _, p)| matches!(p, Payload::Data(d) if d.len() as u64 != BLOCK_SIZE))
-        {
-            return Err(JournalError::Internal("an undo block has not one block"));
-        }
-        let known = container.blocks.iter().map(|(v, b, p)| (*v, *b, Some(p)));
-        let unknown = container.unknown.iter().map(|(v, b)| (*v, *b, None));
-        let mut all: Vec<_> = known.chain(unknown).collect();
-        all.sort_unstable_by_key(|(v, b, _)| (*v, *b));
-        if all.windows(2).any(|w| (w[0].0, w[0].1) == (w[1].0, w[1].1)) {
-            return Err(JournalError::Internal("an undo block is there twice"));
-        }
-        let ordinal = container.ordinal;
-        let mut values = all
-            .iter()
-            .map(|(v, b, p)| (keys::undo(ordinal, *v, *b), encode_undo(*p)));
-        let first = |ordinal| keys::undo(ordinal, VolumeIndex(0), BlockNo(0));
-        let range = (&*first(ordinal), &*first(ordinal.next()));
-        self.ingest_whole(Family::Undo, range, &mut values)?;
-        let mut index = all.iter().map(|(v, b, p)| {
-            let flag: &'static [u8] = match p {
-                Some(Payload::Zero) => &[ZERO],
-                Some(Payload::Data(_)) => &[DATA],
-                None => &[UNKNOWN],
-            };
-            (keys::undo_index(*v, *b, ordinal), Bytes::from_static(flag))
-        });
-        self.store.ingest(Family::UndoIndex, &mut index)?;
-        let data = container
-            .blocks
-            .iter()
-            .filter(|(_, _, p)| matches!(p, Payload::Data(_)))
-            .count() as u64;
-        let row = OrdinalRow {
-            ordinal,
-            kind: container.kind.clone(),
-            blocks: all.len() as u64,
-            bytes: data * BLOCK_SIZE,
-        };
-        let mut batch = Batch::default();
-        batch.put(Family::Catalog, keys::ordinal(ordinal), row.encode());
-        self.commit(batch, true)?;
-        self.shared.write().ordinals.insert(ordinal, row);
-        self.move_cursors(|c| c.published = ordinal);
-        self.published.store(ordinal.0, Ordering::Release);
-        // What needs them is a gap from now on, and not only when somebody has tried to read it.
-        for (volume, block) in &container.unknown {
-            self.note_damage(&JournalError::Damaged(Damage::Undo {
-                ordinal: ordinal.0,
-                volume: volume.0,
-                block: block.0,
-                what: UNKNOWN_TEXT.into(),
-            }));
-        }
-        Ok(())
-    }
-
     /// A record by its place, for tools and for times of points.
     ///
     /// # Errors
@@ -631,8 +498,13 @@ impl History for Journal {
             .map_err(gone)
     }
 
-    fn commit_undo(&self, container: &UndoContainer) -> Result<(), HistoryError> {
-        self.guarded(|| self.commit_undo_inner(container))
+    fn commit_undo(
+        &self,
+        ordinal: Ordinal,
+        kind: &OrdinalKind,
+        images: &mut dyn Iterator<Item = Result<BeforeImage, Ended>>,
+    ) -> Result<Vec<Block>, HistoryError> {
+        self.guarded(|| self.commit_undo_inner(ordinal, kind, images))
             .map_err(|e| match e {
                 JournalError::Refused(text) => HistoryError::Damaged(text),
                 e => e.into(),

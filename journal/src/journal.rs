@@ -4,7 +4,7 @@
 //!
 //! Always taken in this order: `writer` (who appends, seals, starts lines), `ingesting` (who moves a sealed container into
 //! the store), `meta` (who commits metadata), `shared` (what readers see), `cursors`. `shared` and `cursors` are never held
-//! across I/O.
+//! across I/O. `undoing` (who commits undo) is taken before `meta`, and never with `ingesting`: neither waits for the other.
 
 use crate::{
     cache::FrameCache,
@@ -144,6 +144,7 @@ pub struct Journal {
     pub(crate) options: Options,
     pub(crate) writer: Mutex<WriterState>,
     pub(crate) ingesting: Mutex<()>,
+    pub(crate) undoing: Mutex<()>,
     pub(crate) meta: Mutex<Meta>,
     pub(crate) shared: RwLock<Shared>,
     pub(crate) cursors: Mutex<Cursors>,

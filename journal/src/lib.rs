@@ -63,6 +63,7 @@ mod tail;
 pub mod tap;
 #[cfg(test)]
 mod tests;
+mod undo;
 pub mod window;
 mod withheld;
 

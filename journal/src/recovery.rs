@@ -417,6 +417,7 @@ fn build(parts: Parts, options: Options, superblock: Superblock, t: Tables, coun
         options,
         writer: Mutex::new(WriterState { counter }),
         ingesting: Mutex::new(()),
+        undoing: Mutex::new(()),
         shared: RwLock::new(Shared {
             open: None,
             sealed: None,

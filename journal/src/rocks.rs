@@ -94,8 +94,20 @@ fn be<T, const N: usize>(key: &[u8], at: usize, of: impl Fn([u8; N]) -> T) -> Op
 /// Room that a file leaves to the batches, bytes: they are small, and a store that cannot commit one is of no use.
 const ROOM_BYTES: u64 = 8 << 20;
 
+/// Bytes of a file after which the room is looked at again: batches are committed while it is built.
+const LOOK_BYTES: usize = 1 << 20;
+
 /// What the C library says of a full disk, and RocksDB in its messages.
 const NO_ROOM: &str = "No space left on device";
+
+/// The key of that length right before another one, if there is one.
+fn before(key: &[u8]) -> Option<Vec<u8>> {
+    let mut key = key.to_vec();
+    let at = key.iter().rposition(|byte| *byte > 0)?;
+    key[at] -= 1;
+    key[at + 1..].fill(0xff);
+    Some(key)
+}
 
 /// The failure to build a file for want of room.
 fn full(path: &Path) -> StoreError {
@@ -106,6 +118,22 @@ fn full(path: &Path) -> StoreError {
             format!("{}: {NO_ROOM}", path.display()),
         ),
     }
+}
+
+/// A level of zstd that leaves literals as they are: whoever applies waits for it, and often it is all noise.
+fn quick(o: &mut Options) {
+    o.set_compression_options(-14, -1, 0, 0);
+}
+
+/// How an index is compacted. A container touches blocks all over, so each merge into a level writes all of that level anew: merges
+/// are of many files, and the first level is small. Commits are not held up by the number of files: what comes is files, not
+/// writes, and a late merge only makes lookups slower.
+fn levels(o: &mut Options) {
+    quick(o);
+    o.set_level_zero_file_num_compaction_trigger(12);
+    o.set_level_zero_slowdown_writes_trigger(256);
+    o.set_level_zero_stop_writes_trigger(512);
+    o.set_max_bytes_for_level_base(64 << 20);
 }
 
 /// Options of a family. Files that are ingested must be built with the same ones.
@@ -123,13 +151,13 @@ fn options(family: Family, cache: &Cache, floors: &Arc<IndexFloors>) -> Options 
         }
         Family::Undo => {
             o.set_compression_type(DBCompressionType::Zstd);
-            // Its fastest level: often this is noise, and whoever applies waits for it.
-            o.set_compression_options(-14, 1, 0, 0);
+            quick(&mut o);
             o.set_disable_auto_compactions(true);
             table.set_block_size(16 << 10);
         }
         Family::RedoIndex => {
             o.set_compression_type(DBCompressionType::Zstd);
+            levels(&mut o);
             let floors = Arc::clone(floors);
             o.set_compaction_filter("redo floor", move |_, key, _| {
                 let floor = floors.redo();
@@ -140,6 +168,7 @@ fn options(family: Family, cache: &Cache, floors: &Arc<IndexFloors>) -> Options 
         }
         Family::UndoIndex => {
             o.set_compression_type(DBCompressionType::Zstd);
+            levels(&mut o);
             let floors = Arc::clone(floors);
             o.set_compaction_filter("undo floor", move |_, key, _| {
                 let below = be(key, 10, u64::from_be_bytes).is_some_and(|n| Ordinal(n) <= floors.undo());
@@ -277,15 +306,21 @@ impl RocksStore {
         family: Family,
         path: &Path,
         pairs: &mut dyn Iterator<Item = (Vec<u8>, Bytes)>,
+        has_room: &dyn Fn() -> Result<(), StoreError>,
     ) -> Result<bool, StoreError> {
         let failed = library_in(family, "build a file");
         let o = options(family, &Cache::new_lru_cache(0), &Arc::default());
         let mut writer = SstFileWriter::create(&o);
-        let mut any = false;
+        let (mut any, mut unlooked) = (false, 0);
         for (key, value) in pairs {
             if !any {
                 writer.open(path).map_err(&failed)?;
                 any = true;
+            }
+            unlooked += value.len();
+            if unlooked >= LOOK_BYTES {
+                has_room()?;
+                unlooked = 0;
             }
             writer.put(&key, &value).map_err(&failed)?;
         }
@@ -394,11 +429,16 @@ impl Store for RocksStore {
             text: "the store is open to be read alone".into(),
         })?;
         let path = ingest_dir.join(format!("{}-{number}.sst", family_name(family)));
-        let free = media::free_bytes(ingest_dir).map_err(io_error("look for room", ingest_dir))?;
-        if free < ROOM_BYTES {
-            return Err(full(&path));
-        }
-        match self.build(family, &path, pairs) {
+        let has_room = || {
+            let free = media::free_bytes(ingest_dir).map_err(io_error("look for room", ingest_dir))?;
+            if free < ROOM_BYTES {
+                Err(full(&path))
+            } else {
+                Ok(())
+            }
+        };
+        has_room()?;
+        match self.build(family, &path, pairs, &has_room) {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(e) => {
@@ -442,9 +482,12 @@ impl Store for RocksStore {
 
     fn drop_range(&self, family: Family, from: &[u8], to: &[u8]) -> Result<(), StoreError> {
         let cf = self.family(family)?;
-        self.db
-            .delete_file_in_range_cf(&cf, from, to)
-            .map_err(library_in(family, "drop files"))?;
+        // RocksDB takes `to` with it, and a file may hold that one key alone.
+        if let Some(last) = before(to).filter(|last| from <= last.as_slice()) {
+            self.db
+                .delete_file_in_range_cf(&cf, from, &last)
+                .map_err(library_in(family, "drop files"))?;
+        }
         // Files end where containers end, so this is rarely needed; a range tombstone would stay for good.
         let mut left = false;
         self.scan(family, from, to, &mut |_, _| {

@@ -298,6 +298,9 @@ pub enum HistoryError {
     /// The history asked for is not kept any more.
     #[error("no longer kept: {0}")]
     Gone(String),
+    /// Whoever gave the before-images could not give all of them.
+    #[error("the before-images ended before the last of them")]
+    Ended,
     /// The context was poisoned by an earlier failure.
     #[error("poisoned by an earlier failure: {0}")]
     Poisoned(String),
@@ -329,19 +332,21 @@ pub enum OrdinalKind {
     Copies,
 }
 
-/// The before-images that one overwrite replaces.
+/// What a block holds before it is overwritten.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UndoContainer {
-    /// Its place in this host's order of overwrites: the published ordinal + 1.
-    pub ordinal: Ordinal,
-    /// What it belongs to.
-    pub kind: OrdinalKind,
-    /// Whole blocks (4 KiB, zero-padded at a volume's end), sorted by (volume, block), without repeats.
-    pub blocks: Vec<(VolumeIndex, BlockNo, Payload)>,
-    /// Blocks whose before-image is not known, because they could not be read: sorted as well, none of them in `blocks`. States
-    /// that need one cannot be shown.
-    pub unknown: Vec<(VolumeIndex, BlockNo)>,
+pub struct BeforeImage {
+    /// The volume,
+    pub volume: VolumeIndex,
+    /// and the block.
+    pub block: BlockNo,
+    /// All of it (4 KiB, zero-padded at a volume's end). `None`: it could not be read, so it is not known, and states that
+    /// need it cannot be shown.
+    pub image: Option<Payload>,
 }
+
+/// Before-images are not given any more, because of a failure of whoever gives them, who knows which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended;
 
 /// What the snapshot engine reads and writes of a host's history; the journal implements it.
 pub trait History: Send + Sync {
@@ -389,11 +394,19 @@ pub trait History: Send + Sync {
         spans: &[RedoSpan],
     ) -> Result<Vec<RedoPiece>, HistoryError>;
 
-    /// Makes an undo container durable (container, index, then its row: `rules.md` T3) and publishes its ordinal.
+    /// Makes the before-images of one overwrite durable as an undo container (images, index, then its row: `rules.md` T3) and
+    /// publishes its ordinal, which is the published one + 1. They come sorted by (volume, block), without repeats, and are taken
+    /// one by one, so that a container is never in memory as a whole. Answers their blocks. What is durable already is not
+    /// replaced (W4): then no image is taken, and no block is answered.
     ///
     /// # Errors
-    /// When it could not be made durable; then nothing may be overwritten.
-    fn commit_undo(&self, container: &UndoContainer) -> Result<(), HistoryError>;
+    /// When it could not be made durable; then nothing may be overwritten. [`HistoryError::Ended`] when the images did.
+    fn commit_undo(
+        &self,
+        ordinal: Ordinal,
+        kind: &OrdinalKind,
+        images: &mut dyn Iterator<Item = Result<BeforeImage, Ended>>,
+    ) -> Result<Vec<(VolumeIndex, BlockNo)>, HistoryError>;
 
     /// Every distinct block with undo in `after < ordinal <= upto`, sorted by (volume, block); at most `limit` of them,
     /// beginning at `from` (inclusive).

@@ -8,7 +8,7 @@ use crate::{
 };
 use model::{
     GenNo, LfcId, Ordinal, WriteSeq,
-    ports::{History, OrdinalKind, UndoContainer},
+    ports::{History, OrdinalKind},
 };
 
 /// A sealed redo container.
@@ -129,14 +129,7 @@ pub fn apply_first_sync(
 ) -> Result<Ordinal> {
     let step = Step::after(applied, history)?;
     if let Step::Fresh(ordinal) = step {
-        let kind = lfc.kind();
-        let blocks = Vec::new();
-        history.commit_undo(&UndoContainer {
-            ordinal,
-            kind,
-            blocks,
-            unknown: Vec::new(),
-        })?;
+        history.commit_undo(ordinal, &lfc.kind(), &mut std::iter::empty())?;
     }
     overwrite(volumes, changes, None, &mut |_| {})?;
     Ok(step.ordinal())

@@ -39,7 +39,7 @@ pub use change::{ChangeSet, Run};
 pub use copies::{RegionCopy, RegionOffer, lacking, piece_digest, write_copies};
 pub use error::{Result, SnapshotError};
 pub use overlay::{Overlay, OverlayUsage};
-pub use overwrite::{Images, Overwritten, UndoPlan, overwrite, overwrite_again, write_back};
+pub use overwrite::{Overwritten, UndoPlan, overwrite, overwrite_again, write_back};
 pub use plan::{BlockKey, Candidates, RestorePlan};
 pub use progress::Progress;
 pub use restore::{Checkpoint, Restore, Restored, Watch};

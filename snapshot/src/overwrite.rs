@@ -20,8 +20,8 @@
 //! whatever the disk answers later:
 //!
 //! * No older point shows anything for the block: its before-image is recorded as *unknown*, which history answers as damage.
-//! * Bytes that were given up so are never served again: before the undo is committed the block is durably *withheld*
-//!   ([`model::ports::Medium::withhold`]): reads of it fail, also where the disk would give it now.
+//! * Bytes that were given up so are never served again: before its image is given away, and so before the undo is committed, the
+//!   block is durably *withheld* ([`model::ports::Medium::withhold`]): reads of it fail, also where the disk would give it now.
 //! * A change of a part of it does not make it whole: that part is left out, and the block stays withheld until all of it was
 //!   written in one write (a record of the whole block, a copy, a restore). Only then, and when that is synced, does it end.
 //!
@@ -48,11 +48,15 @@ use crate::{
 use bytes::Bytes;
 use model::{
     BlockNo, Ordinal, Payload, VolumeIndex,
-    ports::{History, OrdinalKind, UndoContainer},
+    ports::{BeforeImage, Ended, History, OrdinalKind},
 };
-use std::sync::atomic::{Ordering, fence};
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{Ordering, fence},
+};
 
 /// Blocks read at once for before-images. Where the writes were scattered each is a read of its own, and disks want many under way.
+/// No more of them are in memory.
 const READ_BLOCKS_MAX: usize = 1024;
 
 /// Blocks asked for at once when durable undo is listed.
@@ -66,18 +70,9 @@ pub struct UndoPlan<'a> {
     pub ordinal: Ordinal,
     /// What the overwrite is.
     pub kind: OrdinalKind,
-    /// The blocks that change, whole, zero-padded and in order, where the caller has just read them under the right to
-    /// overwrite them; `None`: they are read here.
-    pub images: Option<Images>,
-}
-
-/// Before-images, in (volume, block) order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Images {
-    /// Those that could be read,
-    pub known: Vec<(VolumeIndex, BlockNo, Payload)>,
-    /// and the blocks that could not.
-    pub unknown: Vec<(VolumeIndex, BlockNo)>,
+    /// The blocks that change, in order, where the caller has just read them under the right to overwrite them; `None`: they are
+    /// read here.
+    pub images: Option<Vec<BeforeImage>>,
 }
 
 /// What an overwrite did.
@@ -121,25 +116,27 @@ pub fn overwrite(
     if ordinal != published.next() {
         return Err(SnapshotError::OutOfOrder { ordinal, published });
     }
-    let images = images.map_or_else(|| before_images(volumes, changes), Ok)?;
-    volumes.withhold(&images.unknown)?;
-    let container = UndoContainer {
-        ordinal,
-        kind,
-        blocks: images.known,
-        unknown: images.unknown,
+    let (given, unread) = match images {
+        Some(given) => (given, Vec::new()),
+        None => (Vec::new(), changes.blocks().collect()),
     };
-    history.commit_undo(&container)?;
+    let mut images = Images {
+        volumes,
+        batch: Vec::new().into_iter(),
+        unread: &unread,
+        withheld: BTreeSet::new(),
+        fault: None,
+    };
+    images.batch = images.withhold(given)?.into_iter();
+    let committed = history.commit_undo(ordinal, &kind, &mut images);
+    // It says more than that they ended.
+    images.fault.map_or(Ok(()), Err)?;
+    let guard = Guard { blocks: committed? };
     assert!(
         history.published() >= ordinal,
         "ordinal {ordinal} was committed but is not published"
     );
     fence(Ordering::SeqCst);
-    let known = container.blocks.iter().map(|(v, b, _)| (*v, *b));
-    let mut blocks: Vec<_> = known.chain(container.unknown.iter().copied()).collect();
-    blocks.sort_unstable();
-    let guard = Guard { blocks };
-    drop(container);
     let bytes = write(volumes, changes, Some(&guard), progress)?;
     volumes.sync_of(changes.volumes())?;
     Ok(Overwritten {
@@ -219,32 +216,83 @@ fn check(volumes: &Volumes, changes: &ChangeSet) -> Result<()> {
     Ok(())
 }
 
-/// Reads the blocks that `changes` touch, whole and zero-padded (`rules.md` W6), many at once, and tells which of them cannot be
-/// read.
-fn before_images(volumes: &Volumes, changes: &ChangeSet) -> Result<Images> {
-    let keys: Vec<_> = changes.blocks().collect();
-    let mut images = Images {
-        known: Vec::with_capacity(keys.len()),
-        unknown: Vec::new(),
-    };
-    let of_one_volume = keys.chunk_by(|a, b| a.0 == b.0);
-    for keys in of_one_volume.flat_map(|keys| keys.chunks(READ_BLOCKS_MAX)) {
-        let mut buf = vec![0; keys.len() * BLOCK];
-        let unreadable = volumes.read_blocks(keys, &mut buf)?;
-        for ((volume, block), image) in keys.iter().zip(blocks(Bytes::from(buf))) {
-            if unreadable.binary_search(block).is_ok() {
-                images.unknown.push((*volume, *block));
-            } else {
-                images.known.push((*volume, *block, image));
-            }
-        }
-    }
-    Ok(images)
+/// Reads some blocks of one volume, whole and zero-padded (`rules.md` W6), all at once.
+fn read_images(volumes: &Volumes, keys: &[(VolumeIndex, BlockNo)]) -> Result<Vec<BeforeImage>> {
+    let mut buf = vec![0; keys.len() * BLOCK];
+    let unreadable = volumes.read_blocks(keys, &mut buf)?;
+    let each = keys.iter().zip(blocks(Bytes::from(buf)));
+    let images = each.map(|(&(volume, block), image)| BeforeImage {
+        volume,
+        block,
+        image: unreadable.binary_search(&block).is_err().then_some(image),
+    });
+    Ok(images.collect())
 }
 
 /// Cuts whole blocks out of a buffer.
 fn blocks(buf: Bytes) -> impl Iterator<Item = Payload> {
     (0..buf.len() / BLOCK).map(move |i| Payload::of(buf.slice(i * BLOCK..(i + 1) * BLOCK)))
+}
+
+/// Blocks of one volume each, not too many at once.
+fn batches(keys: &[(VolumeIndex, BlockNo)]) -> impl Iterator<Item = &[(VolumeIndex, BlockNo)]> {
+    keys.chunk_by(|a, b| a.0 == b.0)
+        .flat_map(|keys| keys.chunks(READ_BLOCKS_MAX))
+}
+
+/// Before-images as history takes them.
+struct Images<'a> {
+    volumes: &'a Volumes,
+    /// Those that were read and not given yet.
+    batch: std::vec::IntoIter<BeforeImage>,
+    /// What is to be read behind them, in order.
+    unread: &'a [(VolumeIndex, BlockNo)],
+    withheld: BTreeSet<(VolumeIndex, BlockNo)>,
+    /// Why they ended.
+    fault: Option<SnapshotError>,
+}
+
+impl Images<'_> {
+    fn next_image(&mut self) -> Result<Option<BeforeImage>> {
+        if self.batch.len() == 0
+            && let Some(keys) = batches(self.unread).next()
+        {
+            self.unread = &self.unread[keys.len()..];
+            self.batch = self.withhold(read_images(self.volumes, keys)?)?.into_iter();
+        }
+        Ok(self.batch.next())
+    }
+
+    /// Withholds the blocks of a batch that are not known, before any of it is given. With the first of them go those of all that is
+    /// read later, which is looked at once more for it: how many there are decides whether they are taken for rot.
+    fn withhold(&mut self, batch: Vec<BeforeImage>) -> Result<Vec<BeforeImage>> {
+        let of = |batch: &[BeforeImage]| {
+            let unknown = batch.iter().filter(|b| b.image.is_none());
+            unknown.map(|b| (b.volume, b.block)).collect::<Vec<_>>()
+        };
+        let mut unknown = of(&batch);
+        if unknown.iter().all(|key| self.withheld.contains(key)) {
+            return Ok(batch);
+        }
+        for keys in batches(self.unread) {
+            unknown.extend(of(&read_images(self.volumes, keys)?));
+        }
+        self.volumes.withhold(&unknown)?;
+        self.withheld.extend(unknown);
+        Ok(batch)
+    }
+}
+
+impl Iterator for Images<'_> {
+    type Item = std::result::Result<BeforeImage, Ended>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.next_image().map_err(|e| {
+            self.fault = Some(e);
+            Ended
+        });
+        next.transpose()
+    }
 }
 
 /// The blocks whose before-images are known to be durable; invariant 4's one assertion.

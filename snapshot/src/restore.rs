@@ -28,12 +28,15 @@ use crate::{
     change::ChangeSet,
     error::{Result, SnapshotError},
     lens::Source,
-    overwrite::{Images, UndoPlan, blocks_of, overwrite, overwrite_again},
+    overwrite::{UndoPlan, blocks_of, overwrite, overwrite_again},
     plan::{BlockKey, Candidates, RestorePlan},
     progress::Progress,
     volumes::Volumes,
 };
-use model::{BLOCK_SIZE, BlockNo, ByteRange, Ordinal, Payload, WriteSeq, is_zero, ports::History};
+use model::{
+    BLOCK_SIZE, BlockNo, ByteRange, Ordinal, Payload, WriteSeq, is_zero,
+    ports::{BeforeImage, History},
+};
 use std::{ops::ControlFlow, sync::mpsc, thread};
 
 /// Blocks compared at once.
@@ -159,8 +162,8 @@ impl Restore<'_> {
             }
             // Whoever finds them goes only behind the last part or an error.
             let part = parts.recv().unwrap_or(Err(SnapshotError::Stopped(at.done)))?;
-            let (ended, any) = (part.ended, part.count > 0);
-            if any {
+            let (ended, changed) = (part.ended, part.images.len());
+            if changed > 0 {
                 let undo = UndoPlan {
                     history: self.history,
                     ordinal: at.done.next(),
@@ -169,14 +172,14 @@ impl Restore<'_> {
                 };
                 let mut written = |n| progress.bytes_written += n;
                 overwrite(self.volumes, &part.changes, Some(undo), &mut written)?;
-                progress.blocks_changed += part.count as u64;
+                progress.blocks_changed += changed as u64;
                 at.done = at.done.next();
             }
             progress.blocks_done += part.looked;
             if let Some(next) = part.next {
                 at.next = next;
             }
-            if any {
+            if changed > 0 {
                 watch.checkpoint(&at)?;
             }
             if ended {
@@ -216,9 +219,9 @@ impl Restore<'_> {
     fn differing(&self, candidates: &mut Candidates<'_>) -> Result<Part> {
         let mut part = Part::default();
         let most = self.container_blocks.max(1);
-        while part.count < most && part.looked < (LOOKS_PER_PART * most) as u64 && !part.ended {
+        while part.images.len() < most && part.looked < (LOOKS_PER_PART * most) as u64 && !part.ended {
             let mut batch = Vec::new();
-            while batch.len() < BATCH_BLOCKS.min(most - part.count) {
+            while batch.len() < BATCH_BLOCKS.min(most - part.images.len()) {
                 match candidates.next()? {
                     Some(key) => batch.push(key),
                     None => {
@@ -260,12 +263,11 @@ impl Restore<'_> {
                 Payload::Zero => Payload::Zero,
             };
             part.changes.put(volume, range, WriteSeq(0), wanted);
-            if is_known {
-                part.images.known.push((volume, key.1, Payload::of(held)));
-            } else {
-                part.images.unknown.push((volume, key.1));
-            }
-            part.count += 1;
+            part.images.push(BeforeImage {
+                volume,
+                block: key.1,
+                image: is_known.then(|| Payload::of(held)),
+            });
         }
         Ok(())
     }
@@ -289,8 +291,7 @@ fn length(range: ByteRange) -> usize {
 #[derive(Default)]
 struct Part {
     changes: ChangeSet,
-    images: Images,
-    count: usize,
+    images: Vec<BeforeImage>,
     /// Candidates that were looked at.
     looked: u64,
     /// Every candidate before this one was looked at.

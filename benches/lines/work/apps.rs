@@ -165,7 +165,7 @@ fn pgbench(bench: &Bench) -> Outcome {
     out.ratio("", "qemu-nbd", AtLeast(0.95), tps(0).over(&tps(1)));
     out.series("full path", "transactions a second", tps(0));
     out.series("qemu-nbd", "transactions a second", tps(1));
-    busy.tell(&mut out);
+    busy.tell("full path", &mut out);
     out.remark(format!("scale {}, {seconds} s a run", bench.scale.pgbench));
     out
 }

@@ -54,6 +54,6 @@ fn flushes(bench: &Bench) -> Outcome {
     for (name, who) in ["capture", "full path", "nbdkit file"].iter().zip(0..) {
         out.series(name, "IOPS", iops(who));
     }
-    busy.tell(&mut out);
+    busy.tell("full path", &mut out);
     out
 }

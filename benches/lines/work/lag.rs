@@ -234,6 +234,6 @@ fn lag(bench: &Bench) -> Outcome {
     out.series("resolution", "ms", Samples(resolutions));
     out.series("a sync of somebody else's 64 KiB, p50", "ms", sync_p50);
     out.series("… p99", "ms", sync_p99);
-    busy.tell(&mut out);
+    busy.tell("full path", &mut out);
     out
 }

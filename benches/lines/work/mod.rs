@@ -31,7 +31,7 @@ pub struct Line {
 
 /// In which order they run: what says most comes first, should the time not do for all.
 pub const ORDER: [u32; 23] = [
-    1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13, 14, 16, 19, 17, 8, 20, 10, 18, 22, 23, 21, 15,
+    1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13, 14, 16, 19, 17, 8, 20, 10, 18, 22, 23, 15, 21,
 ];
 
 /// All of them, in that order.

@@ -117,7 +117,7 @@ fn full_path(bench: &Bench) -> Outcome {
     for (name, runs) in ["full path"].into_iter().chain(peers.map(Peer::name)).zip(&runs) {
         out.series(name, "IOPS", iops(runs));
     }
-    busy.tell(&mut out);
+    busy.tell("full path", &mut out);
     out
 }
 
@@ -125,13 +125,14 @@ fn latency(bench: &Bench) -> Outcome {
     let ours = Plan::new("latency", bench.scale.volume).capture();
     let volume = bench.scale.volume;
     let job = Job::new("randwrite", 4096, 1, volume, Amount::Seconds(bench.scale.seconds));
+    let mut busy = Processors::default();
     let runs = bench.rounds(bench.scale.rounds, 2, |who, round| {
         let job = job.seeded(round);
         if who == 1 {
             let off = CaptureOff::start(bench, &bench.image(volume));
             return job.run(&bench.scratch, &off.uri);
         }
-        let ran = job.run(&bench.scratch, &ours.uri());
+        let ran = busy.during(&ours, || job.run(&bench.scratch, &ours.uri()));
         ours.rest();
         ran
     });
@@ -146,6 +147,7 @@ fn latency(bench: &Bench) -> Outcome {
         out.series(&format!("{part}, capture"), "µs", on);
         out.series(&format!("{part}, capture off"), "µs", off);
     }
+    busy.tell("capture", &mut out);
     out
 }
 
@@ -154,12 +156,12 @@ fn sequential(bench: &Bench) -> Outcome {
     let capture = Plan::new("seq-capture", volume).capture();
     let full = Plan::new("seq-full", volume).full();
     let job = Job::new("write", 1 << 20, 4, volume, Amount::Bytes(volume));
-    let mut busy = Processors::default();
+    let (mut alone, mut busy) = (Processors::default(), Processors::default());
     let runs = bench.rounds(bench.scale.rounds, 4, |who, round| {
         let job = job.seeded(round);
         match who {
             0 => {
-                let ran = job.run(&bench.scratch, &capture.uri());
+                let ran = alone.during(&capture, || job.run(&bench.scratch, &capture.uri()));
                 capture.rest();
                 ran.mib_per_s
             }
@@ -182,7 +184,8 @@ fn sequential(bench: &Bench) -> Outcome {
     for (name, who) in ["capture", "full path", "datalog", "device"].iter().zip(0..) {
         out.series(name, "MiB/s", rate(who));
     }
-    busy.tell(&mut out);
+    alone.tell("capture", &mut out);
+    busy.tell("full path", &mut out);
     out
 }
 

@@ -1,7 +1,7 @@
 //! Before-images against their ordinals' rows and their index.
 
 use super::{Checked, FindingKind, Place, Progress, Stage};
-use crate::{history::decode_undo, keys, load::Tables};
+use crate::{keys, load::Tables, undo::decode_undo};
 use bytes::Bytes;
 use model::{
     BLOCK_SIZE, BlockNo, Ordinal, Payload, VolumeIndex,

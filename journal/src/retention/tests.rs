@@ -4,6 +4,7 @@ use super::{
     Broken, Space, Wanted,
     decide::{Applied, Claim, Decision, Kept, Step, decide},
 };
+use crate::tests::undo::{CommitWhole, UndoContainer};
 use crate::{
     Journal, JournalError, PinKind, PinRow, Position, RestorePhase, RestoreRow, SealFlags,
     rows::{Consistent, Floors},
@@ -12,7 +13,7 @@ use crate::{
 use bytes::Bytes;
 use model::{
     BlockNo, GenNo, Level, LfcId, Ordinal, Payload, Point, RedoSpan, Timestamp, VolumeIndex, WriteSeq,
-    ports::{Family, History, HistoryError, OrdinalKind, UndoContainer},
+    ports::{Family, History, HistoryError, OrdinalKind},
 };
 use rand::{Rng, seq::IndexedRandom};
 use testkit::{sim::Tear, with_seeds};
@@ -384,9 +385,8 @@ fn container(j: &Journal, n: u64) -> Result<(), JournalError> {
             ordinal,
             kind,
             blocks: blocks.collect(),
-            unknown: Vec::new(),
         };
-        j.commit_undo(&undo)
+        j.commit_whole(&undo)
             .map_err(|e| JournalError::Refused(e.to_string()))?;
     }
     j.set_applied(ordinal, row.generation, row.lfc, row.last_seq)
@@ -726,9 +726,8 @@ fn k1_an_undone_restore_below_the_floor_keeps_its_boundary() {
             ordinal: Ordinal(ordinal),
             kind,
             blocks: blocks.collect(),
-            unknown: Vec::new(),
         };
-        j.commit_undo(&undo).unwrap();
+        j.commit_whole(&undo).unwrap();
         j.set_applied_local(Ordinal(ordinal)).unwrap();
     }
     (6..=7).for_each(|n| container(&j, n).unwrap());

@@ -1,6 +1,7 @@
 //! The check of a whole journal: nothing where nothing is wrong, and each thing that may be wrong behind right checksums.
 
 use super::*;
+use crate::tests::undo::{CommitWhole, UndoContainer};
 use crate::{
     LfcRow, SealFlags,
     check::{Checked, FindingKind, check_parts},
@@ -8,7 +9,7 @@ use crate::{
 };
 use model::{
     BlockNo, GenNo, LfcId, Ordinal, Payload,
-    ports::{Batch, Change, Family, History, OrdinalKind, Store, UndoContainer},
+    ports::{Batch, Change, Family, OrdinalKind, Store},
 };
 
 const FIRST: (GenNo, LfcId) = (GenNo(1), LfcId(2));
@@ -41,7 +42,7 @@ fn lab() -> Lab {
                     if b == 0 { Payload::Zero } else { data },
                 )
             });
-            j.commit_undo(&UndoContainer {
+            j.commit_whole(&UndoContainer {
                 ordinal: Ordinal(round + 1),
                 kind: OrdinalKind::Apply {
                     generation: row.generation,
@@ -49,7 +50,6 @@ fn lab() -> Lab {
                     last_seq: row.last_seq,
                 },
                 blocks: blocks.collect(),
-                unknown: Vec::new(),
             })
             .unwrap();
             j.set_applied(Ordinal(round + 1), row.generation, row.lfc, row.last_seq)

@@ -1,10 +1,11 @@
 //! Power cuts and kills at every sync of a history: what was promised is there, what is there was written.
 
 use super::*;
+use crate::tests::undo::{CommitWhole, UndoContainer};
 use crate::{Cell, Frame, MapShape, PinKind, PinRow, Position, SealFlags};
 use model::{
     BLOCK_SIZE, BlockNo, ByteRange, GenNo, LfcId, Ordinal, Payload, Point,
-    ports::{History, OrdinalKind, UndoContainer},
+    ports::{History, OrdinalKind},
 };
 use rand::{Rng, RngCore};
 use std::collections::BTreeMap;
@@ -147,10 +148,9 @@ fn undo(j: &Journal, book: &mut Book, rng: &mut dyn RngCore) -> Step {
         ordinal,
         kind,
         blocks,
-        unknown: Vec::new(),
     };
     book.perhaps_undo = Some(container.clone());
-    match j.commit_undo(&container) {
+    match j.commit_whole(&container) {
         Ok(()) => {
             book.perhaps_undo = None;
             book.undo.insert(ordinal, container);
@@ -411,18 +411,17 @@ fn w4_undo_is_never_rebuilt() {
             last_seq: WriteSeq(1),
         },
         blocks: vec![(V, BlockNo(5), Payload::Data(Bytes::from(vec![fill; 4096])))],
-        unknown: Vec::new(),
     };
-    assert!(j.commit_undo(&container(2, 1)).is_err());
-    j.commit_undo(&container(1, 1)).unwrap();
-    j.commit_undo(&container(1, 9)).unwrap();
+    assert!(j.commit_whole(&container(2, 1)).is_err());
+    j.commit_whole(&container(1, 1)).unwrap();
+    j.commit_whole(&container(1, 9)).unwrap();
     let local = OrdinalKind::Local {
         restore_from: Ordinal(0),
         base: Ordinal(0),
         redo: Vec::new(),
     };
     assert!(
-        j.commit_undo(&UndoContainer {
+        j.commit_whole(&UndoContainer {
             kind: local,
             ..container(1, 7)
         })

@@ -1,6 +1,7 @@
 //! Damage is told from a torn end (`rules.md` T5, T7).
 
 use super::*;
+use crate::tests::undo::{CommitWhole, UndoContainer};
 use crate::{Damage, SealFlags};
 use model::{ByteRange, GenNo, LfcId, Ordinal};
 use rand::Rng;
@@ -247,11 +248,10 @@ fn rotten_values_in_the_store_are_never_served() {
         BlockNo(1),
         Payload::Data(Bytes::from(vec![7; 4096])),
     )];
-    j.commit_undo(&UndoContainer {
+    j.commit_whole(&UndoContainer {
         ordinal: Ordinal(1),
         kind,
         blocks,
-        unknown: Vec::new(),
     })
     .unwrap();
     let store = lab.power.store("db");

@@ -17,6 +17,7 @@ mod room;
 mod sizes;
 mod tails;
 mod told;
+pub(crate) mod undo;
 mod versions;
 
 use crate::{Draft, Journal, JournalError, NewGeneration, Opened, Options, Parts, tail};

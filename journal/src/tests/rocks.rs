@@ -1,10 +1,11 @@
 //! The journal on real files and RocksDB.
 
 use super::*;
+use crate::tests::undo::{CommitWhole, UndoContainer};
 use crate::{IndexFloors, RocksStore, SealFlags};
 use model::{
     BlockNo, ByteRange, GenNo, LfcId, Ordinal, Payload, RedoSpan,
-    ports::{Batch, Family, History, OrdinalKind, Store, StoreError, UndoContainer},
+    ports::{Batch, Family, History, OrdinalKind, Store, StoreError},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,11 +51,10 @@ fn a_journal_in_a_folder() {
                 (VolumeIndex(0), BlockNo(b), before)
             })
             .collect();
-        j.commit_undo(&UndoContainer {
+        j.commit_whole(&UndoContainer {
             ordinal: Ordinal(round + 1),
             kind,
             blocks,
-            unknown: Vec::new(),
         })
         .unwrap();
         j.set_applied(
@@ -493,13 +493,12 @@ fn t3_attempts_without_room_for_an_index_take_no_room() {
             last_seq: WriteSeq(10),
         },
         blocks: (0..10).map(|b| (VolumeIndex(0), BlockNo(b), data(b))).collect(),
-        unknown: Vec::new(),
     };
     for _ in 0..5 {
-        j.commit_undo(&undo).unwrap_err();
+        j.commit_whole(&undo).unwrap_err();
         assert!(stored(dir.path()) < 3 * CONTAINER, "{}", stored(dir.path()));
     }
-    j.commit_undo(&undo).unwrap();
+    j.commit_whole(&undo).unwrap();
     let got = j.first_undo(VolumeIndex(0), BlockNo(3), 1, Ordinal(0), Ordinal(1));
     assert_eq!(got.unwrap(), [Some(data(3))]);
     j.set_applied(Ordinal(1), GenNo(1), LfcId(2), WriteSeq(10))
@@ -507,4 +506,44 @@ fn t3_attempts_without_room_for_an_index_take_no_room() {
     j.drop_redo_through(GenNo(1), LfcId(2)).unwrap();
     j.drop_undo_through(Ordinal(1)).unwrap();
     assert!(stored(dir.path()) < CONTAINER / 2, "{}", stored(dir.path()));
+}
+
+/// Containers of which each touched the first block alone: what is freed ends before the first key of what is kept.
+#[test]
+fn t9_undo_of_the_first_block_alone_stays_above_the_floor() {
+    let dir = tempfile::tempdir().unwrap();
+    let j = Journal::open(Parts::open_dir(dir.path(), LFC).unwrap(), options())
+        .unwrap()
+        .0;
+    j.create_generation(NewGeneration::own(GenId(1), None)).unwrap();
+    let image = |n: u64| Payload::Data(Bytes::from(vec![n as u8; 4096]));
+    for n in 1..=5 {
+        let undo = UndoContainer {
+            ordinal: Ordinal(n),
+            kind: OrdinalKind::Copies,
+            blocks: vec![(VolumeIndex(0), BlockNo(0), image(n))],
+        };
+        j.commit_whole(&undo).unwrap();
+        j.set_applied_local(Ordinal(n)).unwrap();
+    }
+    let check = |j: &Journal, floor: u64| {
+        for after in floor..5 {
+            let found = j.first_undo(VolumeIndex(0), BlockNo(0), 1, Ordinal(after), Ordinal(5));
+            assert_eq!(
+                found.unwrap(),
+                [Some(image(after + 1))],
+                "after {after}, floor {floor}"
+            );
+        }
+    };
+    for floor in 1..4 {
+        j.drop_undo_through(Ordinal(floor)).unwrap();
+        check(&j, floor);
+    }
+    drop(j);
+    // What is below the floor is freed again at each start.
+    let j = Journal::open(Parts::open_dir(dir.path(), LFC).unwrap(), options())
+        .unwrap()
+        .0;
+    check(&j, 3);
 }

@@ -1,10 +1,11 @@
 //! Room on a real disk: what retention frees is really given back, and what is left of it is never read.
 
 use super::*;
+use crate::tests::undo::{CommitWhole, UndoContainer};
 use crate::{IndexFloors, RocksStore, SealFlags, Space, Wanted, keys::index_parts};
 use model::{
     BlockNo, ByteRange, GenNo, Ordinal, Payload, RedoSpan,
-    ports::{Family, History, HistoryError, OrdinalKind, Store, UndoContainer},
+    ports::{Family, History, HistoryError, OrdinalKind, Store},
 };
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 use std::{os::unix::fs::MetadataExt, path::Path};
@@ -49,9 +50,8 @@ fn container(j: &Journal, n: u64) {
         blocks: (0..BLOCKS)
             .map(|b| (VolumeIndex(0), BlockNo(b), before(b)))
             .collect(),
-        unknown: Vec::new(),
     };
-    j.commit_undo(&undo).unwrap();
+    j.commit_whole(&undo).unwrap();
     j.set_applied(Ordinal(n), row.generation, row.lfc, row.last_seq)
         .unwrap();
 }

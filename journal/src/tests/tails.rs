@@ -1,10 +1,11 @@
 //! The counter-examples of `rules.md` T that end in a cut: sync, seal, ingest, reuse, rewrite, floors.
 
 use super::*;
+use crate::tests::undo::{CommitWhole, UndoContainer};
 use crate::{ContextRow, Damage, MapShape, PinKind, PinRow, SealFlags};
 use model::{
     BlockNo, ByteRange, ContextState, GenNo, LfcId, Ordinal, Payload, Point, RedoSpan, Role, Term,
-    ports::{Family, History, HistoryError, OrdinalKind, UndoContainer},
+    ports::{Family, History, HistoryError, OrdinalKind},
 };
 use rand::RngCore;
 use testkit::{sim::Tear, with_seeds};
@@ -37,7 +38,6 @@ fn undo(ordinal: u64, blocks: std::ops::Range<u64>, fill: u8) -> UndoContainer {
         ordinal: Ordinal(ordinal),
         kind,
         blocks: blocks.map(|b| (V, BlockNo(b), image.clone())).collect(),
-        unknown: Vec::new(),
     }
 }
 
@@ -120,7 +120,7 @@ fn t3_the_row_is_the_commit_of_undo() {
             (lab, j)
         };
         let commit = |j: &Journal| {
-            let done = j.commit_undo(&undo(1, 0..9, 1));
+            let done = j.commit_whole(&undo(1, 0..9, 1));
             done.map_err(|e| JournalError::Refused(e.to_string()))
         };
         let check = |lab: &Lab| {
@@ -129,7 +129,7 @@ fn t3_the_row_is_the_commit_of_undo() {
             let mut image = 1;
             if j.published() == Ordinal(0) {
                 (blocks, image) = (5..12, 2);
-                j.commit_undo(&undo(1, blocks.clone(), image)).unwrap();
+                j.commit_whole(&undo(1, blocks.clone(), image)).unwrap();
             }
             let found = j.first_undo(V, BlockNo(0), 12, Ordinal(0), Ordinal(1)).unwrap();
             for (block, found) in (0..).zip(found) {
@@ -325,7 +325,7 @@ fn t7_nothing_relies_on_a_batch_that_could_be_lost_in_silence() {
         ("a row without frames", |j| {
             drop(j.drop_sealed().unwrap().unwrap())
         }),
-        ("undo", |j| j.commit_undo(&undo(1, 0..3, 1)).unwrap()),
+        ("undo", |j| j.commit_whole(&undo(1, 0..3, 1)).unwrap()),
         ("a generation", |j| {
             j.create_generation(NewGeneration::own(GenId(0xA2), None))
                 .unwrap();
@@ -456,7 +456,7 @@ fn two_containers() -> (Lab, Journal) {
         let last = fill(&j, 5, 500);
         j.seal(SealFlags::default()).unwrap();
         j.ingest_sealed().unwrap();
-        j.commit_undo(&undo(n, 0..3, 1)).unwrap();
+        j.commit_whole(&undo(n, 0..3, 1)).unwrap();
         j.set_applied(Ordinal(n), GenNo(1), LfcId(2 * n), last).unwrap();
     }
     (lab, j)

@@ -3,10 +3,8 @@
 
 use super::*;
 use crate::SealFlags;
-use model::{
-    LfcId, Ordinal,
-    ports::{History, OrdinalKind, UndoContainer},
-};
+use crate::tests::undo::{CommitWhole, UndoContainer};
+use model::{LfcId, Ordinal, ports::OrdinalKind};
 
 /// A peer names where its generation begins. What it says must leave room for numbers behind it: this host seals the container, and
 /// takes its line over, when that peer is gone.
@@ -94,9 +92,8 @@ fn t8_a_gap_does_not_forget_what_was_applied_meanwhile() {
             ordinal: Ordinal(1),
             kind,
             blocks: Vec::new(),
-            unknown: Vec::new(),
         };
-        j.commit_undo(&undo).unwrap();
+        j.commit_whole(&undo).unwrap();
         let gate = std::sync::Barrier::new(2);
         std::thread::scope(|s| {
             s.spawn(|| {

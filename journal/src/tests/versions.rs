@@ -1,13 +1,14 @@
 //! A version that this build does not know is refused with both numbers, whatever it stands on.
 
 use super::*;
+use crate::tests::undo::{CommitWhole, UndoContainer};
 use crate::{
     Cell, Consistent, ContextRow, Frame, FrameError, FrameHeader, MapShape, PinKind, PinRow, Position,
     RestorePhase, RestoreRow, SealFlags,
 };
 use model::{
     BlockNo, ContextState, GenNo, Level, LfcId, Ordinal, Payload, Point, Role, Term,
-    ports::{Batch, Family, History, Medium, OrdinalKind, Store, UndoContainer},
+    ports::{Batch, Family, Medium, OrdinalKind, Store},
 };
 
 /// A journal with a row of every kind.
@@ -40,11 +41,10 @@ fn with_all_rows(lab: &Lab) -> Journal {
         last_seq: row.last_seq,
     };
     let blocks = vec![(VolumeIndex(0), BlockNo(1), Payload::Zero)];
-    j.commit_undo(&UndoContainer {
+    j.commit_whole(&UndoContainer {
         ordinal: Ordinal(1),
         kind,
         blocks,
-        unknown: Vec::new(),
     })
     .unwrap();
     j.set_applied(Ordinal(1), GenNo(1), row.lfc, row.last_seq)

@@ -2,7 +2,7 @@
 
 use model::{
     BLOCK_SIZE, BlockNo, ByteRange, GenNo, Ordinal, Payload, Record, RedoSpan, VolumeIndex, WriteSeq,
-    ports::{History, HistoryError, Medium, OrdinalKind, RedoPiece, UndoContainer},
+    ports::{BeforeImage, Ended, History, HistoryError, Medium, OrdinalKind, RedoPiece},
 };
 use parking_lot::{Mutex, RwLock};
 use rand::{Rng, RngCore};
@@ -26,7 +26,7 @@ pub struct MemHistory {
     /// Its sync is the moment at which undo becomes durable.
     disk: Mutex<SimMedium>,
     /// Under way when power went: durable or not by chance.
-    torn: Mutex<Option<UndoContainer>>,
+    torn: Mutex<Option<(Ordinal, Undo)>>,
     /// Holding its syncs pauses between publishing and the first overwrite.
     pub gate: SimMedium,
 }
@@ -51,10 +51,10 @@ impl MemHistory {
     pub fn restart(&self, rng: &mut dyn RngCore) {
         let mut disk = self.disk.lock();
         *disk = disk.reopen();
-        if let Some(container) = self.torn.lock().take()
+        if let Some((ordinal, undo)) = self.torn.lock().take()
             && rng.random()
         {
-            self.publish(&container);
+            self.publish(ordinal, undo);
         }
     }
 
@@ -70,16 +70,10 @@ impl MemHistory {
         self.undo.read()[&ordinal].blocks.len()
     }
 
-    fn publish(&self, container: &UndoContainer) {
-        let blocks = container
-            .blocks
-            .iter()
-            .map(|(v, b, p)| ((*v, *b), p.clone()))
-            .collect();
-        let kind = container.kind.clone();
-        let old = self.undo.write().insert(container.ordinal, Undo { kind, blocks });
-        assert!(old.is_none(), "undo of {} rebuilt", container.ordinal);
-        self.published.store(container.ordinal.0, Ordering::Release);
+    fn publish(&self, ordinal: Ordinal, undo: Undo) {
+        let old = self.undo.write().insert(ordinal, undo);
+        assert!(old.is_none(), "undo of {ordinal} rebuilt");
+        self.published.store(ordinal.0, Ordering::Release);
     }
 
     fn records(&self, spans: &[RedoSpan]) -> Vec<Record> {
@@ -147,24 +141,36 @@ impl History for MemHistory {
         Ok(pieces)
     }
 
-    fn commit_undo(&self, container: &UndoContainer) -> Result<(), HistoryError> {
-        assert_eq!(container.ordinal, self.published().next());
-        assert!(container.blocks.is_sorted_by(|a, b| (a.0, a.1) < (b.0, b.1)));
-        assert!(
-            container
-                .blocks
-                .iter()
-                .all(|(.., p)| !matches!(p, Payload::Data(d) if d.len() as u64 != BLOCK_SIZE))
-        );
+    fn commit_undo(
+        &self,
+        ordinal: Ordinal,
+        kind: &OrdinalKind,
+        images: &mut dyn Iterator<Item = Result<BeforeImage, Ended>>,
+    ) -> Result<Vec<Key>, HistoryError> {
+        assert_eq!(ordinal, self.published().next());
+        let mut blocks = BTreeMap::new();
+        for image in images {
+            let BeforeImage { volume, block, image } = image.map_err(|Ended| HistoryError::Ended)?;
+            let image = image.expect("no block of these disks is unreadable");
+            assert!(!matches!(&image, Payload::Data(d) if d.len() as u64 != BLOCK_SIZE));
+            let last = blocks.last_key_value().map(|(last, _)| *last);
+            assert!(last < Some((volume, block)), "{volume} {block:?} behind {last:?}");
+            blocks.insert((volume, block), image);
+        }
+        let keys = blocks.keys().copied().collect();
+        let undo = Undo {
+            kind: kind.clone(),
+            blocks,
+        };
         let disk = self.disk.lock();
         if let Err(source) = disk.write_at(0, &[1]).and_then(|()| disk.sync()) {
-            *self.torn.lock() = Some(container.clone());
+            *self.torn.lock() = Some((ordinal, undo));
             let what = "history".into();
             return Err(HistoryError::Io { what, source });
         }
-        self.publish(container);
+        self.publish(ordinal, undo);
         self.gate.sync().unwrap();
-        Ok(())
+        Ok(keys)
     }
 
     fn undone_blocks(

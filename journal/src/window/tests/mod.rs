@@ -3,6 +3,7 @@
 mod taken_over;
 
 use super::*;
+use crate::tests::undo::{CommitWhole, UndoContainer};
 use crate::{
     ContextRow, Draft, LfcRow, NewGeneration, Parent, Position, RestorePhase, RestoreRow, SealFlags,
     tests::{Lab, at, mark, write},
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use model::{
     BLOCK_SIZE, BlockNo, ByteRange, ContextState, GenId, Ordinal, Payload, RecordBody, RedoSpan, Role,
     Target, Term, VolumeIndex, WriteSeq,
-    ports::{History, OrdinalKind, UndoContainer},
+    ports::{History, OrdinalKind},
     target::TargetKind,
 };
 use rand::{Rng, RngCore};
@@ -148,11 +149,10 @@ impl Host {
             })
             .collect();
         self.j
-            .commit_undo(&UndoContainer {
+            .commit_whole(&UndoContainer {
                 ordinal,
                 kind,
                 blocks,
-                unknown: Vec::new(),
             })
             .unwrap();
         self.volume = to;
