@@ -45,9 +45,9 @@ const MEMTABLE_BYTES: usize = 2 << 20;
 /// Entries that are stepped over on the way to the next range before it is sought.
 const STEPS_BEFORE_SEEK: usize = 8;
 
-/// Leading bytes of a key of the undo index: volume and block. Each file of it has a Bloom filter of them, for most blocks that
-/// are looked up have no undo, and a lookup asks several files.
-const UNDO_INDEX_PREFIX: usize = 10;
+/// Leading bytes of a key of an index: volume and block. Each file of it has a Bloom filter of them, for most blocks that
+/// are looked up are in few containers, and a lookup asks many files.
+const BLOCK_PREFIX: usize = 10;
 
 /// Bits of such a filter for each block: one lookup in a hundred looks into a file for nothing.
 const BLOOM_BITS: f64 = 10.0;
@@ -120,20 +120,24 @@ fn full(path: &Path) -> StoreError {
     }
 }
 
-/// A level of zstd that leaves literals as they are: whoever applies waits for it, and often it is all noise.
+/// Compresses by a level of zstd that leaves literals as they are: whoever applies waits for it, and often it is all noise.
 fn quick(o: &mut Options) {
+    o.set_compression_type(DBCompressionType::Zstd);
     o.set_compression_options(-14, -1, 0, 0);
 }
 
-/// How an index is compacted. A container touches blocks all over, so each merge into a level writes all of that level anew: merges
+/// How an index is kept. A container touches blocks all over, so each merge into a level writes all of that level anew: merges
 /// are of many files, and the first level is small. Commits are not held up by the number of files: what comes is files, not
 /// writes, and a late merge only makes lookups slower.
-fn levels(o: &mut Options) {
+fn index(o: &mut Options, table: &mut BlockBasedOptions) {
     quick(o);
     o.set_level_zero_file_num_compaction_trigger(12);
     o.set_level_zero_slowdown_writes_trigger(256);
     o.set_level_zero_stop_writes_trigger(512);
     o.set_max_bytes_for_level_base(64 << 20);
+    o.set_prefix_extractor(SliceTransform::create_fixed_prefix(BLOCK_PREFIX));
+    table.set_bloom_filter(BLOOM_BITS, false);
+    table.set_whole_key_filtering(false);
 }
 
 /// Options of a family. Files that are ingested must be built with the same ones.
@@ -150,14 +154,12 @@ fn options(family: Family, cache: &Cache, floors: &Arc<IndexFloors>) -> Options 
             o.set_disable_auto_compactions(true);
         }
         Family::Undo => {
-            o.set_compression_type(DBCompressionType::Zstd);
             quick(&mut o);
             o.set_disable_auto_compactions(true);
             table.set_block_size(16 << 10);
         }
         Family::RedoIndex => {
-            o.set_compression_type(DBCompressionType::Zstd);
-            levels(&mut o);
+            index(&mut o, &mut table);
             let floors = Arc::clone(floors);
             o.set_compaction_filter("redo floor", move |_, key, _| {
                 let floor = floors.redo();
@@ -167,16 +169,12 @@ fn options(family: Family, cache: &Cache, floors: &Arc<IndexFloors>) -> Options 
             });
         }
         Family::UndoIndex => {
-            o.set_compression_type(DBCompressionType::Zstd);
-            levels(&mut o);
+            index(&mut o, &mut table);
             let floors = Arc::clone(floors);
             o.set_compaction_filter("undo floor", move |_, key, _| {
                 let below = be(key, 10, u64::from_be_bytes).is_some_and(|n| Ordinal(n) <= floors.undo());
                 if below { Decision::Remove } else { Decision::Keep }
             });
-            o.set_prefix_extractor(SliceTransform::create_fixed_prefix(UNDO_INDEX_PREFIX));
-            table.set_bloom_filter(BLOOM_BITS, false);
-            table.set_whole_key_filtering(false);
         }
         Family::Catalog | Family::Meta | Family::Map => {}
     }
@@ -184,20 +182,26 @@ fn options(family: Family, cache: &Cache, floors: &Arc<IndexFloors>) -> Options 
     o
 }
 
-/// To read whatever lies in a range. Without it a family with filters of prefixes shows a seek's own prefix alone.
-fn ordered() -> ReadOptions {
+/// To read whatever comes in order; within one block of an index its filters are asked, and nothing else is shown.
+fn read_options(is_of_one_block: bool) -> ReadOptions {
     let mut read = ReadOptions::default();
-    read.set_total_order_seek(true);
+    match is_of_one_block {
+        true => read.set_prefix_same_as_start(true),
+        false => read.set_total_order_seek(true),
+    }
     read
 }
 
-/// Whether ranges of the undo index lie within one block each, and on the whole too far from one another for steps.
-fn are_scattered(ranges: &[(Vec<u8>, Vec<u8>)]) -> bool {
+/// Whether a range of an index lies within one block.
+fn is_of_one_block(family: Family, from: &[u8], to: &[u8]) -> bool {
+    let is_index = matches!(family, Family::RedoIndex | Family::UndoIndex);
+    let block = from.get(..BLOCK_PREFIX);
+    is_index && block.is_some() && block == to.get(..BLOCK_PREFIX)
+}
+
+/// Whether ranges lie within one block each, and on the whole too far from one another for steps.
+fn are_scattered(family: Family, ranges: &[(Vec<u8>, Vec<u8>)]) -> bool {
     let block = |(from, _): &(Vec<u8>, Vec<u8>)| be(from, 2, u64::from_be_bytes).unwrap_or(0);
-    let of_one_block = |(from, to): &(Vec<u8>, Vec<u8>)| {
-        let of_from = from.get(..UNDO_INDEX_PREFIX);
-        of_from.is_some() && of_from == to.get(..UNDO_INDEX_PREFIX)
-    };
     let is_far = match ranges {
         [first, .., last] => {
             let apart = block(last).saturating_sub(block(first)) / ranges.len() as u64;
@@ -205,7 +209,7 @@ fn are_scattered(ranges: &[(Vec<u8>, Vec<u8>)]) -> bool {
         }
         _ => true,
     };
-    is_far && ranges.iter().all(of_one_block)
+    is_far && ranges.iter().all(|(from, to)| is_of_one_block(family, from, to))
 }
 
 /// Looks at what RocksDB would take for a cut end, or read for ever, before it sees it; answers how its own failures to open are
@@ -357,7 +361,7 @@ impl Store for RocksStore {
         to: &[u8],
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), StoreError> {
-        let mut read = ordered();
+        let mut read = read_options(is_of_one_block(family, from, to));
         read.set_iterate_upper_bound(to);
         let mut at = self.db.raw_iterator_cf_opt(&self.family(family)?, read);
         at.seek(from);
@@ -378,12 +382,8 @@ impl Store for RocksStore {
         let Some((_, end)) = ranges.last() else {
             return Ok(Vec::new());
         };
-        let is_scattered = family == Family::UndoIndex && are_scattered(ranges);
-        let mut read = ordered();
-        if is_scattered {
-            read.set_total_order_seek(false);
-            read.set_prefix_same_as_start(true);
-        }
+        let is_scattered = are_scattered(family, ranges);
+        let mut read = read_options(is_scattered);
         read.set_iterate_upper_bound(end.as_slice());
         let mut at = self.db.raw_iterator_cf_opt(&self.family(family)?, read);
         let mut out = Vec::with_capacity(ranges.len());
@@ -407,7 +407,7 @@ impl Store for RocksStore {
     }
 
     fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>, StoreError> {
-        let mut read = ordered();
+        let mut read = read_options(false);
         read.set_iterate_lower_bound(from);
         read.set_iterate_upper_bound(to);
         let mode = IteratorMode::From(to, Direction::Reverse);

@@ -396,31 +396,7 @@ impl Journal {
         self.guarded(|| {
             let _writer = self.writer.lock();
             self.check_closed()?;
-            let known = self
-                .shared
-                .read()
-                .generations
-                .get(&at.generation)
-                .map(|g| (g.id, g.no));
-            let parent = match known {
-                Some((id, no)) => {
-                    // What was taken over there before knows the digest, when the catalog has forgotten it.
-                    // So does a generation that continues it.
-                    let known = {
-                        let shared = self.shared.read();
-                        let parents = shared.generations.values().filter_map(|g| g.parent);
-                        let mut known = parents.chain(taken_over(&shared));
-                        known.find(|p| (p.id, p.seq) == (id, at.seq))
-                    };
-                    let digest = match known {
-                        Some(parent) => parent.digest,
-                        None => self.digest_at(no, at.seq)?.1,
-                    };
-                    let seq = at.seq;
-                    Some(Parent { id, seq, digest })
-                }
-                None => None,
-            };
+            let parent = self.parent_at(at)?;
             let promotion = Promotion { id, parent, clock };
             let is_restored = self.restore()?.is_some();
             let mut meta = self.meta.lock();
@@ -450,6 +426,32 @@ impl Journal {
             self.move_cursors(|c| *c = cursors);
             Ok(())
         })
+    }
+
+    /// What a line that begins behind `at` says of where it begins; `None` where there is no line.
+    ///
+    /// # Errors
+    /// [`JournalError::NotHeld`] when nothing knows the digest there any more, so that nobody can take the line over there, or a
+    /// failure.
+    pub fn parent_at(&self, at: Position) -> Result<Option<Parent>, JournalError> {
+        let (id, no, known) = {
+            let shared = self.shared.read();
+            let Some(generation) = shared.generations.get(&at.generation) else {
+                return Ok(None);
+            };
+            // What was taken over there before knows the digest, when the catalog has forgotten it. So does a generation that
+            // continues it.
+            let parents = shared.generations.values().filter_map(|g| g.parent);
+            let mut known = parents.chain(taken_over(&shared));
+            let known = known.find(|p| (p.id, p.seq) == (generation.id, at.seq));
+            (generation.id, generation.no, known)
+        };
+        let digest = match known {
+            Some(parent) => parent.digest,
+            None => self.digest_at(no, at.seq)?.1,
+        };
+        let seq = at.seq;
+        Ok(Some(Parent { id, seq, digest }))
     }
 
     /// Gives the line up: from now on this host follows another one's. Its end becomes a point that undo leads back to, if

@@ -15,7 +15,7 @@
 //! # Crash consistency
 //!
 //! A crash before the row leaves images, and perhaps index entries, of an ordinal that is not published. Whoever commits that
-//! ordinal next removes the images first: they would be taken for its own. So do images that [end](Ended) early.
+//! ordinal next removes the images first: they would be taken for its own. Images that [end](Ended) early are removed at once.
 
 use crate::{
     codec::{Malformed, Read, Reader, Writer},

@@ -43,7 +43,7 @@ use crate::{
     BLOCK,
     change::{ChangeSet, Run},
     error::{Result, SnapshotError},
-    volumes::Volumes,
+    volumes::{Volumes, batches},
 };
 use bytes::Bytes;
 use model::{
@@ -234,12 +234,6 @@ fn blocks(buf: Bytes) -> impl Iterator<Item = Payload> {
     (0..buf.len() / BLOCK).map(move |i| Payload::of(buf.slice(i * BLOCK..(i + 1) * BLOCK)))
 }
 
-/// Blocks of one volume each, not too many at once.
-fn batches(keys: &[(VolumeIndex, BlockNo)]) -> impl Iterator<Item = &[(VolumeIndex, BlockNo)]> {
-    keys.chunk_by(|a, b| a.0 == b.0)
-        .flat_map(|keys| keys.chunks(READ_BLOCKS_MAX))
-}
-
 /// Before-images as history takes them.
 struct Images<'a> {
     volumes: &'a Volumes,
@@ -255,7 +249,7 @@ struct Images<'a> {
 impl Images<'_> {
     fn next_image(&mut self) -> Result<Option<BeforeImage>> {
         if self.batch.len() == 0
-            && let Some(keys) = batches(self.unread).next()
+            && let Some(keys) = batches(self.unread, READ_BLOCKS_MAX).next()
         {
             self.unread = &self.unread[keys.len()..];
             self.batch = self.withhold(read_images(self.volumes, keys)?)?.into_iter();
@@ -274,7 +268,7 @@ impl Images<'_> {
         if unknown.iter().all(|key| self.withheld.contains(key)) {
             return Ok(batch);
         }
-        for keys in batches(self.unread) {
+        for keys in batches(self.unread, READ_BLOCKS_MAX) {
             unknown.extend(of(&read_images(self.volumes, keys)?));
         }
         self.volumes.withhold(&unknown)?;

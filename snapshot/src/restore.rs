@@ -31,7 +31,7 @@ use crate::{
     overwrite::{UndoPlan, blocks_of, overwrite, overwrite_again},
     plan::{BlockKey, Candidates, RestorePlan},
     progress::Progress,
-    volumes::Volumes,
+    volumes::{Volumes, batches},
 };
 use model::{
     BLOCK_SIZE, BlockNo, ByteRange, Ordinal, Payload, WriteSeq, is_zero,
@@ -196,7 +196,7 @@ impl Restore<'_> {
     /// Writes the blocks of a container, whose undo is durable, again from the point.
     fn repeat(&self, ordinal: Ordinal, keys: &[BlockKey]) -> Result<()> {
         let mut part = Part::default();
-        for batch in batches(keys) {
+        for batch in batches(keys, BATCH_BLOCKS) {
             self.compare(batch, &mut part, true)?;
         }
         overwrite_again(self.volumes, &part.changes, self.history, ordinal, &mut |_| {})?;
@@ -230,7 +230,7 @@ impl Restore<'_> {
                     }
                 }
             }
-            for of_volume in batches(&batch) {
+            for of_volume in batches(&batch, BATCH_BLOCKS) {
                 self.compare(of_volume, &mut part, false)?;
             }
             if let Some((volume, block)) = batch.last() {
@@ -297,10 +297,4 @@ struct Part {
     /// Every candidate before this one was looked at.
     next: Option<BlockKey>,
     ended: bool,
-}
-
-/// Blocks of one volume each, not too many at once.
-fn batches(keys: &[BlockKey]) -> impl Iterator<Item = &[BlockKey]> {
-    keys.chunk_by(|a, b| a.0 == b.0)
-        .flat_map(|keys| keys.chunks(BATCH_BLOCKS))
 }

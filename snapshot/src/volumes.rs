@@ -289,3 +289,13 @@ pub(crate) fn stretches(
 ) -> impl Iterator<Item = &[(VolumeIndex, BlockNo)]> {
     blocks.chunk_by(|a, b| a.1.0 + 1 == b.1.0)
 }
+
+/// Blocks, which come in order, by volume and not more than so many at once.
+pub(crate) fn batches(
+    blocks: &[(VolumeIndex, BlockNo)],
+    most: usize,
+) -> impl Iterator<Item = &[(VolumeIndex, BlockNo)]> {
+    blocks
+        .chunk_by(|a, b| a.0 == b.0)
+        .flat_map(move |of_volume| of_volume.chunks(most))
+}

@@ -517,6 +517,32 @@ fn t9_the_frames_of_a_restored_point_stay() {
     assert_eq!(j.digest_at(G, place).unwrap(), digest);
 }
 
+/// Where the frames went before the restore, nothing knows the digest inside a container any more: no line can begin there, which is
+/// to be known before a failover. At its end one can.
+#[test]
+fn l1_a_line_begins_only_where_the_digest_is_known() {
+    let lab = Lab::new();
+    let j = lab.fresh();
+    (1..=8).for_each(|n| container(&j, n).unwrap());
+    let inside = Position {
+        generation: G,
+        seq: WriteSeq(3 * BLOCKS - 1),
+    };
+    let end = Position {
+        seq: WriteSeq(3 * BLOCKS),
+        ..inside
+    };
+    let before = [inside, end].map(|at| j.parent_at(at).unwrap().unwrap());
+    assert_eq!(before.map(|p| p.seq), [inside.seq, end.seq]);
+    j.drop_redo_through(G, LfcId(8)).unwrap();
+    drop(j);
+    // Without frames in memory.
+    let (j, _) = lab.open().unwrap();
+    let e = j.parent_at(inside).unwrap_err();
+    assert!(matches!(e, JournalError::NotHeld { .. }), "{e}");
+    assert_eq!(j.parent_at(end).unwrap(), Some(before[1]));
+}
+
 #[test]
 fn t9_rows_outlive_their_frames_by_four_windows() {
     let lab = Lab::new();

@@ -201,11 +201,19 @@ fn the_store_keeps_its_contract() {
     }
 }
 
-/// The undo index has filters of blocks, which a lookup of scattered blocks asks and all else must not: files that lie over one
-/// another, blocks with undo and without, near and far, over a compaction and in a store that is read alone.
+/// The indexes have filters of blocks, which a lookup of one block or of scattered ones asks and all else must not: files that lie
+/// over one another, blocks with entries and without, near and far, over a compaction and in a store that is read alone.
 #[test]
 fn v1_lookups_by_block_find_what_a_scan_finds() {
-    use crate::keys::undo_index;
+    lookups_by_block(Family::UndoIndex, |volume, block, n| {
+        crate::keys::undo_index(volume, block, Ordinal(n))
+    });
+    lookups_by_block(Family::RedoIndex, |volume, block, n| {
+        crate::keys::redo_index(volume, block, GenNo(1), WriteSeq(n))
+    });
+}
+
+fn lookups_by_block(family: Family, key: impl Fn(VolumeIndex, BlockNo, u64) -> Vec<u8>) {
     use rand::{Rng, SeedableRng, rngs::StdRng};
     let dir = tempfile::tempdir().unwrap();
     let floors = Arc::<IndexFloors>::default();
@@ -220,11 +228,10 @@ fn v1_lookups_by_block_find_what_a_scan_finds() {
                 _ => rng.random_range(0..3000) * 1_000_003,
             })
             .collect();
-        let key =
-            |block: &u64| undo_index(VolumeIndex((block % 2) as u16), BlockNo(*block), Ordinal(ordinal));
-        let keys: BTreeSet<_> = blocks.iter().map(key).collect();
+        let of = |block: &u64| key(VolumeIndex((block % 2) as u16), BlockNo(*block), ordinal);
+        let keys: BTreeSet<_> = blocks.iter().map(of).collect();
         let mut pairs = keys.iter().map(|key| (key.clone(), Bytes::from_static(&[1])));
-        store.ingest(Family::UndoIndex, &mut pairs).unwrap();
+        store.ingest(family, &mut pairs).unwrap();
         all.extend(keys.into_iter().map(|key| (key, ())));
     }
     let mut check = |store: RocksStore| {
@@ -233,11 +240,9 @@ fn v1_lookups_by_block_find_what_a_scan_finds() {
             seen.push(key.to_vec());
             true
         };
-        store
-            .scan(Family::UndoIndex, &[], &[0xff; 19], &mut visit)
-            .unwrap();
+        store.scan(family, &[], &[0xff; 19], &mut visit).unwrap();
         assert!(seen.iter().eq(all.keys()));
-        let (last, _) = store.last(Family::UndoIndex, &[], &[0xff; 19]).unwrap().unwrap();
+        let (last, _) = store.last(family, &[], &[0xff; 19]).unwrap().unwrap();
         assert_eq!(Some(&last), all.keys().next_back());
         for round in 0..200 {
             let volume = VolumeIndex(rng.random_range(0..2));
@@ -247,17 +252,27 @@ fn v1_lookups_by_block_find_what_a_scan_finds() {
                 .collect();
             let (after, upto) = (rng.random_range(0..30), rng.random_range(1..=30));
             let range = |block: &BlockNo| {
-                let key = |n| undo_index(volume, *block, Ordinal(n));
-                (key(after + 1), key(upto + 1))
+                let of = |n| key(volume, *block, n);
+                (of(after + 1), of(upto + 1))
             };
             let ranges: Vec<_> = asked.iter().map(range).collect();
             let expected = ranges.iter().map(|(from, to)| {
                 let mut inside = all.range(from.clone()..).take_while(|(key, ())| *key < to);
                 inside.next().map(|(key, ())| key.clone())
             });
-            let found = store.first_of_each(Family::UndoIndex, &ranges).unwrap();
+            let found = store.first_of_each(family, &ranges).unwrap();
             let found = found.into_iter().map(|f| f.map(|(key, _)| key));
             assert!(found.eq(expected), "round {round}");
+            for (from, to) in ranges.iter().filter(|(from, to)| from < to) {
+                let mut seen = Vec::new();
+                let mut visit = |key: &[u8], _: &[u8]| {
+                    seen.push(key.to_vec());
+                    true
+                };
+                store.scan(family, from, to, &mut visit).unwrap();
+                let inside = all.range(from.clone()..to.clone());
+                assert!(seen.iter().eq(inside.map(|(key, ())| key)), "round {round}");
+            }
         }
     };
     check(store);

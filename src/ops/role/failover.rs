@@ -27,6 +27,7 @@ use crate::{
 use control::{
     Code, Failure, MissingInfo, PointInfo, Question, Reply, Step, event::FailoverQuestion, reply::RoleVerb,
 };
+use journal::Position;
 use model::{Role, Term, Timestamp};
 use std::{sync::Arc, time::Instant};
 
@@ -222,6 +223,29 @@ fn planned(context: &Context, peer: &Peer, ground: &Ground, mounted: bool, point
     super::super::planned(Some(point), steps)
 }
 
+/// Whether a line can begin at the restored point, if there is one: behind FAILING_OVER there would be no way back.
+fn check_place(op: &Op<'_>, context: &Context) -> Result<(), Failure> {
+    let Some(At::Restored(point)) = here(&context.row(), context).place(context.restore().as_ref()) else {
+        return Ok(());
+    };
+    let place = Position {
+        generation: point.generation,
+        seq: point.seq,
+    };
+    let Err(e) = context.journal.parent_at(place) else {
+        return Ok(());
+    };
+    let text = format!(
+        "no line can begin at the restored point, record {}: what proves which history it continues cannot be had: {e}",
+        point.seq
+    );
+    let hint = "take the restore back, and restore to the end of a container or to a newer point";
+    let undo = format!("scrt_ra -C {} --undo", context.id());
+    Err(refused(text)
+        .with_hint(hint)
+        .with_hint_command(undo, op.node.name()))
+}
+
 /// From now on only a failover goes on, or a resync leads back.
 fn announce(context: &Arc<Context>, term: Term) -> Result<(), Failure> {
     if context.role() == Role::Recovery {
@@ -240,10 +264,11 @@ fn take_role(op: &mut Op<'_>, context: &Arc<Context>, peer: &Peer, ground: &Grou
         Peer::Answers(p) => Some(p),
         Peer::Away => None,
     };
-    // Before anybody gives a role up: a restore may have no room.
+    // Before anybody gives a role up: a restore may have no room, and a line may not begin everywhere.
     if matches!(ground, Ground::Resyncing) {
         super::super::restore::to_last_consistent(op, context)?;
     }
+    check_place(op, context)?;
     let term = here(&context.row(), context).next_term(answer);
     if let Peer::Answers(standing) = peer
         && standing.standing().serves()
