@@ -1,7 +1,17 @@
 //! What the figures were measured on and with.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Command};
 use testkit::proc::{need_tool, root};
+
+/// Bytes written so far to the disk on which a file or folder is, by anybody.
+pub fn written(at: &Path) -> u64 {
+    let device = fs::metadata(at).expect("it is there").dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let path = format!("/sys/dev/block/{major}:{minor}/stat");
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let sectors = text.split_whitespace().nth(6).and_then(|n| n.parse::<u64>().ok());
+    sectors.unwrap_or_else(|| panic!("{path}: {text}")) * 512
+}
 
 /// Facts, by name.
 pub fn facts(folder: &Path) -> Vec<(&'static str, String)> {

@@ -5,6 +5,7 @@ use crate::{
     bench::{Bench, each, write_noise},
     common::{LONG, PROD, REC, number},
     fio::{Amount, Job},
+    machine,
     nodes::{Nodes, Plan, done},
     outcome::{Aim::AtLeast, Aim::AtMost, Aim::Told, Curve, Outcome},
     processors::Processors,
@@ -169,44 +170,24 @@ fn iops_log(path: &Path) -> Vec<(f64, f64)> {
     text.lines().filter_map(point).collect()
 }
 
-/// A file system on a loop device, mounted; dropped with the scratch that it lies in.
-struct Disk {
-    device: String,
-    at: std::path::PathBuf,
+/// Makes a file system on a loop device and mounts it; it goes with the scratch that it lies in.
+fn mount_disk(image: &Path, at: &Path, len: u64) {
+    let file = fs::File::create(image).expect("an image can be made");
+    file.set_len(len).expect("it can be long");
+    done(
+        Command::new(need_tool("mkfs.ext4"))
+            .args(["-q", "-F", "-E", "lazy_itable_init=0"])
+            .arg(image),
+    );
+    fs::create_dir_all(at).expect("a folder can be made");
+    done(Command::new("mount").args(["-o", "loop"]).args([image, at]));
 }
 
-impl Disk {
-    fn new(image: &Path, at: &Path, len: u64) -> Self {
-        let file = fs::File::create(image).expect("an image can be made");
-        file.set_len(len).expect("it can be long");
-        done(
-            Command::new(need_tool("mkfs.ext4"))
-                .args(["-q", "-F", "-E", "lazy_itable_init=0"])
-                .arg(image),
-        );
-        fs::create_dir_all(at).expect("a folder can be made");
-        done(Command::new("mount").args(["-o", "loop"]).args([image, at]));
-        let source = done(
-            Command::new("findmnt")
-                .args(["-n", "-o", "SOURCE", "--mountpoint"])
-                .arg(at),
-        );
-        let device = source.trim().trim_start_matches("/dev/").to_owned();
-        Self {
-            device,
-            at: at.to_owned(),
-        }
-    }
-
-    /// Bytes written to the device so far, all that the file system holds included.
-    fn written(&self) -> u64 {
-        let folder = fs::File::open(&self.at).expect("it is mounted");
-        rustix::fs::syncfs(&folder).expect("it can be synced");
-        let path = format!("/sys/block/{}/stat", self.device);
-        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-        let sectors = text.split_whitespace().nth(6).and_then(|n| n.parse::<u64>().ok());
-        sectors.unwrap_or_else(|| panic!("{path}: {text}")) * 512
-    }
+/// Bytes written to the disk below a folder so far, all that its file system holds included.
+fn written_synced(at: &Path) -> u64 {
+    let folder = fs::File::open(at).expect("it is mounted");
+    rustix::fs::syncfs(&folder).expect("it can be synced");
+    machine::written(at)
 }
 
 fn amplification(bench: &Bench) -> Outcome {
@@ -220,11 +201,9 @@ fn amplification(bench: &Bench) -> Outcome {
         let scratch = Scratch::new("bench-disks");
         let disks = [PROD, REC].map(|node| {
             let image = bench.scratch.join(format!("disk-{node}"));
-            Disk::new(
-                &image,
-                &scratch.join(format!("state/{node}")),
-                4 * volume + (1 << 30),
-            )
+            let at = scratch.join(format!("state/{node}"));
+            mount_disk(&image, &at, 4 * volume + (1 << 30));
+            at
         });
         let image = scratch.join(format!("state/{PROD}/volume"));
         write_noise(&image, volume, 7);
@@ -247,10 +226,10 @@ fn amplification(bench: &Bench) -> Outcome {
         nodes.rest();
         [None, Some(iops as u64 / 2)].map(|rate| {
             job.rate = rate;
-            let before = disks.each_ref().map(Disk::written);
+            let before = disks.each_ref().map(|at| written_synced(at));
             job.seeded(1).run(&bench.scratch, &nodes.uri());
             nodes.rest();
-            let after = disks.each_ref().map(Disk::written);
+            let after = disks.each_ref().map(|at| written_synced(at));
             [0, 1].map(|n| (after[n] - before[n]) as f64 / volume as f64)
         })
     };
