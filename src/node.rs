@@ -69,42 +69,13 @@ fn again_and_again(
     let _ = std::thread::Builder::new().name("helper".into()).spawn(run);
 }
 
-/// What the C library says of a full disk, and RocksDB in its messages.
-const NO_ROOM: &str = "No space left on device";
-
-/// Why a context could not be opened.
-#[derive(Clone, Debug)]
-pub struct NotOpened {
-    why: String,
-    /// Nothing but room is missing: it is tried again until there is some.
-    pub waits_for_room: bool,
-}
-
-impl NotOpened {
-    fn of(e: &ContextError) -> Self {
-        let why = e.to_string();
-        let waits_for_room = why.contains(NO_ROOM);
-        Self { why, waits_for_room }
-    }
-}
-
-impl std::fmt::Display for NotOpened {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "could not be opened: {}", self.why)?;
-        match self.waits_for_room {
-            true => write!(f, "; it is tried again until there is room"),
-            false => Ok(()),
-        }
-    }
-}
-
 /// Everything a node holds.
 pub struct Node {
     config_path: PathBuf,
     config: RwLock<NodeConfig>,
     contexts: RwLock<BTreeMap<u32, Arc<Context>>>,
-    /// Contexts whose file is here and that could not be opened, by the name of that file.
-    broken: Mutex<BTreeMap<String, NotOpened>>,
+    /// Contexts whose file is here and that could not be opened, with the reason.
+    broken: Mutex<BTreeMap<String, String>>,
     /// Contexts whose journal is damaged.
     damaged: Mutex<BTreeMap<u32, Arc<Damaged>>>,
     clock: Arc<HostClock>,
@@ -200,77 +171,37 @@ impl Node {
             .collect();
         paths.sort();
         for path in paths {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy();
-            match self.open_context(&path) {
-                Ok(Some(context)) => drop(self.contexts.write().insert(context.id().0, context)),
-                Ok(None) => {}
-                Err(e) => {
-                    tracing::error!("{}: not started: {e}", path.display());
-                    let not_opened = NotOpened::of(&e);
-                    let waits = not_opened.waits_for_room;
-                    self.broken.lock().insert(name.clone().into_owned(), not_opened);
-                    if waits {
-                        self.open_when_there_is_room(name.into_owned(), path);
-                    }
-                }
+            let opened = ContextConfig::load(&path)
+                .map_err(ContextError::from)
+                .and_then(|config| self.open_context(config));
+            if let Err(e) = opened {
+                tracing::error!("{}: not started: {e}", path.display());
+                let name = path
+                    .file_stem()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
+                self.broken.lock().insert(name, e.to_string());
             }
         }
         Ok(())
     }
 
-    /// Opens a context by its file. `None`: it is damaged, and kept as that.
-    fn open_context(self: &Arc<Self>, path: &Path) -> Result<Option<Arc<Context>>, ContextError> {
-        let place = Place::open(ContextConfig::load(path)?, self)?;
+    /// As [`Node::add_context`]; one that is damaged is kept as that.
+    fn open_context(self: &Arc<Self>, config: ContextConfig) -> Result<(), ContextError> {
+        let id = config.id;
+        let place = Place::open(config, self)?;
         match Context::open(&place, self, false) {
+            Ok(context) => drop(self.contexts.write().insert(id, context)),
             Err(ContextError::Journal(JournalError::Damaged(found))) => {
                 let damaged = Arc::new(Damaged::new(place, &found));
                 tracing::error!("{}", damaged.sentence());
-                let id = damaged.config().id;
                 self.damaged.lock().insert(id, Arc::clone(&damaged));
                 damage::keep_asking(self, &damaged);
-                Ok(None)
             }
-            opened => opened.map(Some),
+            Err(e) => return Err(e),
         }
-    }
-
-    /// Tries again to open a context that failed for want of room alone, until it is open, or fails for something else, or the node
-    /// ends.
-    fn open_when_there_is_room(self: &Arc<Self>, name: String, path: PathBuf) {
-        let node = Arc::downgrade(self);
-        let run = move || {
-            loop {
-                std::thread::sleep(AGAIN_EVERY);
-                let Some(node) = node.upgrade().filter(|n| n.broken.lock().contains_key(&name)) else {
-                    return;
-                };
-                let opened = node.open_context(&path);
-                let mut broken = node.broken.lock();
-                let is_wanted = broken.remove(&name).is_some();
-                match opened {
-                    Ok(Some(context)) if is_wanted => {
-                        tracing::info!("{}: there is room again: it is open", path.display());
-                        node.contexts.write().insert(context.id().0, context);
-                        return;
-                    }
-                    // The node ends meanwhile.
-                    Ok(Some(context)) => return context.shut_down(),
-                    Ok(None) => return,
-                    Err(e) => {
-                        let still = NotOpened::of(&e);
-                        let waits = still.waits_for_room;
-                        if is_wanted {
-                            broken.insert(name.clone(), still);
-                        }
-                        if !waits {
-                            tracing::error!("{}: not started: {e}", path.display());
-                            return;
-                        }
-                    }
-                }
-            }
-        };
-        let _ = std::thread::Builder::new().name("room".into()).spawn(run);
+        Ok(())
     }
 
     /// A damaged context by its primary or failover id.
@@ -388,10 +319,14 @@ impl Node {
             || config.state_dir.join(format!("c{id}")).exists()
     }
 
-    /// Contexts that could not be opened, by the name of their file.
+    /// Contexts that could not be opened: the name of their file, and why.
     #[must_use]
-    pub fn broken(&self) -> BTreeMap<String, NotOpened> {
-        self.broken.lock().clone()
+    pub fn broken(&self) -> Vec<(String, String)> {
+        self.broken
+            .lock()
+            .iter()
+            .map(|(name, why)| (name.clone(), why.clone()))
+            .collect()
     }
 
     /// All contexts, by id.
@@ -701,7 +636,6 @@ impl Node {
     pub fn shut_down(self: &Arc<Self>, for_a_while: bool) {
         self.peers.shut_down();
         self.damaged.lock().clear();
-        self.broken.lock().clear();
         // A mounted file system still holds writes that were never handed to us.
         self.disown();
         if let Err(e) = self.attacher.leave(for_a_while) {

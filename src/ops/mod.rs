@@ -194,14 +194,10 @@ impl Op<'_> {
 /// The answer of a context that is configured here and could not be opened.
 fn not_opened(node: &Node, id: u32, code: Code) -> Option<Failure> {
     let name = id.to_string();
-    let not_opened = node.broken().remove(&name)?;
-    let hint = match not_opened.waits_for_room {
-        true => "make room on the disk that it names",
-        false => "mend what it names (docs/DAMAGE.md) and start the daemon again",
-    };
+    let (_, why) = node.broken().into_iter().find(|(n, _)| *n == name)?;
     Some(
-        Failure::new(code, format!("context {id} {not_opened}"))
-            .with_hint(hint)
+        Failure::new(code, format!("context {id} could not be opened: {why}"))
+            .with_hint("mend what it names (docs/DAMAGE.md) and start the daemon again")
             .with_hint_command("backstay status", node.name()),
     )
 }

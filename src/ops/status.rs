@@ -69,7 +69,7 @@ fn tell_broken(node: &Node, reply: &mut StatusReply) -> Result<(), Failure> {
     let broken: Vec<String> = node
         .broken()
         .into_iter()
-        .map(|(name, not_opened)| format!("context {name} {not_opened}"))
+        .map(|(name, why)| format!("context {name} could not be opened: {why}"))
         .chain(node.damaged().iter().map(|d| d.sentence()))
         .collect();
     match (reply.contexts.first_mut(), broken.as_slice()) {

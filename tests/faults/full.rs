@@ -146,42 +146,6 @@ fn full_journal_of_a_production_alone() {
     });
 }
 
-/// A daemon that was killed starts on a disk without room: it says so, and goes on by itself when there is some.
-#[test]
-fn full_journal_at_a_start() {
-    if !root_for("full disks") {
-        return;
-    }
-    for (name, node) in [("full-start-prod", PROD), ("full-start-rec", REC)] {
-        let (mut world, disk) = world(name, &format!("state/{node}/c1/journal"), 128 << 20);
-        with_seeds(name, 1, |rng| {
-            world.load.set_mark(&world.pair);
-            world.under_load(name, rng, |_, _| thread::sleep(Duration::from_secs(1)));
-            world.settle(name);
-            world.load.disconnect();
-            disk.fill();
-            world.pair.kill9(node);
-            world.pair.start(node);
-            until("it to say what it waits for", LONG, || {
-                let said = world.pair.cli(node, &["status", "-C", "1"]);
-                let says_so = said.stdout.contains("room") || said.stderr.contains("room");
-                says_so.then(|| println!("{node}: {said:?}"))
-            });
-            disk.free();
-            until("the context to be open", LONG, || {
-                let all = world.pair.json(node, &["status", "-C", "1"]);
-                all["reply"]["status"]["contexts"][0].is_object().then_some(())
-            });
-            recovers(&world, name);
-            world.load.connect(&world.pair);
-            world.under_load(name, rng, |_, _| thread::sleep(Duration::from_secs(1)));
-            world.settle(name);
-            let views = world.check(rng);
-            assert!(views > 0, "{node}");
-        });
-    }
-}
-
 #[test]
 fn full_volumes_of_production() {
     says_no_room(&fills("full-pv", "state/prod/c1/volumes", 24 << 20));
