@@ -73,6 +73,7 @@ pub fn failover(op: &mut Op<'_>, id: u32, mounted: bool, inconsistent: bool) -> 
         check_peer(op, &context, peer, &mut warnings)?;
     }
     let ground = ground(op, &context, inconsistent, &mut warnings)?;
+    check_place(op, &context)?;
     if matches!(gate, Gate::Forced) {
         warnings.push(format!(
             "this host is {standing}: its own data is taken, against what {} has",
@@ -239,10 +240,13 @@ fn check_place(op: &Op<'_>, context: &Context) -> Result<(), Failure> {
         "no line can begin at the restored point, record {}: what proves which history it continues cannot be had: {e}",
         point.seq
     );
-    let hint = "take the restore back, and restore to the end of a container or to a newer point";
+    let refusal = refused(text);
+    if context.standing() == Standing::FailingOver {
+        return Err(refusal);
+    }
     let undo = format!("scrt_ra -C {} --undo", context.id());
-    Err(refused(text)
-        .with_hint(hint)
+    Err(refusal
+        .with_hint("take the restore back, and restore to the end of a container or to a newer point")
         .with_hint_command(undo, op.node.name()))
 }
 
@@ -264,11 +268,11 @@ fn take_role(op: &mut Op<'_>, context: &Arc<Context>, peer: &Peer, ground: &Grou
         Peer::Answers(p) => Some(p),
         Peer::Away => None,
     };
-    // Before anybody gives a role up: a restore may have no room, and a line may not begin everywhere.
+    // Before anybody gives a role up: a restore may have no room, and a line may not begin where it leads.
     if matches!(ground, Ground::Resyncing) {
         super::super::restore::to_last_consistent(op, context)?;
+        check_place(op, context)?;
     }
-    check_place(op, context)?;
     let term = here(&context.row(), context).next_term(answer);
     if let Peer::Answers(standing) = peer
         && standing.standing().serves()
